@@ -1,0 +1,27 @@
+// Sizes of packed weights: plan/ and the loader ask here, so that a plan is what the loader allocates.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "kernels/kernel_table.h"
+#include "tensor/dtype.h"
+
+namespace still {
+
+// The packed format that computes a file's type; nullopt: not computed by this program (refused by name at load).
+std::optional<PackedFormat> packed_format(DType type);
+DType packed_dtype(PackedFormat format);
+
+std::int64_t packed_tile_k(PackedFormat format);       // weights of a row in a tile: 1, 32 or 256
+std::int64_t packed_tile_bytes(PackedFormat format);   // bytes of a tile of 16 rows
+std::int32_t activation_block(PackedFormat format);    // 32 or 256; 0 for float formats
+// k must be a multiple of packed_tile_k.
+inline std::int64_t packed_panel_bytes(PackedFormat format, std::int64_t k) {
+  return k / packed_tile_k(format) * packed_tile_bytes(format);
+}
+inline std::int64_t packed_bytes(PackedFormat format, std::int64_t n_out, std::int64_t k) {
+  return (n_out + kPanelRows - 1) / kPanelRows * packed_panel_bytes(format, k);
+}
+
+}  // namespace still
