@@ -44,6 +44,7 @@ constexpr std::array kTypes{
     DTypeInfo{DType::kMXFP4, "MXFP4", 32, 17},
     DTypeInfo{DType::kNVFP4, "NVFP4", 64, 36},
     DTypeInfo{DType::kQ1_0, "Q1_0", 128, 18},
+    DTypeInfo{DType::kQ2_0, "Q2_0", 64, 18},
     DTypeInfo{DType::kF8_E4M3, "F8_E4M3", 1, 1},
     DTypeInfo{DType::kF8_E5M2, "F8_E5M2", 1, 1},
     DTypeInfo{DType::kU8, "U8", 1, 1},
@@ -51,6 +52,13 @@ constexpr std::array kTypes{
     DTypeInfo{DType::kU32, "U32", 1, 4},
     DTypeInfo{DType::kU64, "U64", 1, 8},
     DTypeInfo{DType::kBool, "BOOL", 1, 1},
+    DTypeInfo{DType::kF8_E8M0, "F8_E8M0", 1, 1},
+    DTypeInfo{DType::kF8_E4M3FNUZ, "F8_E4M3FNUZ", 1, 1},
+    DTypeInfo{DType::kF8_E5M2FNUZ, "F8_E5M2FNUZ", 1, 1},
+    DTypeInfo{DType::kF6_E2M3, "F6_E2M3", 4, 3},
+    DTypeInfo{DType::kF6_E3M2, "F6_E3M2", 4, 3},
+    DTypeInfo{DType::kF4, "F4", 2, 1},
+    DTypeInfo{DType::kC64, "C64", 1, 8},
 };
 }  // namespace
 
