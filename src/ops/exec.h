@@ -9,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "kernels/kernel_table.h"
 #include "tensor/arena.h"
+#include "tensor/tensor.h"
 
 namespace still {
 
@@ -17,7 +18,7 @@ struct ExecOptions {
   const CpuKernels* kernels = nullptr;  // null: default_cpu_kernels()
   std::int64_t max_tokens = 512;     // most tokens of one forward: sizes the scratch
   std::int64_t max_k = 0;            // widest input of a linear: sizes the quantised activations
-  std::int64_t max_attention_parts = 0;  // most (sequence, head, segment) partial results of one attention call
+  std::int64_t max_attention_parts = 0;  // most (sequence, query head, segment) partial results of one attention call; more are not split
   std::int32_t head_dim = 0, n_heads = 0;
 };
 

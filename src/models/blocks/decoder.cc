@@ -1,0 +1,63 @@
+#include "models/blocks/decoder.h"
+
+#include "ops/embed.h"
+#include "ops/logits.h"
+#include "ops/rms_norm.h"
+
+namespace still {
+
+std::vector<TensorSpec> decoder_tensors(const ModelConfig& config) {
+  std::vector<TensorSpec> specs;
+  specs.push_back({"model.embed_tokens.weight", {config.vocab_size, config.hidden_size}, TensorRole::kEmbedding});
+  for (std::int32_t layer = 0; layer < config.n_layers; ++layer) {
+    const std::string prefix = fmt::format("model.layers.{}.", layer);
+    specs.push_back({prefix + "input_layernorm.weight", {config.hidden_size}, TensorRole::kVector});
+    append_gqa_tensors(config, layer, specs);
+    specs.push_back({prefix + "post_attention_layernorm.weight", {config.hidden_size}, TensorRole::kVector});
+    append_mlp_tensors(config, layer, specs);
+  }
+  specs.push_back({"model.norm.weight", {config.hidden_size}, TensorRole::kVector});
+  // With tied embeddings the head is the table again, packed.
+  specs.push_back({config.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight",
+                   {config.vocab_size, config.hidden_size}});
+  return specs;
+}
+
+std::unique_ptr<ArchWeights> bind_decoder(const ModelConfig& config, const WeightSet& weights) {
+  auto bound = std::make_unique<DecoderWeights>();
+  bound->embedding = weights.embedding("model.embed_tokens.weight");
+  for (std::int32_t layer = 0; layer < config.n_layers; ++layer) {
+    const std::string prefix = fmt::format("model.layers.{}.", layer);
+    bound->layers.push_back({.input_norm = weights.vector(prefix + "input_layernorm.weight"),
+                             .post_attention_norm = weights.vector(prefix + "post_attention_layernorm.weight"),
+                             .attention = bind_gqa(weights, layer),
+                             .mlp = bind_mlp(weights, layer)});
+  }
+  bound->final_norm = weights.vector("model.norm.weight");
+  bound->head = weights.matrix(config.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
+  return bound;
+}
+
+void decoder_forward(const ForwardArgs& args) {
+  const ModelConfig& config = args.config;
+  const auto& weights = static_cast<const DecoderWeights&>(args.weights);
+  const std::int64_t n_tokens = args.batch.n_tokens();
+  const TensorView hidden{args.buffers.hidden, DType::kF32, {n_tokens, config.hidden_size}};
+  const TensorView normed{args.buffers.normed, DType::kF32, {n_tokens, config.hidden_size}};
+
+  embed(args.exec, hidden, *weights.embedding, args.batch.ids);
+  for (std::int32_t layer = 0; layer < config.n_layers; ++layer) {
+    const DecoderLayer& w = weights.layers[static_cast<std::size_t>(layer)];
+    rms_norm(args.exec, normed, hidden, w.input_norm, config.rms_norm_eps);
+    gqa_attention(args, w.attention, layer, hidden, normed);
+    rms_norm(args.exec, normed, hidden, w.post_attention_norm, config.rms_norm_eps);
+    gated_mlp(args, w.mlp, hidden, normed);
+  }
+  const auto n_wanted = static_cast<std::int64_t>(args.batch.logit_rows.size());
+  if (n_wanted == 0) return;
+  rms_norm(args.exec, normed, hidden, weights.final_norm, config.rms_norm_eps);
+  logits(args.exec, {args.buffers.logits, DType::kF32, {n_wanted, config.vocab_size}}, normed, *weights.head,
+         args.batch.logit_rows, {args.buffers.gathered, DType::kF32, {n_wanted, config.hidden_size}});
+}
+
+}  // namespace still

@@ -1,0 +1,56 @@
+#include "models/blocks/gqa.h"
+
+#include <cmath>
+
+#include "ops/linear.h"
+
+namespace still {
+
+namespace {
+std::string layer_name(std::int32_t layer, std::string_view rest) {
+  return fmt::format("model.layers.{}.self_attn.{}", layer, rest);
+}
+}  // namespace
+
+void append_gqa_tensors(const ModelConfig& config, std::int32_t layer, std::vector<TensorSpec>& specs) {
+  const std::int64_t q_size = std::int64_t{config.n_heads} * config.head_dim;
+  const std::int64_t kv_size = std::int64_t{config.n_kv_heads} * config.head_dim;
+  specs.push_back({layer_name(layer, "q_proj.weight"), {q_size, config.hidden_size}});
+  specs.push_back({layer_name(layer, "k_proj.weight"), {kv_size, config.hidden_size}});
+  specs.push_back({layer_name(layer, "v_proj.weight"), {kv_size, config.hidden_size}});
+  specs.push_back({layer_name(layer, "o_proj.weight"), {config.hidden_size, q_size}});
+  if (!config.attention_bias) return;
+  specs.push_back({layer_name(layer, "q_proj.bias"), {q_size}, TensorRole::kVector});
+  specs.push_back({layer_name(layer, "k_proj.bias"), {kv_size}, TensorRole::kVector});
+  specs.push_back({layer_name(layer, "v_proj.bias"), {kv_size}, TensorRole::kVector});
+}
+
+GqaWeights bind_gqa(const WeightSet& weights, std::int32_t layer) {
+  return {.q = weights.matrix(layer_name(layer, "q_proj.weight")),
+          .k = weights.matrix(layer_name(layer, "k_proj.weight")),
+          .v = weights.matrix(layer_name(layer, "v_proj.weight")),
+          .o = weights.matrix(layer_name(layer, "o_proj.weight")),
+          .q_bias = weights.vector(layer_name(layer, "q_proj.bias")),
+          .k_bias = weights.vector(layer_name(layer, "k_proj.bias")),
+          .v_bias = weights.vector(layer_name(layer, "v_proj.bias"))};
+}
+
+void gqa_attention(const ForwardArgs& args, const GqaWeights& weights, std::int32_t layer, TensorView hidden,
+                   TensorView normed) {
+  const ModelConfig& config = args.config;
+  const std::int64_t n_tokens = args.batch.n_tokens();
+  const TensorView q{args.buffers.q, DType::kF32, {n_tokens, std::int64_t{config.n_heads} * config.head_dim}};
+  const TensorView k{args.buffers.k, DType::kF32, {n_tokens, std::int64_t{config.n_kv_heads} * config.head_dim}};
+  const TensorView v{args.buffers.v, DType::kF32, k.shape};
+  const TensorView attn{args.buffers.attn, DType::kF32, q.shape};
+
+  linear(args.exec, normed, {{q, weights.q, weights.q_bias}, {k, weights.k, weights.k_bias}, {v, weights.v, weights.v_bias}});
+  rope(args.exec, q, config.n_heads, args.rope, args.batch.positions);
+  rope(args.exec, k, config.n_kv_heads, args.rope, args.batch.positions);
+  kv_write(args.exec, args.cache, layer, k, v, args.batch);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
+  attention(args.exec, attn, q, args.cache, layer, args.batch, config.n_heads, scale, config.sliding_window);
+  linear_add(args.exec, hidden, attn, *weights.o);
+}
+
+}  // namespace still

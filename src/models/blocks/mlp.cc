@@ -1,0 +1,31 @@
+#include "models/blocks/mlp.h"
+
+#include "ops/linear.h"
+
+namespace still {
+
+namespace {
+std::string layer_name(std::int32_t layer, std::string_view rest) {
+  return fmt::format("model.layers.{}.mlp.{}", layer, rest);
+}
+}  // namespace
+
+void append_mlp_tensors(const ModelConfig& config, std::int32_t layer, std::vector<TensorSpec>& specs) {
+  specs.push_back({layer_name(layer, "gate_proj.weight"), {config.intermediate_size, config.hidden_size}});
+  specs.push_back({layer_name(layer, "up_proj.weight"), {config.intermediate_size, config.hidden_size}});
+  specs.push_back({layer_name(layer, "down_proj.weight"), {config.hidden_size, config.intermediate_size}});
+}
+
+MlpWeights bind_mlp(const WeightSet& weights, std::int32_t layer) {
+  return {.gate = weights.matrix(layer_name(layer, "gate_proj.weight")),
+          .up = weights.matrix(layer_name(layer, "up_proj.weight")),
+          .down = weights.matrix(layer_name(layer, "down_proj.weight"))};
+}
+
+void gated_mlp(const ForwardArgs& args, const MlpWeights& weights, TensorView hidden, TensorView normed) {
+  const TensorView inner{args.buffers.ffn, DType::kF32, {args.batch.n_tokens(), args.config.intermediate_size}};
+  linear_swiglu(args.exec, inner, normed, *weights.gate, *weights.up);
+  linear_add(args.exec, hidden, inner, *weights.down);
+}
+
+}  // namespace still

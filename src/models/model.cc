@@ -1,0 +1,210 @@
+#include "models/model.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "kernels/dispatch.h"
+#include "kernels/packing.h"
+#include "models/registry.h"
+#include "quant/registry.h"
+
+namespace still {
+
+namespace {
+
+Status check_shape(const TensorSpec& spec, const CheckpointTensor& tensor) {
+  if (tensor.shape == spec.shape) return ok();
+  return error(Code::kCorrupt, "{}: shape {}, expected {}", spec.name, to_string(tensor.shape), to_string(spec.shape));
+}
+
+Result<PackedFormat> format_of(const TensorSpec& spec, DType type) {
+  const std::optional<PackedFormat> format = packed_format(type);
+  if (!format)
+    return error(Code::kUnsupported, "{}: type {} does not compute here; convert the model to another quantisation", spec.name,
+                 dtype_name(type));
+  if (spec.shape[1] % packed_tile_k(*format) != 0)
+    return error(Code::kCorrupt, "{}: rows of {} elements are not whole blocks of {} ({})", spec.name, spec.shape[1],
+                 packed_tile_k(*format), dtype_name(type));
+  return *format;
+}
+
+}  // namespace
+
+Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint) {
+  WeightLayout layout;
+  for (TensorSpec& spec : arch.tensors(config)) {
+    WeightLayout::Item item;
+    item.source = checkpoint.find(spec.name);
+    if (item.source == nullptr) {
+      if (!spec.optional) return error(Code::kCorrupt, "{}: missing from the model (expected shape {})", spec.name, to_string(spec.shape));
+      item.spec = std::move(spec);
+      layout.items.push_back(std::move(item));
+      continue;
+    }
+    STILL_TRY_STATUS(check_shape(spec, *item.source));
+    const DType type = item.source->dtype;
+    switch (spec.role) {
+      case TensorRole::kMatrix: {
+        STILL_TRY(const PackedFormat format, format_of(spec, type));
+        item.bytes = Arena::rounded(packed_bytes(format, spec.shape[0], spec.shape[1]));
+        item.file_bytes = dtype_bytes(type, spec.shape.n_elements());
+        break;
+      }
+      case TensorRole::kVector:
+        if (find_format(type) == nullptr || spec.shape.n_elements() % dtype_info(type).block_size != 0)
+          return error(Code::kUnsupported, "{}: type {} does not compute here", spec.name, dtype_name(type));
+        item.bytes = Arena::rounded(spec.shape.n_elements() * static_cast<std::int64_t>(sizeof(float)));
+        item.file_bytes = dtype_bytes(type, spec.shape.n_elements());
+        break;
+      case TensorRole::kEmbedding:
+        if (find_format(type) == nullptr || spec.shape[1] % dtype_info(type).block_size != 0)
+          return error(Code::kUnsupported, "{}: type {} does not compute here", spec.name, dtype_name(type));
+        item.file_bytes = dtype_bytes(type, spec.shape.n_elements());
+        layout.mapped_bytes += item.file_bytes;
+        break;
+    }
+    layout.arena_bytes += item.bytes;
+    item.spec = std::move(spec);
+    layout.items.push_back(std::move(item));
+  }
+  return layout;
+}
+
+Result<std::shared_ptr<const Model>> Model::load(const std::filesystem::path& path, const LoadOptions& options) {
+  STILL_TRY(Checkpoint checkpoint, Checkpoint::open(path));
+  return load(std::make_shared<const Checkpoint>(std::move(checkpoint)), options);
+}
+
+namespace {
+
+// A run of panels of one matrix: what one thread packs at a time.
+struct PackTask {
+  const WeightLayout::Item* item;
+  std::uint8_t* packed;
+  PackedFormat format;
+  std::int64_t panel_begin, panel_end;
+  const std::int64_t* row_map;
+};
+
+constexpr std::int64_t kPackTaskBytes = std::int64_t{1} << 20;
+
+void pack(const PackTask& task, const CpuKernels& kernels) {
+  const CheckpointTensor& source = *task.item->source;
+  const std::int64_t n_out = source.shape[0], k = source.shape[1];
+  const std::int64_t row_bytes = dtype_bytes(source.dtype, k);
+  kernels.pack[static_cast<int>(task.format)]({.source = reinterpret_cast<const std::uint8_t*>(source.data.data()),
+                                               .row_map = task.row_map,
+                                               .row_bytes = row_bytes,
+                                               .n_out = n_out,
+                                               .k = k,
+                                               .panel_begin = task.panel_begin,
+                                               .panel_end = task.panel_end,
+                                               .packed = task.packed,
+                                               .panel_bytes = packed_panel_bytes(task.format, k)});
+  // The file's pages leave this process as soon as they are packed, so that the peak is one copy of the weights.
+  if (source.file != nullptr && task.row_map == nullptr) {
+    const std::int64_t begin = task.panel_begin * kPanelRows * row_bytes;
+    const std::int64_t end = std::min(task.panel_end * kPanelRows, n_out) * row_bytes;
+    source.file->release(source.offset + begin, end - begin);
+  }
+}
+
+}  // namespace
+
+Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoint> checkpoint, const LoadOptions& options) {
+  std::shared_ptr<Model> model(new Model());
+  model->checkpoint_ = checkpoint;
+  STILL_TRY(model->arch_, find_arch(checkpoint->architecture()));
+  STILL_TRY(model->config_, model->arch_->read_config(checkpoint->config()));
+  ModelConfig& config = model->config_;
+  STILL_TRY(const WeightLayout layout, weight_layout(*model->arch_, config, *checkpoint));
+  STILL_TRY(model->tokenizer_, load_tokenizer(*checkpoint));
+  if (model->tokenizer_->vocab_size() > config.vocab_size)
+    return error(Code::kCorrupt, "tokenizer: {} tokens, but the model's vocabulary has {}", model->tokenizer_->vocab_size(),
+                 config.vocab_size);
+  model->chat_template_ = checkpoint->chat_template();
+  for (const WeightLayout::Item& item : layout.items) {
+    if (item.source != nullptr && item.source->data.empty())
+      return error(Code::kCorrupt, "{}: the file has its header only, not its data", item.spec.name);
+  }
+  // GGUF keeps Llama 3's rope scaling as divisors of the frequencies instead of a formula.
+  if (const CheckpointTensor* divisors = checkpoint->find("rope_freqs.weight"); divisors != nullptr) {
+    if (divisors->dtype != DType::kF32 || divisors->shape.n_elements() != config.rope.n_rot / 2 || divisors->data.empty())
+      return error(Code::kCorrupt, "rope_freqs.weight: {} {}, expected F32 [{}]", dtype_name(divisors->dtype),
+                   to_string(divisors->shape), config.rope.n_rot / 2);
+    config.rope.freq_divisors.resize(static_cast<std::size_t>(config.rope.n_rot / 2));
+    std::memcpy(config.rope.freq_divisors.data(), divisors->data.data(), divisors->data.size());
+  }
+
+  const CpuKernels* kernels = options.kernels;
+  if (kernels == nullptr) {
+    STILL_TRY(kernels, default_cpu_kernels());
+  }
+  STILL_TRY(model->arena_, Arena::create(layout.arena_bytes, "weights"));
+
+  std::vector<PackTask> tasks;
+  std::vector<std::vector<std::int64_t>> row_maps;
+  row_maps.reserve(layout.items.size());
+  std::int64_t total_file_bytes = 0;
+  for (const WeightLayout::Item& item : layout.items) {
+    if (item.source == nullptr) continue;
+    const CheckpointTensor& source = *item.source;
+    if (item.spec.role == TensorRole::kEmbedding) {
+      model->weights_.embeddings.push_back({.name = item.spec.name, .dtype = source.dtype, .n_rows = source.shape[0],
+                                            .row_size = source.shape[1], .data = source.data.data()});
+      continue;
+    }
+    std::byte* memory = model->arena_.allocate(item.bytes);
+    if (item.spec.role == TensorRole::kVector) {
+      find_format(source.dtype)->decode_row(source.data.data(), reinterpret_cast<float*>(memory), source.shape.n_elements());
+      model->weights_.vectors.push_back({item.spec.name, {memory, DType::kF32, source.shape}});
+      continue;
+    }
+    const PackedFormat format = *packed_format(source.dtype);
+    const std::int64_t n_out = source.shape[0], k = source.shape[1];
+    const std::int64_t panel_bytes = packed_panel_bytes(format, k);
+    model->weights_.matrices.push_back({.name = item.spec.name, .format = format, .n_out = n_out, .k = k,
+                                        .packed = reinterpret_cast<const std::uint8_t*>(memory), .panel_bytes = panel_bytes});
+    const bool is_head = item.spec.shape[0] == config.vocab_size && item.spec.shape[1] == config.hidden_size;
+    (is_head ? model->head_macs_ : model->macs_per_token_) += n_out * k;
+    model->bytes_per_token_ += item.bytes;
+    model->max_k_ = std::max(model->max_k_, k);
+    const std::int64_t* row_map = nullptr;
+    if (source.permuted_rows()) {
+      auto& map = row_maps.emplace_back(static_cast<std::size_t>(n_out));
+      for (std::int64_t row = 0; row < n_out; ++row) map[static_cast<std::size_t>(row)] = source.source_row(row);
+      row_map = map.data();
+    }
+    const std::int64_t n_panels = (n_out + kPanelRows - 1) / kPanelRows;
+    const std::int64_t step = std::max<std::int64_t>(1, kPackTaskBytes / panel_bytes);
+    for (std::int64_t begin = 0; begin < n_panels; begin += step)
+      tasks.push_back({&item, reinterpret_cast<std::uint8_t*>(memory), format, begin, std::min(begin + step, n_panels), row_map});
+    total_file_bytes += item.file_bytes;
+  }
+
+  ThreadPool threads({.n_threads = options.n_threads});
+  std::atomic<std::int64_t> done_bytes{0};
+  threads.run([&](int thread_idx) {
+    // Interleaved, so that all threads read the file front to back together.
+    for (std::size_t i = static_cast<std::size_t>(thread_idx); i < tasks.size(); i += static_cast<std::size_t>(threads.size())) {
+      const PackTask& task = tasks[i];
+      pack(task, *kernels);
+      const std::int64_t bytes = (task.panel_end - task.panel_begin) * packed_panel_bytes(task.format, task.item->spec.shape[1]);
+      const std::int64_t done = done_bytes.fetch_add(bytes) + bytes;
+      if (thread_idx == 0 && options.progress) options.progress(std::min(done, total_file_bytes), total_file_bytes);
+    }
+  });
+  for (const WeightLayout::Item& item : layout.items) {
+    if (item.source != nullptr && item.source->file != nullptr && item.spec.role != TensorRole::kEmbedding && item.source->permuted_rows())
+      item.source->file->release(item.source->offset, item.file_bytes);
+  }
+  model->bound_ = model->arch_->bind(config, model->weights_);
+  return std::shared_ptr<const Model>(std::move(model));
+}
+
+void Model::forward(Exec& exec, const RaggedBatch& batch, KvCache& cache, const RopeTable& rope, StepBuffers& buffers) const {
+  arch_->forward({.exec = exec, .config = config_, .weights = *bound_, .rope = rope, .batch = batch, .cache = cache, .buffers = buffers});
+}
+
+}  // namespace still

@@ -1,0 +1,155 @@
+#include "plan/memory.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <string>
+
+namespace still {
+
+namespace {
+
+// Tokenizer, templates, stacks, allocator slack and the program's own pages, as measured on the three models of docs/plan.md.
+constexpr std::int64_t kRuntimeBytes = std::int64_t{80} << 20;
+// Below this a chat is not possible, so a plan that only fits less is refused.
+constexpr std::int64_t kMinContext = 256;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+
+// A number from a one-line file such as cgroup's memory.max; -1 where absent or "max".
+std::int64_t read_number(const std::string& path) {
+  std::ifstream file(path);
+  std::int64_t value = -1;
+  return file >> value ? value : -1;
+}
+
+std::int64_t read_field(const std::string& path, const std::string& field) {
+  std::ifstream file(path);
+  std::string name;
+  std::int64_t value = 0;
+  while (file >> name >> value) {
+    if (name == field) return value;
+    file.ignore(256, '\n');
+  }
+  return -1;
+}
+
+MemoryPlan with_blocks(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k, const EngineSettings& settings) {
+  MemoryPlan plan;
+  plan.settings = settings;
+  const KvGeometry geometry = kv_geometry(config, settings);
+  plan.weight_bytes = weight_bytes;
+  plan.n_blocks = ceil_div(settings.kv_tokens, settings.block_size);
+  plan.kv_bytes = plan.n_blocks * geometry.block_bytes();
+  plan.kv_bytes_per_token = geometry.block_bytes() / settings.block_size;
+  plan.max_logit_rows = std::max<std::int64_t>(16, settings.max_seqs);
+  plan.workspace_bytes = StepBuffers::bytes(config, settings.chunk_tokens, plan.max_logit_rows) +
+                         Exec::scratch_bytes(exec_options(config, max_k, plan));
+  plan.rope_bytes = RopeTable::bytes(config.rope, settings.context);
+  plan.runtime_bytes = kRuntimeBytes;
+  return plan;
+}
+
+// The longest context (a multiple of a block) for which one sequence fits into `limit`; 0 if none does.
+std::int64_t longest_context(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k, EngineSettings settings,
+                             std::int64_t limit) {
+  std::int64_t low = 0, high = ceil_div(config.max_seq_len, settings.block_size);
+  while (low < high) {
+    const std::int64_t middle = (low + high + 1) / 2;
+    settings.context = middle * settings.block_size;
+    settings.kv_tokens = settings.context;
+    if (with_blocks(config, weight_bytes, max_k, settings).total_bytes() <= limit)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return std::min(low * settings.block_size, config.max_seq_len);
+}
+
+}  // namespace
+
+std::int64_t available_memory() {
+  std::int64_t available = read_field("/proc/meminfo", "MemAvailable:") * 1024;
+  // cgroup v2; the page cache that a group may drop counts as free.
+  const std::int64_t limit = read_number("/sys/fs/cgroup/memory.max");
+  const std::int64_t used = read_number("/sys/fs/cgroup/memory.current");
+  if (limit > 0 && used >= 0) {
+    const std::int64_t cache = std::max<std::int64_t>(0, read_field("/sys/fs/cgroup/memory.stat", "inactive_file"));
+    available = std::min(available, limit - used + cache);
+  }
+  return std::max<std::int64_t>(0, available);
+}
+
+KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings) {
+  return {.n_layers = config.n_layers,
+          .n_kv_heads = config.n_kv_heads,
+          .head_dim = config.head_dim,
+          .block_size = settings.block_size,
+          .type = settings.kv_type};
+}
+
+ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const MemoryPlan& plan) {
+  const EngineSettings& settings = plan.settings;
+  // A decode is split over KV segments only where there are fewer (sequence, head) pairs than threads can use.
+  const std::int64_t split_seqs = std::min<std::int64_t>(settings.max_seqs, settings.n_threads);
+  return {.n_threads = settings.n_threads,
+          .max_tokens = std::max(settings.chunk_tokens, settings.max_seqs),
+          .max_k = max_k,
+          .max_attention_parts = split_seqs * config.n_heads * ceil_div(settings.context, kKvSegment),
+          .head_dim = config.head_dim,
+          .n_heads = config.n_heads};
+}
+
+Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
+                               const EngineSettings& wanted) {
+  EngineSettings settings = wanted;
+  if (settings.n_threads <= 0) settings.n_threads = usable_cores();
+  if (settings.max_seqs < 1) return error(Code::kInvalidArgument, "sequences {}: expected 1 or more", settings.max_seqs);
+  if (settings.chunk_tokens < 1) return error(Code::kInvalidArgument, "chunk {}: expected 1 token or more", settings.chunk_tokens);
+  if (settings.context < 0) return error(Code::kInvalidArgument, "context {}: expected 0 (what fits) or more", settings.context);
+  if (settings.kv_tokens < 0) return error(Code::kInvalidArgument, "KV tokens {}: expected 0 (what fits) or more", settings.kv_tokens);
+  if (settings.block_size < kKvTile || settings.block_size % kKvTile != 0)
+    return error(Code::kInvalidArgument, "block size {}: expected a multiple of {}", settings.block_size, kKvTile);
+  if (settings.context > config.max_seq_len)
+    return error(Code::kInvalidArgument, "context {}: this model was made for at most {} tokens", settings.context, config.max_seq_len);
+  settings.chunk_tokens = std::max(settings.chunk_tokens, settings.max_seqs);
+  if (settings.memory_limit <= 0) settings.memory_limit = available_memory();
+
+  const std::int64_t longest = longest_context(config, weight_bytes, max_k, settings, settings.memory_limit);
+  if (settings.context == 0) {
+    settings.context = longest;
+    if (longest < std::min(kMinContext, config.max_seq_len)) {
+      EngineSettings least = settings;
+      least.context = least.kv_tokens = std::min(kMinContext, config.max_seq_len);
+      return error(Code::kResourceExhausted,
+                   "the model needs {:.2f} GiB with a context of {} tokens, {:.2f} GiB are available: choose a smaller model or "
+                   "quantisation",
+                   gib(with_blocks(config, weight_bytes, max_k, least).total_bytes()), least.context, gib(settings.memory_limit));
+    }
+  }
+  const std::int64_t wanted_tokens =
+      settings.kv_tokens > 0 ? settings.kv_tokens : ceil_div(settings.context, settings.block_size) * settings.block_size;
+  if (wanted_tokens < settings.context)
+    return error(Code::kInvalidArgument, "KV tokens {}: less than one context of {} tokens", wanted_tokens, settings.context);
+  settings.kv_tokens = wanted_tokens;
+  MemoryPlan plan = with_blocks(config, weight_bytes, max_k, settings);
+  if (plan.total_bytes() > settings.memory_limit) {
+    return error(Code::kResourceExhausted,
+                 "a context of {} tokens needs {:.2f} GiB (weights {:.2f}, KV cache {:.2f}), {:.2f} GiB are available: {}",
+                 settings.context, gib(plan.total_bytes()), gib(plan.weight_bytes), gib(plan.kv_bytes), gib(settings.memory_limit),
+                 longest >= kMinContext ? fmt::format("the longest context that fits is {}", longest)
+                                        : std::string("choose a smaller model or quantisation"));
+  }
+  if (wanted.kv_tokens == 0 && settings.max_seqs > 1) {
+    // Room for every sequence's whole context, or as much of it as fits.
+    const std::int64_t block_bytes = plan.kv_bytes / plan.n_blocks;
+    const std::int64_t spare_blocks = (settings.memory_limit - plan.total_bytes()) / block_bytes;
+    const std::int64_t all_blocks = ceil_div(settings.context, settings.block_size) * settings.max_seqs;
+    settings.kv_tokens = std::min(all_blocks, plan.n_blocks + spare_blocks) * settings.block_size;
+    plan = with_blocks(config, weight_bytes, max_k, settings);
+  }
+  return plan;
+}
+
+}  // namespace still
