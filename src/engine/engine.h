@@ -1,0 +1,76 @@
+// Engine: requests in, events out. One thread owns scheduler, cache and runner and calls step() again and again: take
+// new requests and cancellations, choose sequences, one forward pass, sample, tell. Either start() gives it its own
+// thread, or the caller drives step() (trainer, benchmarks, tests).
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include "base/result.h"
+#include "engine/event.h"
+#include "engine/request.h"
+#include "engine/stats.h"
+#include "models/model.h"
+#include "plan/memory.h"
+
+namespace still {
+
+class ForwardPass;  // engine/model_runner.h
+
+enum class Speculation : std::uint8_t { kOff, kLookup };
+
+struct EngineOptions {
+  EngineSettings settings;
+  bool prefix_cache = true;
+  Speculation speculation = Speculation::kOff;
+  std::int64_t max_draft = 8;    // tokens drafted for a sequence in a step
+  std::int64_t max_queue = 256;  // requests that wait; the next is refused with kResourceExhausted "queue full"
+  // While sequences decode, a step's prefill part is chosen so that the step takes about this long: the lesser of a
+  // time and a multiple of the last steps without prefill. 0: no limit.
+  std::chrono::milliseconds step_target{100};
+  double max_stall = 2.3;
+  std::int64_t min_chunk = 16;  // prefill goes on by this many tokens a step whatever the target says
+  // For tests: other answers must not come of these.
+  bool preempt_every_step = false;      // each sequence that got a token is preempted
+  const CpuKernels* kernels = nullptr;  // null: default_cpu_kernels()
+};
+
+class Engine {
+ public:
+  // Plans the memory, allocates it, and is then ready. kResourceExhausted with the nearest setting that fits.
+  static Result<std::unique_ptr<Engine>> create(std::shared_ptr<const Model> model, const EngineOptions& options);
+  ~Engine();  // stop(false)
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // These may be called from any thread.
+  // Checks the request and queues it; the sink lives until its FinishedEvent was given out.
+  Result<RequestId> submit(Request request, std::shared_ptr<EventSink> sink);
+  // Ends at the next step with reason kCancelled; its KV is free then. Unknown or finished ids are ignored.
+  void cancel(RequestId id);
+  // Closes the thinking block at the next token, if it is open or could open; the answer follows.
+  void stop_thinking(RequestId id);
+  EngineStats stats() const;
+
+  // One step; true while work remains. Only where start() was not called, from one thread.
+  bool step();
+  // The engine's own thread, until stop().
+  void start();
+  // drain: waits for all requests, new ones are refused (kUnavailable); else the running ones end with kCancelled.
+  void stop(bool drain);
+  bool is_started() const;
+
+  const MemoryPlan& plan() const;
+  const Model& model() const;
+  const EngineOptions& options() const;
+  std::int64_t context() const { return plan().settings.context; }
+
+ private:
+  struct State;
+  explicit Engine(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace still

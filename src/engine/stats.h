@@ -1,0 +1,39 @@
+// EngineStats: a snapshot of counters for /metrics, `still ps` and benchmarks. Counters only grow.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace still {
+
+// Counts of observations in seconds; bucket i counts those <= kBounds[i], the last one all the others (not cumulative).
+struct Histogram {
+  static constexpr std::array<double, 20> kBounds = {0.001, 0.005, 0.01, 0.02, 0.025, 0.04, 0.05, 0.075, 0.1,  0.15,
+                                                     0.25,  0.5,   0.75, 1.0,  2.5,   5.0,  10.0, 30.0,  60.0, 120.0};
+  std::array<std::int64_t, kBounds.size() + 1> counts{};
+  std::int64_t n = 0;
+  double sum = 0;
+  void observe(double seconds, std::int64_t times = 1);
+};
+
+struct EngineStats {
+  std::int64_t n_running = 0, n_waiting = 0;
+  std::int64_t n_blocks = 0, n_blocks_used = 0,
+               n_blocks_cached = 0;  // used: by running sequences; cached: free to evict
+  std::int64_t block_size = 0;
+  // Tokens.
+  std::int64_t prompt_tokens = 0;   // computed, not those found in the cache
+  std::int64_t cached_tokens = 0;   // of prompts, found in the prefix cache
+  std::int64_t queried_tokens = 0;  // of prompts, looked for there
+  std::int64_t completion_tokens = 0;
+  std::int64_t reasoning_tokens = 0;
+  std::int64_t recomputed_tokens = 0;  // after preemptions
+  std::int64_t drafted_tokens = 0, accepted_tokens = 0;
+  // Events.
+  std::int64_t n_steps = 0, n_preemptions = 0, n_rejected = 0;
+  std::array<std::int64_t, 5> n_finished{};              // by FinishReason
+  double prefill_tokens_per_s = 0;                       // what the scheduler believes
+  Histogram ttft, inter_token, end_to_end, queue, step;  // seconds
+};
+
+}  // namespace still
