@@ -16,12 +16,19 @@ DType packed_dtype(PackedFormat format);
 std::int64_t packed_tile_k(PackedFormat format);       // weights of a row in a tile: 1, 32 or 256
 std::int64_t packed_tile_bytes(PackedFormat format);   // bytes of a tile of 16 rows
 std::int32_t activation_block(PackedFormat format);    // 32 or 256; 0 for float formats
-// k must be a multiple of packed_tile_k.
+std::int64_t packed_quant_bytes(PackedFormat format);  // of a tile: its quants; the rest of the tile is scales
+
+// Bytes of the panel of 16 rows: all tiles' quants, then all tiles' scales, padded so that every panel starts 64-byte
+// aligned. k must be a multiple of packed_tile_k.
 inline std::int64_t packed_panel_bytes(PackedFormat format, std::int64_t k) {
-  return k / packed_tile_k(format) * packed_tile_bytes(format);
+  return (k / packed_tile_k(format) * packed_tile_bytes(format) + 63) / 64 * 64;
 }
 inline std::int64_t packed_bytes(PackedFormat format, std::int64_t n_out, std::int64_t k) {
   return (n_out + kPanelRows - 1) / kPanelRows * packed_panel_bytes(format, k);
 }
+
+// Row `row` of a packed matrix as f32 [k]: the same bits as QuantFormat::decode_row gives for the file's row.
+void decode_packed_row(PackedFormat format, const std::uint8_t* packed, std::int64_t panel_bytes, std::int64_t k,
+                       std::int64_t row, float* values);
 
 }  // namespace still
