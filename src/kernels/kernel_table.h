@@ -57,7 +57,8 @@ struct PackArgs {
   std::int64_t panel_bytes;
 };
 
-enum class KvType : std::uint8_t { kF16, kInt8 };
+// kF32 keeps keys and values as they are: for oracles and training; ISA tables may leave it to the reference.
+enum class KvType : std::uint8_t { kF16, kInt8, kF32 };
 
 // Keys lie transposed in tiles of 32 positions, so that a lane owns a key and a dot product needs no horizontal sum.
 inline constexpr std::int64_t kKvTile = 32;
@@ -65,7 +66,7 @@ inline constexpr std::int64_t kKvTile = 32;
 inline constexpr std::int64_t kKvSegment = 512;
 
 // One (sequence, KV head): where its keys and values lie. Position p is in block block_table[p / block_size].
-// A block of one head holds, for f16:  K [block_size/32][head_dim][32] f16,  V [block_size][head_dim] f16;
+// A block of one head holds, for f16 and f32:  K [block_size/32][head_dim][32],  V [block_size][head_dim] of that type;
 // for int8:  K int8 likewise, K scales [block_size/32][head_dim/g][32] f16,  V int8, V scales [block_size][head_dim/g] f16,
 // with g = kv_group(head_dim). The four parts start at the given byte offsets from base + block * block_bytes.
 struct KvHeadView {
