@@ -30,6 +30,7 @@ struct RaggedBatch {
 // Stores this step's keys and values. k, v: [n_tokens, n_kv_heads * head_dim] f32, keys already rotated.
 void kv_write(Exec& exec, KvCache& cache, std::int32_t layer, TensorView k, TensorView v, const RaggedBatch& batch);
 
+// softmax(q k^T scale) v with grouped heads, causal, and over the last `window` positions only where window > 0.
 // out, q: [n_tokens, n_heads * head_dim] f32. This step's keys and values are already in the cache.
 void attention(Exec& exec, TensorView out, TensorView q, const KvCache& cache, std::int32_t layer, const RaggedBatch& batch,
                std::int64_t n_heads, float scale, std::int64_t window = 0);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "base/result.h"
 #include "base/thread_pool.h"
@@ -22,6 +23,21 @@ struct ExecOptions {
   std::int32_t head_dim = 0, n_heads = 0;
 };
 
+// Activations of one linear, quantised: as in QuantizedRows, for max_tokens rows of max_k.
+struct ActivationBuffers {
+  std::int8_t* q = nullptr;
+  float* scale = nullptr;
+  std::int16_t* sums = nullptr;
+};
+
+// A piece of an attention call: n_q queries of a sequence (or one query's segments [segment_begin, segment_end)) and one KV head.
+struct AttentionTask {
+  std::int64_t seq, kv_head, q_begin, n_q;
+  std::int64_t segment_begin, segment_end;  // of the whole query when first_part is -1
+  std::int64_t first_part;                  // where in attention_partials the query's parts begin; -1: finished in one go
+  std::int64_t cost;                        // multiply-adds
+};
+
 class Exec {
  public:
   static Result<std::unique_ptr<Exec>> create(const ExecOptions& options);
@@ -34,12 +50,13 @@ class Exec {
 
   // 64-byte aligned scratch of one thread, for kernels: max(kLinearScratchBytes, kAttentionScratchBytes).
   std::uint8_t* thread_scratch(int thread_idx);
-  // Quantised activations of the current linear.
-  std::int8_t* activation_q() { return activation_q_; }
-  float* activation_scale() { return activation_scale_; }
-  std::int16_t* activation_sums() { return activation_sums_; }
-  // Partial results of attention: m, l, o as in AttentionMergeArgs.
+  // Quantised activations of the current linear, in blocks of 32 or 256 (a group of weights may need both).
+  const ActivationBuffers& activations(std::int32_t block) const { return activations_[block == 32 ? 0 : 1]; }
+  // Partial results of attention: m, l, o as in AttentionMergeArgs, for max_attention_parts.
   float* attention_partials() { return attention_partials_; }
+  // Lists that attention fills anew in each call; kept so that their memory is.
+  std::vector<AttentionTask>& attention_tasks() { return attention_tasks_; }
+  std::vector<AttentionTask>& attention_merges() { return attention_merges_; }
   const ExecOptions& options() const { return options_; }
 
  private:
@@ -49,10 +66,9 @@ class Exec {
   std::unique_ptr<ThreadPool> threads_;
   Arena arena_;
   std::uint8_t* thread_scratch_ = nullptr;
-  std::int8_t* activation_q_ = nullptr;
-  float* activation_scale_ = nullptr;
-  std::int16_t* activation_sums_ = nullptr;
+  ActivationBuffers activations_[2];
   float* attention_partials_ = nullptr;
+  std::vector<AttentionTask> attention_tasks_, attention_merges_;
 };
 
 }  // namespace still

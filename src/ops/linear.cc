@@ -1,0 +1,197 @@
+// One parallel region per call: quantise the activations (each thread a share, then a barrier), then each thread takes
+// a contiguous range of panels, equal in bytes over all matrices of the group, and finishes its own slice of the output
+// (bias, sum, SwiGLU) while that is in its cache. Who computes a panel does not change a bit of it.
+#include "ops/linear.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "kernels/packing.h"
+
+namespace still {
+
+namespace {
+// Below this many bytes of weights (times tokens) threads are not woken: about 5 us of one core.
+constexpr std::int64_t kInlineBytes = 64 * 1024;
+// Activations up to this many elements are quantised by the caller before the region.
+constexpr std::int64_t kInlineQuantize = 4096;
+// Second operands of the epilogues lie behind the kernel's part of a thread's scratch.
+constexpr std::int64_t kTempFloats = (kAttentionScratchBytes - kLinearScratchBytes) / 4;
+constexpr std::int64_t kMaxRows = 4096;  // tokens of one kernel call
+static_assert(kTempFloats / kMaxRows >= kPanelRows);
+// Floats of an output slice that should stay in a core's second-level cache until its epilogue.
+constexpr std::int64_t kSliceFloats = 64 * 1024;
+
+enum class Epilogue { kStore, kAdd, kSwiglu };
+
+// y = epilogue(W x); `up` is the second matrix of SwiGLU.
+struct Product {
+  float* y;
+  const Weight* w;
+  const Weight* up;
+  const float* bias;
+
+  std::int64_t n_panels() const { return (w->n_out + kPanelRows - 1) / kPanelRows; }
+  std::int64_t panel_bytes() const { return w->panel_bytes + (up != nullptr ? up->panel_bytes : 0); }
+};
+
+class LinearCall {
+ public:
+  LinearCall(Exec& exec, TensorView x, Epilogue epilogue)
+      : exec_(exec), x_(x.f32()), n_tokens_(x.rows()), k_(x.row_size()), epilogue_(epilogue) {}
+
+  // Products follow one another; `each` calls its argument with every Product.
+  template <class Each>
+  void run(Each&& each) {
+    std::int64_t total_bytes = 0;
+    bool need[2] = {false, false};  // activations in blocks of 32, of 256
+    each([&](const Product& product) {
+      total_bytes += product.n_panels() * product.panel_bytes();
+      for (const Weight* w : {product.w, product.up}) {
+        if (w == nullptr) continue;
+        STILL_DCHECK(w->k == k_ && w->panel_bytes == packed_panel_bytes(w->format, k_));
+        const std::int32_t block = activation_block(w->format);
+        if (block != 0) need[block == 32 ? 0 : 1] = true;
+      }
+    });
+    STILL_DCHECK(!(need[0] || need[1]) || (n_tokens_ <= exec_.options().max_tokens && k_ <= exec_.options().max_k));
+    const bool inline_only = total_bytes * n_tokens_ < kInlineBytes;
+    const std::int64_t n_threads = inline_only ? 1 : exec_.n_threads();
+    const bool share_quantize = n_threads > 1 && (need[0] || need[1]) && n_tokens_ * k_ > kInlineQuantize;
+    if (!share_quantize) quantize(need, 0, 1);
+    const auto body = [&](int thread_idx) {
+      if (share_quantize) {
+        quantize(need, thread_idx, n_threads);
+        exec_.threads().barrier();
+      }
+      const std::int64_t share_begin = total_bytes * thread_idx / n_threads;
+      const std::int64_t share_end = total_bytes * (thread_idx + 1) / n_threads;
+      std::int64_t offset = 0;
+      each([&](const Product& product) {
+        // A panel belongs to the thread in whose share it begins.
+        const std::int64_t bytes = product.panel_bytes(), n_panels = product.n_panels();
+        const auto first_from = [&](std::int64_t at) {
+          return std::clamp<std::int64_t>((at - offset + bytes - 1) / bytes, 0, n_panels);
+        };
+        const std::int64_t begin = share_begin <= offset ? 0 : first_from(share_begin);
+        const std::int64_t end = share_end <= offset ? 0 : first_from(share_end);
+        if (begin < end) multiply(product, begin, end, thread_idx);
+        offset += n_panels * bytes;
+      });
+    };
+    if (n_threads == 1) {
+      body(0);
+    } else {
+      exec_.threads().run(body);
+    }
+  }
+
+ private:
+  // The thread's share of all blocks, rows one after the other.
+  void quantize(const bool (&need)[2], std::int64_t thread_idx, std::int64_t n_threads) {
+    for (const std::int32_t block : {32, 256}) {
+      if (!need[block == 32 ? 0 : 1]) continue;
+      STILL_DCHECK(k_ % block == 0);
+      const ActivationBuffers& buffers = exec_.activations(block);
+      const std::int64_t row_blocks = k_ / block, n_blocks = n_tokens_ * row_blocks;
+      const std::int64_t end = n_blocks * (thread_idx + 1) / n_threads;
+      for (std::int64_t at = n_blocks * thread_idx / n_threads; at < end;) {
+        // Whole rows in one call, parts of a row each in their own.
+        const bool at_row_start = at % row_blocks == 0;
+        const std::int64_t n_rows = at_row_start ? std::max<std::int64_t>(1, (end - at) / row_blocks) : 1;
+        const std::int64_t width = std::min(row_blocks - at % row_blocks, end - at);
+        exec_.kernels().quantize_rows(x_ + at * block, k_, n_rows, width * block, block, buffers.q + at * block,
+                                      buffers.scale + at, buffers.sums + at * block / 16);
+        at += n_rows * width;
+      }
+    }
+  }
+
+  void multiply(const Product& product, std::int64_t panel_begin, std::int64_t panel_end, int thread_idx) {
+    const std::int64_t y_stride = product.w->n_out;
+    auto* temp = reinterpret_cast<float*>(exec_.thread_scratch(thread_idx) + kLinearScratchBytes);
+    const bool plain = epilogue_ == Epilogue::kStore && product.bias == nullptr;
+    for (std::int64_t row = 0; row < n_tokens_; row += kMaxRows) {
+      const std::int64_t n_rows = std::min(kMaxRows, n_tokens_ - row);
+      const std::int64_t most_panels = plain ? panel_end - panel_begin : slice_panels(n_rows);
+      for (std::int64_t p = panel_begin; p < panel_end; p += most_panels) {
+        const std::int64_t end = std::min(p + most_panels, panel_end);
+        const std::int64_t first = p * kPanelRows, width = std::min(end * kPanelRows, y_stride) - first;
+        float* y = product.y + row * y_stride + first;
+        if (epilogue_ == Epilogue::kAdd) {
+          call_kernel(*product.w, p, end, row, n_rows, temp, width, thread_idx);
+          for (std::int64_t r = 0; r < n_rows; ++r) exec_.kernels().add(y + r * y_stride, temp + r * width, width);
+          continue;
+        }
+        call_kernel(*product.w, p, end, row, n_rows, y, y_stride, thread_idx);
+        if (epilogue_ == Epilogue::kSwiglu) {
+          call_kernel(*product.up, p, end, row, n_rows, temp, width, thread_idx);
+          for (std::int64_t r = 0; r < n_rows; ++r)
+            exec_.kernels().swiglu(y + r * y_stride, temp + r * width, y + r * y_stride, width);
+        } else if (product.bias != nullptr) {
+          for (std::int64_t r = 0; r < n_rows; ++r) exec_.kernels().add(y + r * y_stride, product.bias + first, width);
+        }
+      }
+    }
+  }
+
+  static std::int64_t slice_panels(std::int64_t n_rows) {
+    return std::max<std::int64_t>(
+        1, std::min(kTempFloats, n_rows == 1 ? kTempFloats : kSliceFloats) / n_rows / kPanelRows);
+  }
+
+  // Panels [begin, end) for tokens [row, row + n_rows); their first element goes to y[0].
+  void call_kernel(const Weight& w, std::int64_t begin, std::int64_t end, std::int64_t row, std::int64_t n_rows,
+                   float* y, std::int64_t y_stride, int thread_idx) {
+    LinearArgs args{.weights = w.packed,
+                    .panel_bytes = w.panel_bytes,
+                    .panel_begin = begin,
+                    .panel_end = end,
+                    .n_out = w.n_out,
+                    .k = k_,
+                    .x = {},
+                    .x_f32 = x_ + row * k_,
+                    .x_stride = k_,
+                    .n_rows = n_rows,
+                    // The kernel adds the element's index in the whole matrix.
+                    .y = y - begin * kPanelRows,
+                    .y_stride = y_stride,
+                    .scratch = exec_.thread_scratch(thread_idx)};
+    if (const std::int32_t block = activation_block(w.format); block != 0) {
+      const ActivationBuffers& buffers = exec_.activations(block);
+      args.x = {buffers.q + row * k_, buffers.scale + row * (k_ / block), buffers.sums + row * (k_ / 16), k_, block};
+    }
+    exec_.kernels().linear[static_cast<int>(w.format)](args);
+  }
+
+  Exec& exec_;
+  const float* x_;
+  std::int64_t n_tokens_, k_;
+  Epilogue epilogue_;
+};
+}  // namespace
+
+void linear(Exec& exec, TensorView x, std::span<const LinearOutput> outputs) {
+  if (x.rows() == 0) return;
+  LinearCall(exec, x, Epilogue::kStore).run([&](auto&& take) {
+    for (const LinearOutput& output : outputs) {
+      STILL_DCHECK(output.y.rows() == x.rows() && output.y.row_size() == output.w->n_out);
+      STILL_DCHECK(!output.bias || output.bias.shape.n_elements() == output.w->n_out);
+      take(Product{output.y.f32(), output.w, nullptr, output.bias ? output.bias.f32() : nullptr});
+    }
+  });
+}
+
+void linear_add(Exec& exec, TensorView y, TensorView x, const Weight& w) {
+  STILL_DCHECK(y.rows() == x.rows() && y.row_size() == (x.rows() == 0 ? 0 : w.n_out));
+  if (x.rows() == 0) return;
+  LinearCall(exec, x, Epilogue::kAdd).run([&](auto&& take) { take(Product{y.f32(), &w, nullptr, nullptr}); });
+}
+
+void linear_swiglu(Exec& exec, TensorView y, TensorView x, const Weight& gate, const Weight& up) {
+  if (x.rows() == 0) return;
+  STILL_DCHECK(gate.n_out == up.n_out && y.rows() == x.rows() && y.row_size() == gate.n_out);
+  LinearCall(exec, x, Epilogue::kSwiglu).run([&](auto&& take) { take(Product{y.f32(), &gate, &up, nullptr}); });
+}
+
+}  // namespace still

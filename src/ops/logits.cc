@@ -1,0 +1,26 @@
+#include "ops/logits.h"
+
+#include <cstring>
+
+#include "base/check.h"
+#include "ops/linear.h"
+
+namespace still {
+
+void logits(Exec& exec, TensorView y, TensorView x, const Weight& head, std::span<const std::int32_t> rows,
+            TensorView gathered) {
+  const auto n_rows = static_cast<std::int64_t>(rows.size());
+  if (n_rows == 0) return;
+  const std::int64_t hidden_size = x.row_size();
+  STILL_DCHECK(y.rows() == n_rows && y.row_size() == head.n_out);
+  STILL_DCHECK(gathered.rows() >= n_rows && gathered.row_size() == hidden_size);
+  for (std::int64_t i = 0; i < n_rows; ++i) {
+    const std::int64_t row = rows[static_cast<std::size_t>(i)];
+    STILL_DCHECK(row >= 0 && row < x.rows());
+    std::memcpy(gathered.f32() + i * hidden_size, x.f32() + row * hidden_size,
+                static_cast<std::size_t>(hidden_size) * sizeof(float));
+  }
+  linear(exec, {gathered.data, DType::kF32, {n_rows, hidden_size}}, {{.y = y, .w = &head, .bias = {}}});
+}
+
+}  // namespace still
