@@ -123,7 +123,8 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
   if (model->tokenizer_->vocab_size() > config.vocab_size)
     return error(Code::kCorrupt, "tokenizer: {} tokens, but the model's vocabulary has {}", model->tokenizer_->vocab_size(),
                  config.vocab_size);
-  model->chat_template_ = checkpoint->chat_template();
+  STILL_TRY(const TokenizerSource text, checkpoint->tokenizer_source());
+  model->chat_template_ = text.chat_template;
   for (const WeightLayout::Item& item : layout.items) {
     if (item.source != nullptr && item.source->data.empty())
       return error(Code::kCorrupt, "{}: the file has its header only, not its data", item.spec.name);
@@ -157,7 +158,7 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
     }
     std::byte* memory = model->arena_.allocate(item.bytes);
     if (item.spec.role == TensorRole::kVector) {
-      find_format(source.dtype)->decode_row(source.data.data(), reinterpret_cast<float*>(memory), source.shape.n_elements());
+      find_format(source.dtype)->decode_row(reinterpret_cast<const std::uint8_t*>(source.data.data()), reinterpret_cast<float*>(memory), source.shape.n_elements());
       model->weights_.vectors.push_back({item.spec.name, {memory, DType::kF32, source.shape}});
       continue;
     }

@@ -45,6 +45,17 @@ struct KvSlot {
     const std::uint16_t bits = f32_to_f16(value);
     std::memcpy(block + part + 2 * idx, &bits, 2);
   }
+  // An element of a float cache.
+  float float_at(std::int64_t part, std::int64_t idx) const {
+    if (kv.type == KvType::kF16) return f16_at(part, idx);
+    float value;
+    std::memcpy(&value, block + part + 4 * idx, 4);
+    return value;
+  }
+  void put_float(std::int64_t part, std::int64_t idx, float value) const {
+    if (kv.type == KvType::kF16) return put_f16(part, idx, value);
+    std::memcpy(block + part + 4 * idx, &value, 4);
+  }
   float int8_at(std::int64_t part, std::int64_t idx) const {
     return static_cast<float>(static_cast<std::int8_t>(block[part + idx]));
   }
@@ -70,8 +81,8 @@ float quantize_group(const float* x, std::int32_t n, std::int8_t* q) {
 float score(const KvSlot& slot, const float* q, float scale) {
   const KvHeadView& kv = slot.kv;
   float acc = 0;
-  if (kv.type == KvType::kF16) {
-    for (std::int32_t d = 0; d < kv.head_dim; ++d) acc = std::fma(q[d], slot.f16_at(kv.k_offset, slot.key_idx(d)), acc);
+  if (kv.type != KvType::kInt8) {
+    for (std::int32_t d = 0; d < kv.head_dim; ++d) acc = std::fma(q[d], slot.float_at(kv.k_offset, slot.key_idx(d)), acc);
     return acc * scale;
   }
   const std::int32_t group = kv_group(kv.head_dim);
@@ -89,8 +100,8 @@ void add_value(const KvSlot& slot, float p, float* o) {
   const KvHeadView& kv = slot.kv;
   const std::int32_t group = kv_group(kv.head_dim);
   for (std::int32_t d = 0; d < kv.head_dim; ++d) {
-    if (kv.type == KvType::kF16) {
-      o[d] = std::fma(p, slot.f16_at(kv.v_offset, slot.value_idx(d)), o[d]);
+    if (kv.type != KvType::kInt8) {
+      o[d] = std::fma(p, slot.float_at(kv.v_offset, slot.value_idx(d)), o[d]);
     } else {
       const float scaled = p * slot.f16_at(kv.v_scale_offset, slot.value_scale_idx(d / group));
       o[d] = std::fma(scaled, slot.int8_at(kv.v_offset, slot.value_idx(d)), o[d]);
@@ -145,10 +156,10 @@ void fold_segment(const Softmax& part, const float* part_o, std::int32_t head_di
 
 void kv_write(const KvHeadView& kv, std::int64_t pos, const float* k, const float* v) {
   const KvSlot slot(kv, pos);
-  if (kv.type == KvType::kF16) {
+  if (kv.type != KvType::kInt8) {
     for (std::int32_t d = 0; d < kv.head_dim; ++d) {
-      slot.put_f16(kv.k_offset, slot.key_idx(d), k[d]);
-      slot.put_f16(kv.v_offset, slot.value_idx(d), v[d]);
+      slot.put_float(kv.k_offset, slot.key_idx(d), k[d]);
+      slot.put_float(kv.v_offset, slot.value_idx(d), v[d]);
     }
     return;
   }
