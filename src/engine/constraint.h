@@ -15,9 +15,9 @@ constexpr std::int64_t token_mask_words(std::int64_t vocab_size) {
   return (vocab_size + 31) / 32;
 }
 
-// One object per sequence: it holds the state after the tokens accepted so far. Called on the engine's thread only; it
-// must not block, and a slow fill_mask() delays every request. Tokens are never taken back: drafts are accepted one by
-// one as they prove right, and a preempted sequence keeps its state.
+// One object per sequence: it holds the state after the tokens accepted so far. Called by one of the engine's threads
+// at a time; it must not block, and a slow fill_mask() delays every request. Tokens are never taken back: drafts are
+// accepted one by one as they prove right, and a preempted sequence keeps its state.
 class TokenConstraint {
  public:
   virtual ~TokenConstraint() = default;

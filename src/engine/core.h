@@ -1,0 +1,126 @@
+// EngineCore: the engine without a model: takes a ForwardPass and a Vocab, so that everything but the arithmetic is
+// tested with scripted tokens. Engine (engine.h) is this with a Model.
+//
+// step() is: take what came in; end what was cancelled; schedule; one forward pass; sample; give out events.
+// Threads: submit, cancel, stop_thinking and stats from any; everything else from the thread that steps.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/block_pool.h"
+#include "engine/model_runner.h"
+#include "engine/prefix_cache.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "engine/sequence.h"
+#include "engine/stats.h"
+#include "engine/vocab.h"
+
+namespace still {
+
+struct CoreOptions {
+  SchedulerOptions scheduler;
+  std::int64_t n_blocks = 0;  // >= context / block_size
+  std::int64_t context = 0;
+  bool prefix_cache = true;
+  std::int64_t max_queue = 256;
+  bool preempt_every_step = false;
+  const CpuKernels* kernels = nullptr;  // the sampler's
+  std::uint64_t seed = 0;               // of the seeds that requests do not bring
+};
+
+class EngineCore {
+ public:
+  // drafter may be null.
+  EngineCore(const CoreOptions& options, Vocab vocab, std::unique_ptr<ForwardPass> forward,
+             std::unique_ptr<Drafter> drafter);
+  ~EngineCore();
+
+  Result<RequestId> submit(Request request, std::shared_ptr<EventSink> sink);
+  void cancel(RequestId id);
+  void stop_thinking(RequestId id);
+  EngineStats stats() const;
+
+  bool step();
+  void start();
+  void stop(bool drain);
+  bool is_started() const { return thread_.joinable(); }
+
+  const PrefixCache& cache() const { return cache_; }
+  const BlockPool& pool() const { return pool_; }
+
+ private:
+  struct Command {
+    RequestId id = 0;
+    bool is_cancel = false;  // else: stop thinking
+  };
+  // What one slot's sampling works with; one per slot, reused.
+  struct SampleTask {
+    std::size_t slot_idx = 0;
+    Sample sample;
+    std::vector<std::uint32_t> mask;
+    bool has_mask = false;
+  };
+
+  void take_incoming();
+  void begin(Sequence& sequence);
+  void tell_positions();
+  void after_forward(std::size_t slot_idx, const StepSlot& slot, std::int64_t n_prompt_rows);
+  void tell_prompt_tokens(Sequence& sequence, std::size_t slot_idx, std::int64_t first, std::int64_t n);
+  void sample_all();
+  void sample_row(Sampler& sampler, const Sequence& sequence, std::span<float> logits, SampleTask& task);
+  void advance(SampleTask& task, const StepSlot& slot, std::int64_t first_row);
+  // Appends a token and tells of it; true where the sequence has finished.
+  bool accept(Sequence& sequence, TokenId id, const Sample* sample);
+  bool accept_forced(Sequence& sequence, std::span<const TokenId> ids);
+  void fill_logprobs(const Sequence& sequence, const Sample& sample, std::optional<Logprobs>& logprobs) const;
+  void finish(Sequence& sequence, FinishReason reason);
+  void fail(Sequence& sequence, Error error);
+  void finish_all(FinishReason reason);
+  void send(Sequence& sequence, const Event& event);
+  void end_step();
+  bool has_work() const;
+  void run_thread();
+
+  CoreOptions options_;
+  Vocab vocab_;
+  std::unique_ptr<ForwardPass> forward_;
+  std::unique_ptr<Drafter> drafter_;
+  BlockPool pool_;
+  PrefixCache cache_;
+  Scheduler scheduler_;
+  ModelRunner runner_;
+  std::vector<Sampler> samplers_;  // one per thread
+
+  std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
+  std::vector<Sequence*> admitted_, finished_, touched_;
+  std::vector<SampleTask> tasks_;
+  std::size_t n_tasks_ = 0;
+  Sample prompt_sample_;
+  std::vector<StepSlot> slots_;  // of this step, before sequences move on
+  std::vector<std::int64_t> n_prompt_rows_;
+  Event token_event_, prompt_token_event_, progress_event_;  // reused: their strings keep their memory
+  TimePoint now_;
+  bool is_queue_changed_ = false;
+  EngineStats counters_;
+
+  // Shared with other threads.
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<std::unique_ptr<Sequence>> incoming_, taken_;
+  std::vector<Command> commands_, taken_commands_;
+  EngineStats published_;
+  std::int64_t n_open_ = 0;  // submitted and not finished
+  RequestId next_id_ = 1;
+  bool is_stopping_ = false, is_draining_ = false;
+  std::thread thread_;
+};
+
+}  // namespace still

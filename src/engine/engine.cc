@@ -1,0 +1,132 @@
+#include "engine/engine.h"
+
+#include <chrono>
+
+#include "engine/core.h"
+#include "kernels/dispatch.h"
+
+namespace still {
+
+namespace {
+
+// The CPU's forward pass: everything that a step touches, allocated here once by the plan's formulas.
+class ModelForward : public ForwardPass {
+ public:
+  static Result<std::unique_ptr<ModelForward>> create(std::shared_ptr<const Model> model, const MemoryPlan& plan,
+                                                      const CpuKernels* kernels) {
+    auto forward = std::unique_ptr<ModelForward>(new ModelForward);
+    const EngineSettings& settings = plan.settings;
+    ExecOptions options = exec_options(model->config(), model->max_k(), plan);
+    options.kernels = kernels;
+    STILL_TRY(forward->exec_, Exec::create(options));
+    STILL_TRY(forward->cache_, KvCache::create(kv_geometry(model->config(), settings), plan.n_blocks));
+    STILL_TRY(forward->buffers_,
+              StepBuffers::create(model->config(), settings.chunk_tokens, plan.max_logit_rows, forward->arena_));
+    forward->rope_ = RopeTable(model->config().rope, settings.context);
+    forward->model_ = std::move(model);
+    return forward;
+  }
+
+  Result<float*> run(const RaggedBatch& batch) override {
+    model_->forward(*exec_, batch, cache_, rope_, buffers_);
+    return buffers_.logits;
+  }
+  ThreadPool* threads() override { return &exec_->threads(); }
+
+ private:
+  ModelForward() = default;
+  std::shared_ptr<const Model> model_;
+  std::unique_ptr<Exec> exec_;
+  KvCache cache_;
+  Arena arena_;
+  StepBuffers buffers_;
+  RopeTable rope_;
+};
+
+}  // namespace
+
+struct Engine::State {
+  std::shared_ptr<const Model> model;
+  EngineOptions options;
+  MemoryPlan plan;
+  std::unique_ptr<EngineCore> core;
+};
+
+Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> model, const EngineOptions& options) {
+  if (options.max_queue < 0)
+    return error(Code::kInvalidArgument, "queue {}: expected 0 or more requests", options.max_queue);
+  if (options.max_draft < 0)
+    return error(Code::kInvalidArgument, "draft {}: expected 0 or more tokens", options.max_draft);
+  auto state = std::make_unique<State>();
+  EngineSettings settings = options.settings;
+  // The weights are loaded already: what is available now does not count them, the plan does.
+  if (settings.memory_limit <= 0) settings.memory_limit = available_memory() + model->weight_bytes();
+  STILL_TRY(state->plan, plan_memory(model->config(), model->weight_bytes(), model->max_k(), settings));
+  const MemoryPlan& plan = state->plan;
+  const CpuKernels* kernels = options.kernels;
+  if (kernels == nullptr) {
+    STILL_TRY(kernels, default_cpu_kernels());
+  }
+  STILL_TRY(std::unique_ptr<ForwardPass> forward, ModelForward::create(model, plan, kernels));
+  CoreOptions core;
+  core.scheduler = {.max_seqs = plan.settings.max_seqs,
+                    .chunk_tokens = plan.settings.chunk_tokens,
+                    .max_logit_rows = plan.max_logit_rows,
+                    .block_size = plan.settings.block_size,
+                    .min_chunk = options.min_chunk,
+                    .step_target_s = std::chrono::duration<double>(options.step_target).count(),
+                    .max_stall = options.max_stall,
+                    .max_draft = options.speculation == Speculation::kOff ? 0 : options.max_draft};
+  core.n_blocks = plan.n_blocks;
+  core.context = plan.settings.context;
+  core.prefix_cache = options.prefix_cache;
+  core.max_queue = options.max_queue;
+  core.preempt_every_step = options.preempt_every_step;
+  core.kernels = kernels;
+  core.seed = static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+  state->core =
+      std::make_unique<EngineCore>(core, make_vocab(model->tokenizer(), model->config().vocab_size), std::move(forward),
+                                   options.speculation == Speculation::kLookup ? make_lookup_drafter() : nullptr);
+  state->options = options;
+  state->model = std::move(model);
+  return std::unique_ptr<Engine>(new Engine(std::move(state)));
+}
+
+Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Engine::~Engine() = default;
+
+Result<RequestId> Engine::submit(Request request, std::shared_ptr<EventSink> sink) {
+  return state_->core->submit(std::move(request), std::move(sink));
+}
+void Engine::cancel(RequestId id) {
+  state_->core->cancel(id);
+}
+void Engine::stop_thinking(RequestId id) {
+  state_->core->stop_thinking(id);
+}
+EngineStats Engine::stats() const {
+  return state_->core->stats();
+}
+bool Engine::step() {
+  return state_->core->step();
+}
+void Engine::start() {
+  state_->core->start();
+}
+void Engine::stop(bool drain) {
+  state_->core->stop(drain);
+}
+bool Engine::is_started() const {
+  return state_->core->is_started();
+}
+const MemoryPlan& Engine::plan() const {
+  return state_->plan;
+}
+const Model& Engine::model() const {
+  return *state_->model;
+}
+const EngineOptions& Engine::options() const {
+  return state_->options;
+}
+
+}  // namespace still

@@ -1,0 +1,69 @@
+// PrefixCache: full KV blocks by what they hold, so that requests with the same beginning share them. A block's key is
+// a 128-bit hash of its tokens and of the key before it: equal keys mean equal beginnings; the tokens are compared too.
+// Blocks without a user stay, least recently used first to go, until their memory is wanted.
+// The idea: Zheng et al. 2023, arXiv:2312.07104 (there a tree; a chain of hashes needs no nodes).
+// Not thread-safe; nothing is allocated after the constructor.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/block_pool.h"
+#include "tensor/tensor.h"
+
+namespace still {
+
+struct PrefixKey {
+  std::uint64_t low = 0, high = 0;
+  friend bool operator==(const PrefixKey&, const PrefixKey&) = default;
+};
+
+// The key of a block that follows `previous` ({} for the first block).
+PrefixKey chain_key(PrefixKey previous, std::span<const TokenId> block_tokens);
+
+class PrefixCache {
+ public:
+  // is_enabled false: never finds or keeps anything, and only hands out the pool's blocks.
+  PrefixCache(BlockPool& pool, std::int64_t block_size, bool is_enabled);
+
+  // Appends the blocks that hold the beginning of `tokens`, at most max_blocks, each with a reference for the caller,
+  // and returns the key of the last one.
+  PrefixKey match(std::span<const TokenId> tokens, std::int64_t max_blocks, std::vector<std::int32_t>& blocks);
+  // Makes a full block findable. Does nothing where an equal one is.
+  void insert(PrefixKey key, std::span<const TokenId> block_tokens, std::int32_t block);
+
+  // A block with one reference, the oldest unused cached one where none is free; -1: all are in use.
+  std::int32_t allocate();
+  void release(std::int32_t block);
+  void clear();  // forgets all: the weights or the cache's meaning have changed
+
+  std::int64_t n_available() const { return pool_.n_free() + n_unused_; }  // allocate() succeeds so often
+  std::int64_t n_cached() const { return n_cached_; }                      // findable, in use or not
+  std::int64_t n_unused() const { return n_unused_; }                      // findable and in nobody's use
+  std::int64_t block_size() const { return block_size_; }
+
+ private:
+  struct Entry {
+    PrefixKey key;
+    bool is_cached = false;
+    std::int32_t older = -1, newer = -1;  // list of unused ones
+    bool is_listed = false;
+  };
+  std::int64_t find_slot(PrefixKey key) const;  // where it is or would be
+  std::int32_t find(PrefixKey key, std::span<const TokenId> block_tokens) const;
+  void forget(std::int32_t block);
+  void list_newest(std::int32_t block);
+  void unlist(std::int32_t block);
+
+  BlockPool& pool_;
+  std::int64_t block_size_;
+  bool is_enabled_;
+  std::vector<Entry> entries_;       // [n_blocks]
+  std::vector<TokenId> tokens_;      // [n_blocks, block_size]
+  std::vector<std::int32_t> slots_;  // open addressing: block or -1; a power of two, at most half full
+  std::int32_t oldest_ = -1, newest_ = -1;
+  std::int64_t n_unused_ = 0, n_cached_ = 0;
+};
+
+}  // namespace still
