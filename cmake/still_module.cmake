@@ -5,9 +5,9 @@ set(STILL_MODULES base tensor quant kernels ops files text dist models plan hub 
 
 function(still_flags target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Werror -Wno-missing-field-initializers)
-  # g++ 12 reports false positives inside the AVX-512 intrinsic headers and std::regex/optional at -O2.
+  # g++ 12 reports false positives inside the AVX-512 intrinsic headers and std::string concatenation at -O2.
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    target_compile_options(${target} PRIVATE -Wno-maybe-uninitialized)
+    target_compile_options(${target} PRIVATE -Wno-maybe-uninitialized -Wno-restrict)
   endif()
   # Kernels state their own fused operations; the compiler must not add others (docs/arithmetic.md).
   target_compile_options(${target} PRIVATE -ffp-contract=off)
@@ -76,6 +76,7 @@ function(still_module name)
   if(STILL_BENCH AND bench_sources)
     add_executable(${name}_bench ${bench_sources})
     still_flags(${name}_bench)
+    target_compile_definitions(${name}_bench PRIVATE STILL_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
     target_link_libraries(${name}_bench PRIVATE still_${name} benchmark::benchmark benchmark::benchmark_main)
   endif()
 endfunction()

@@ -10,7 +10,6 @@
 #include "kernels/dispatch.h"
 #include "models/model.h"
 #include "models/registry.h"
-#include "plan/memory.h"
 
 namespace still {
 namespace {
@@ -55,15 +54,14 @@ struct Runner {
     EXPECT_TRUE(model) << (model ? "" : model.error().message);
     runner.model = *model;
     const ModelConfig& config = runner.model->config();
-    EngineSettings settings{.n_threads = n_threads, .context = 256, .max_seqs = 4, .kv_tokens = 1024, .kv_type = kv_type};
-    settings.chunk_tokens = 256;
-    auto plan = plan_memory(config, runner.model->weight_bytes(), runner.model->max_k(), settings);
-    EXPECT_TRUE(plan) << (plan ? "" : plan.error().message);
-    ExecOptions options = exec_options(config, runner.model->max_k(), *plan);
-    options.kernels = kernels;
+    ExecOptions options{.n_threads = n_threads, .kernels = kernels, .max_tokens = 256, .max_k = runner.model->max_k()};
+    options.max_attention_parts = config.n_heads;
+    options.head_dim = config.head_dim;
+    options.n_heads = config.n_heads;
     runner.exec = std::move(*Exec::create(options));
-    runner.cache = std::move(*KvCache::create(kv_geometry(config, plan->settings), plan->n_blocks));
-    runner.rope = RopeTable(config.rope, settings.context);
+    const KvGeometry geometry{.n_layers = config.n_layers, .n_kv_heads = config.n_kv_heads, .head_dim = config.head_dim, .type = kv_type};
+    runner.cache = std::move(*KvCache::create(geometry, 4 * runner.max_blocks));
+    runner.rope = RopeTable(config.rope, 256);
     runner.buffers = *StepBuffers::create(config, 256, 256, runner.arena);
     return runner;
   }

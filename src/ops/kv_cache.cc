@@ -11,10 +11,10 @@ namespace {
 struct HeadLayout {
   std::int64_t v, k_scale, v_scale, bytes;  // the keys begin at 0
   explicit HeadLayout(const KvGeometry& geometry) {
-    const std::int64_t element_bytes = geometry.type == KvType::kF16 ? 2 : 1;
+    const std::int64_t element_bytes = geometry.type == KvType::kF32 ? 4 : geometry.type == KvType::kF16 ? 2 : 1;
     const std::int64_t values = Arena::rounded(geometry.block_size * geometry.head_dim * element_bytes);
     const std::int64_t n_groups = geometry.head_dim / kv_group(geometry.head_dim);
-    const std::int64_t scales = geometry.type == KvType::kF16 ? 0 : Arena::rounded(geometry.block_size * n_groups * 2);
+    const std::int64_t scales = geometry.type != KvType::kInt8 ? 0 : Arena::rounded(geometry.block_size * n_groups * 2);
     v = values;
     k_scale = 2 * values;
     v_scale = 2 * values + scales;
