@@ -9,7 +9,7 @@ Result<Json> parse_json(std::string_view text, std::string_view what) {
   boost::json::error_code failure;
   boost::json::stream_parser parser;
   const std::size_t used = parser.write_some(text.data(), text.size(), failure);
-  if (!failure) parser.finish(failure);
+  if (!failure && !parser.done()) parser.finish(failure);
   std::string_view rest = failure ? std::string_view() : text.substr(used);
   const bool trailing = rest.find_first_not_of(" \t\r\n") != std::string_view::npos;
   if (failure || trailing) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "files/config_json.h"
+#include "files/file_error.h"
 #include "files/gguf_config.h"
 #include "files/tensor_names.h"
 
@@ -41,7 +42,7 @@ bool is_permuted(std::string_view gguf_name) {
 Result<Checkpoint> Checkpoint::open(const fs::path& path, CheckpointOptions options) {
   std::error_code failure;
   const fs::file_status status = fs::status(path, failure);
-  if (!fs::exists(status)) return error(Code::kNotFound, "{}: no such file or folder", path.string());
+  if (!fs::exists(status)) return file_error(Code::kNotFound, "{}: no such file or folder", path.string());
   if (!fs::is_directory(status)) {
     if (path.extension() == ".safetensors") return from_folder(path.parent_path(), {path}, options);
     // Whatever its name, a file is taken for GGUF: its first bytes tell.
@@ -58,8 +59,8 @@ Result<Checkpoint> Checkpoint::open(const fs::path& path, CheckpointOptions opti
       STILL_TRY(Checkpoint checkpoint, from_folder(path, std::move(files), options));
       for (const auto& [tensor_name, file_idx] : index.tensors)
         if (checkpoint.find(tensor_name) == nullptr && checkpoint.has_all_data())
-          return error(Code::kCorrupt, "{}: tensor {} is not in {}", index_path.string(), tensor_name,
-                       index.files[file_idx]);
+          return file_error(Code::kCorrupt, "{}: tensor {} is not in {}", index_path.string(), tensor_name,
+                            index.files[file_idx]);
       return checkpoint;
     }
     if (file_exists(path / "model.safetensors")) return from_folder(path, {path / "model.safetensors"}, options);
@@ -74,12 +75,12 @@ Result<Checkpoint> Checkpoint::open(const fs::path& path, CheckpointOptions opti
     if (!part || part->part == 1) models.push_back(file);
   }
   if (models.empty())
-    return error(Code::kNotFound,
-                 "{}: no model in this folder: neither config.json with .safetensors files nor a .gguf file",
-                 path.string());
+    return file_error(Code::kNotFound,
+                      "{}: no model in this folder: neither config.json with .safetensors files nor a .gguf file",
+                      path.string());
   if (models.size() > 1)
-    return error(Code::kInvalidArgument, "{}: {} GGUF models in this folder; name one of them, such as {}",
-                 path.string(), models.size(), models.front().string());
+    return file_error(Code::kInvalidArgument, "{}: {} GGUF models in this folder; name one of them, such as {}",
+                      path.string(), models.size(), models.front().string());
   return open(models.front(), options);
 }
 
@@ -123,8 +124,8 @@ Result<Checkpoint> Checkpoint::from_gguf(GgufSet set, const fs::path& path) {
             checkpoint.config_[is_q ? "num_attention_heads" : "num_key_value_heads"].to_number<std::int64_t>();
         const std::int64_t n_rows = source.shape[0];
         if (n_heads <= 0 || n_rows % (2 * n_heads) != 0)
-          return error(Code::kCorrupt, "{}: tensor {}: {} rows do not make {} heads of even width", path.string(),
-                       source.name, n_rows, n_heads);
+          return file_error(Code::kCorrupt, "{}: tensor {}: {} rows do not make {} heads of even width", path.string(),
+                            source.name, n_rows, n_heads);
         tensor.permuted_head_dim = n_rows / n_heads;
       }
       STILL_TRY_STATUS(checkpoint.add_tensor(std::move(tensor)));
@@ -194,8 +195,8 @@ Result<Checkpoint> Checkpoint::from_folder(const fs::path& folder, std::vector<f
 Status Checkpoint::add_tensor(CheckpointTensor tensor) {
   const auto [place, is_new] = index_.try_emplace(tensor.name, tensors_.size());
   if (!is_new)
-    return error(Code::kCorrupt, "{}: tensor {} appears twice, as {} and as {}", path_.string(), tensor.name,
-                 tensors_[place->second].file_name, tensor.file_name);
+    return file_error(Code::kCorrupt, "{}: tensor {} appears twice, as {} and as {}", path_.string(), tensor.name,
+                      tensors_[place->second].file_name, tensor.file_name);
   tensors_.push_back(std::move(tensor));
   return ok();
 }
@@ -246,7 +247,7 @@ Result<TokenizerSource> Checkpoint::gguf_tokenizer_source() const {
   if (tokens == nullptr) return source;
   source.kind = TokenizerSource::Kind::kGguf;
   const auto corrupt = [&](std::string_view key, std::string_view what) {
-    return error(Code::kCorrupt, "{}: tokenizer.ggml.{} {}", path_.string(), key, what);
+    return file_error(Code::kCorrupt, "{}: tokenizer.ggml.{} {}", path_.string(), key, what);
   };
   const auto n_tokens = static_cast<std::size_t>(tokens->size());
   if (tokens->element_type != GgufType::kString) return corrupt("tokens", "is not an array of strings");

@@ -1,20 +1,23 @@
 #include "files/config_json.h"
 
+#include <cmath>
+
 #include "base/mapped_file.h"
+#include "files/file_error.h"
 
 namespace still {
 
 Result<std::string> read_text_file(const std::filesystem::path& path, std::int64_t max_bytes) {
   STILL_TRY(const MappedFile file, MappedFile::open(path));
   if (file.size() > max_bytes)
-    return error(Code::kCorrupt, "{}: {} bytes, more than the {} such a file may have", path.string(), file.size(),
-                 max_bytes);
+    return file_error(Code::kCorrupt, "{}: {} bytes, more than the {} such a file may have", path.string(), file.size(),
+                      max_bytes);
   return std::string(reinterpret_cast<const char*>(file.data()), static_cast<std::size_t>(file.size()));
 }
 
 Result<JsonObject> parse_json_object(std::string_view text, std::string_view name) {
   STILL_TRY(Json json, parse_json(text, name));
-  if (!json.is_object()) return error(Code::kCorrupt, "{}: a JSON object is expected", name);
+  if (!json.is_object()) return file_error(Code::kCorrupt, "{}: a JSON object is expected", name);
   return std::move(json.get_object());
 }
 
@@ -23,13 +26,32 @@ Result<JsonObject> read_json_object(const std::filesystem::path& path) {
   return parse_json_object(text, path.string());
 }
 
+namespace {
+// A decimal beyond the range of double reads as infinity, and would become NaN somewhere in the model.
+bool is_finite(const Json& value) {
+  if (const double* number = value.if_double()) return std::isfinite(*number);
+  if (const JsonObject* object = value.if_object()) {
+    for (const auto& [key, member] : *object)
+      if (!is_finite(member)) return false;
+  } else if (const JsonArray* array = value.if_array()) {
+    for (const Json& element : *array)
+      if (!is_finite(element)) return false;
+  }
+  return true;
+}
+}  // namespace
+
 Result<JsonObject> normalize_config(JsonObject config, std::string_view name) {
   if (Json* inner = config.if_contains("text_config"); inner != nullptr && inner->is_object()) {
     JsonObject text_config = inner->get_object();
     config = std::move(text_config);
   }
   const Json* model_type = config.if_contains("model_type");
-  if (model_type == nullptr || !model_type->is_string()) return error(Code::kCorrupt, "{}: no model_type", name);
+  if (model_type == nullptr || !model_type->is_string()) return file_error(Code::kCorrupt, "{}: no model_type", name);
+  for (const auto& [key, value] : config)
+    if (!is_finite(value))
+      return file_error(Code::kCorrupt, "{}: {} is out of the range of numbers", name, std::string_view(key));
+
   if (const Json* parameters = config.if_contains("rope_parameters");
       parameters != nullptr && parameters->is_object()) {
     JsonObject scaling = parameters->get_object();

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/check.h"
+#include "files/file_error.h"
 
 namespace still {
 
@@ -30,7 +31,9 @@ class Cursor {
 
   template <class... Args>
   void fail(Code code, fmt::format_string<Args...> format, Args&&... args) {
-    if (!failed()) failure_ = Error{code, std::string(name_) + ": " + fmt::format(format, std::forward<Args>(args)...)};
+    if (!failed())
+      failure_ =
+          Error{code, make_printable(std::string(name_) + ": " + fmt::format(format, std::forward<Args>(args)...))};
   }
 
   // n bytes, or null after a failure.
@@ -312,16 +315,17 @@ Result<GgufFile> GgufFile::open(const std::filesystem::path& path, GgufOpenOptio
   STILL_TRY(result.file_, MappedFile::open(path));
   STILL_TRY(auto parsed, GgufHeader::parse(result.file_.bytes(), path.string()));
   if (const auto* more = std::get_if<GgufNeedMore>(&parsed))
-    return error(Code::kCorrupt, "{}: the header is truncated: at least {} bytes are needed, the file has {}",
-                 path.string(), more->n_bytes, result.file_.size());
+    return file_error(Code::kCorrupt, "{}: the header is truncated: at least {} bytes are needed, the file has {}",
+                      path.string(), more->n_bytes, result.file_.size());
   result.header_ = std::get<GgufHeader>(std::move(parsed));
   const std::int64_t n_data = result.file_.size() - result.header_.data_offset;
   for (const GgufTensor& tensor : result.header_.tensors()) {
     if (tensor.n_bytes == 0 || tensor.offset + tensor.n_bytes <= n_data) continue;
     result.is_complete_ = false;
     if (!options.allow_missing_data)
-      return error(Code::kCorrupt, "{}: truncated: tensor {} needs the file to have {} bytes, it has {}", path.string(),
-                   tensor.name, result.header_.data_offset + tensor.offset + tensor.n_bytes, result.file_.size());
+      return file_error(Code::kCorrupt, "{}: truncated: tensor {} needs the file to have {} bytes, it has {}",
+                        path.string(), tensor.name, result.header_.data_offset + tensor.offset + tensor.n_bytes,
+                        result.file_.size());
   }
   return result;
 }
@@ -370,7 +374,7 @@ Result<GgufSet> GgufSet::open(const std::filesystem::path& path, GgufOpenOptions
 Result<GgufSet> GgufSet::open_parts(std::span<const std::filesystem::path> paths, GgufOpenOptions options) {
   GgufSet set;
   const auto n_parts = static_cast<std::int64_t>(paths.size());
-  if (n_parts == 0) return error(Code::kInvalidArgument, "no GGUF file named");
+  if (n_parts == 0) return file_error(Code::kInvalidArgument, "no GGUF file named");
   std::int64_t n_tensors = 0;
   std::optional<std::int64_t> n_tensors_wanted;
   std::unordered_map<std::string, std::size_t> owner;
@@ -381,7 +385,7 @@ Result<GgufSet> GgufSet::open_parts(std::span<const std::filesystem::path> paths
         ++set.n_parts_missing_;
         continue;
       }
-      return error(Code::kNotFound, "{}: part {} of {} is missing", paths[i].string(), i + 1, n_parts);
+      return file_error(Code::kNotFound, "{}: part {} of {} is missing", paths[i].string(), i + 1, n_parts);
     }
     if (!part) return tl::unexpected(std::move(part).error());
     const GgufHeader& header = part->header();
@@ -389,25 +393,25 @@ Result<GgufSet> GgufSet::open_parts(std::span<const std::filesystem::path> paths
     const std::int64_t number = header.metadata.integer("split.no").value_or(n_parts == 1 ? 0 : -1);
     // A split of one part (count 0 or 1) is an ordinary file.
     if (n_parts == 1 && count > 1)
-      return error(Code::kInvalidArgument,
-                   "{}: this is part {} of {}; name the parts NAME-00001-of-{:05}.gguf and so on, in one folder",
-                   paths[i].string(), number + 1, count, count);
+      return file_error(Code::kInvalidArgument,
+                        "{}: this is part {} of {}; name the parts NAME-00001-of-{:05}.gguf and so on, in one folder",
+                        paths[i].string(), number + 1, count, count);
     if (n_parts > 1 && (count != n_parts || number != static_cast<std::int64_t>(i)))
-      return error(Code::kCorrupt, "{}: its name says part {} of {}, its metadata split.no {} of split.count {}",
-                   paths[i].string(), i + 1, n_parts, number, count);
+      return file_error(Code::kCorrupt, "{}: its name says part {} of {}, its metadata split.no {} of split.count {}",
+                        paths[i].string(), i + 1, n_parts, number, count);
     if (n_parts > 1 && !n_tensors_wanted) n_tensors_wanted = header.metadata.integer("split.tensors.count");
     n_tensors += static_cast<std::int64_t>(header.tensors().size());
     for (const GgufTensor& tensor : header.tensors()) {
       const auto [place, is_new] = owner.try_emplace(tensor.name, i);
       if (!is_new)
-        return error(Code::kCorrupt, "{}: tensor {} is also in {}", paths[i].string(), tensor.name,
-                     paths[place->second].string());
+        return file_error(Code::kCorrupt, "{}: tensor {} is also in {}", paths[i].string(), tensor.name,
+                          paths[place->second].string());
     }
     set.parts_.push_back(std::move(*part));
   }
   if (n_tensors_wanted && set.n_parts_missing_ == 0 && *n_tensors_wanted != n_tensors)
-    return error(Code::kCorrupt, "{}: split.tensors.count is {}, but the {} parts hold {} tensors", paths[0].string(),
-                 *n_tensors_wanted, n_parts, n_tensors);
+    return file_error(Code::kCorrupt, "{}: split.tensors.count is {}, but the {} parts hold {} tensors",
+                      paths[0].string(), *n_tensors_wanted, n_parts, n_tensors);
   return set;
 }
 

@@ -3,6 +3,8 @@
 #include <optional>
 #include <string>
 
+#include "files/file_error.h"
+
 namespace still {
 
 namespace {
@@ -165,7 +167,7 @@ Result<JsonObject> config_from_gguf(const GgufMetadata& metadata, const GgufShap
                                     std::string_view name) {
   const std::optional<std::string_view> architecture = metadata.string("general.architecture");
   if (!architecture || architecture->empty())
-    return error(Code::kCorrupt, "{}: no general.architecture in its metadata", name);
+    return file_error(Code::kCorrupt, "{}: no general.architecture in its metadata", name);
   Keys keys(metadata, *architecture);
   const bool is_deepseek = *architecture == "deepseek2";
   JsonObject config;
@@ -176,14 +178,14 @@ Result<JsonObject> config_from_gguf(const GgufMetadata& metadata, const GgufShap
         std::pair("num_attention_heads", "attention.head_count")}) {
     const std::optional<std::int64_t> value = keys.integer(gguf_key);
     if (!value && keys.find(gguf_key) == nullptr)
-      return error(Code::kCorrupt, "{}: no {}{} in its metadata", name, keys.prefix(), gguf_key);
+      return file_error(Code::kCorrupt, "{}: no {}{} in its metadata", name, keys.prefix(), gguf_key);
     put(config, key, value);
   }
   const std::int64_t n_blocks = keys.integer("block_count").value_or(0);
   const std::int64_t n_nextn = keys.integer("nextn_predict_layers").value_or(0);
   if (n_nextn > n_blocks)
-    return error(Code::kCorrupt, "{}: {}nextn_predict_layers is {}, more than the {} blocks", name, keys.prefix(),
-                 n_nextn, n_blocks);
+    return file_error(Code::kCorrupt, "{}: {}nextn_predict_layers is {}, more than the {} blocks", name, keys.prefix(),
+                      n_nextn, n_blocks);
   config["num_hidden_layers"] = n_blocks - n_nextn;
   if (n_nextn > 0) config["num_nextn_predict_layers"] = n_nextn;
   const std::optional<std::int64_t> n_heads = keys.integer("attention.head_count");
@@ -217,7 +219,7 @@ Result<JsonObject> config_from_gguf(const GgufMetadata& metadata, const GgufShap
   if (is_deepseek) put_deepseek(keys, find_shape, config, n_blocks);
   put(config, "bos_token_id", metadata.integer("tokenizer.ggml.bos_token_id"));
   put(config, "eos_token_id", metadata.integer("tokenizer.ggml.eos_token_id"));
-  if (!keys.wrong().empty()) return error(Code::kCorrupt, "{}: {}", name, keys.wrong());
+  if (!keys.wrong().empty()) return file_error(Code::kCorrupt, "{}: {}", name, keys.wrong());
   return config;
 }
 

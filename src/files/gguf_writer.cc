@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "files/file_error.h"
 
 namespace still {
 
@@ -73,14 +74,14 @@ std::string serialize_gguf_header(GgufHeader& header) {
 Result<GgufWriter> GgufWriter::create(const std::filesystem::path& path, GgufHeader header, std::int64_t file_bytes) {
   for (const GgufTensor& tensor : header.tensors())
     if (static_cast<std::uint32_t>(tensor.dtype) >= 100)
-      return error(Code::kUnsupported, "{}: tensor {} is {}, which GGUF cannot hold", path.string(), tensor.name,
-                   dtype_name(tensor.dtype));
+      return file_error(Code::kUnsupported, "{}: tensor {} is {}, which GGUF cannot hold", path.string(), tensor.name,
+                        dtype_name(tensor.dtype));
   const std::string head = serialize_gguf_header(header);
   if (file_bytes == 0) file_bytes = header.data_offset + align_up(header.data_bytes(), header.alignment);
   // A file of metadata alone may have been written without its padding.
   if (!header.tensors().empty() && file_bytes < header.data_offset + header.data_bytes())
-    return error(Code::kInvalidArgument, "{}: {} bytes asked for, its tensors end at {}", path.string(), file_bytes,
-                 header.data_offset + header.data_bytes());
+    return file_error(Code::kInvalidArgument, "{}: {} bytes asked for, its tensors end at {}", path.string(),
+                      file_bytes, header.data_offset + header.data_bytes());
   STILL_TRY(NewFile file, NewFile::create(path, file_bytes));
   const auto bytes = std::as_bytes(std::span(head)).first(std::min(head.size(), static_cast<std::size_t>(file_bytes)));
   STILL_TRY_STATUS(file.write_at(0, bytes));
@@ -94,8 +95,8 @@ Status GgufWriter::write(std::int64_t tensor_idx, std::int64_t begin, std::span<
   const GgufTensor& tensor = header_.tensors()[static_cast<std::size_t>(tensor_idx)];
   const auto n = static_cast<std::int64_t>(bytes.size());
   if (begin < 0 || begin + n > tensor.n_bytes)
-    return error(Code::kInvalidArgument, "{}: tensor {} has {} bytes, {} were given at {}", file_.target().string(),
-                 tensor.name, tensor.n_bytes, n, begin);
+    return file_error(Code::kInvalidArgument, "{}: tensor {} has {} bytes, {} were given at {}",
+                      file_.target().string(), tensor.name, tensor.n_bytes, n, begin);
   STILL_TRY_STATUS(file_.write_at(header_.data_offset + tensor.offset + begin, bytes));
   n_written_[static_cast<std::size_t>(tensor_idx)] += n;
   return ok();
@@ -105,8 +106,8 @@ Status GgufWriter::finish() {
   for (std::size_t i = 0; i < n_written_.size(); ++i) {
     const GgufTensor& tensor = header_.tensors()[i];
     if (n_written_[i] != tensor.n_bytes)
-      return error(Code::kInvalidArgument, "{}: tensor {} has {} bytes, {} were written", file_.target().string(),
-                   tensor.name, tensor.n_bytes, n_written_[i]);
+      return file_error(Code::kInvalidArgument, "{}: tensor {} has {} bytes, {} were written", file_.target().string(),
+                        tensor.name, tensor.n_bytes, n_written_[i]);
   }
   return file_.commit();
 }

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/json.h"
+#include "files/file_error.h"
 
 namespace still {
 
@@ -23,7 +24,7 @@ std::optional<std::int64_t> as_size(const Json& value) {
 
 Result<SafetensorsTensor> read_tensor(const std::string& tensor_name, const Json& value, std::string_view file) {
   const auto corrupt = [&](std::string_view what) {
-    return error(Code::kCorrupt, "{}: tensor {}: {}", file, tensor_name, what);
+    return file_error(Code::kCorrupt, "{}: tensor {}: {}", file, tensor_name, what);
   };
   const JsonObject* object = value.if_object();
   if (object == nullptr) return corrupt("its header entry is not an object");
@@ -40,13 +41,14 @@ Result<SafetensorsTensor> read_tensor(const std::string& tensor_name, const Json
   const std::string_view type_text = dtype_name_value->get_string();
   const std::optional<DType> dtype = dtype_from_name(type_text);
   if (!dtype || (dtype_info(*dtype).block_size > 1 && static_cast<int>(*dtype) < 100))
-    return error(Code::kUnsupported, "{}: tensor {}: unknown type \"{}\"", file, tensor_name, type_text.substr(0, 40));
+    return file_error(Code::kUnsupported, "{}: tensor {}: unknown type \"{}\"", file, tensor_name,
+                      type_text.substr(0, 40));
   tensor.dtype = *dtype;
 
   const JsonArray& dims = shape_value->get_array();
   if (dims.size() > static_cast<std::size_t>(Shape::kMaxRank))
-    return error(Code::kUnsupported, "{}: tensor {}: {} dimensions, more than {}", file, tensor_name, dims.size(),
-                 Shape::kMaxRank);
+    return file_error(Code::kUnsupported, "{}: tensor {}: {} dimensions, more than {}", file, tensor_name, dims.size(),
+                      Shape::kMaxRank);
   tensor.is_scalar = dims.empty();
   tensor.shape.rank = std::max<int>(1, static_cast<int>(dims.size()));
   tensor.shape.dims[0] = 1;
@@ -66,8 +68,8 @@ Result<SafetensorsTensor> read_tensor(const std::string& tensor_name, const Json
   tensor.n_bytes = *end - *begin;
   const DTypeInfo& info = dtype_info(tensor.dtype);
   if (n_elements % info.block_size != 0 || tensor.n_bytes != dtype_bytes(tensor.dtype, n_elements))
-    return error(Code::kCorrupt, "{}: tensor {}: shape {} of {} does not make the {} bytes of its data_offsets", file,
-                 tensor_name, to_string(tensor.shape), info.name, tensor.n_bytes);
+    return file_error(Code::kCorrupt, "{}: tensor {}: shape {} of {} does not make the {} bytes of its data_offsets",
+                      file, tensor_name, to_string(tensor.shape), info.name, tensor.n_bytes);
   return tensor;
 }
 
@@ -81,8 +83,9 @@ Result<std::int64_t> check_ranges(const std::vector<SafetensorsTensor>& tensors,
   std::int64_t end = 0;
   for (const SafetensorsTensor* tensor : by_offset) {
     if (tensor->offset != end)
-      return error(Code::kCorrupt, "{}: tensor {} begins at byte {} of the data, expected {}: a hole or an overlap",
-                   file, tensor->name, tensor->offset, end);
+      return file_error(Code::kCorrupt,
+                        "{}: tensor {} begins at byte {} of the data, expected {}: a hole or an overlap", file,
+                        tensor->name, tensor->offset, end);
     end += tensor->n_bytes;
   }
   return end;
@@ -96,22 +99,22 @@ Result<std::variant<SafetensorsHeader, SafetensorsNeedMore>> SafetensorsHeader::
   std::uint64_t n_header = 0;
   std::memcpy(&n_header, bytes.data(), 8);
   if (n_header < 2 || n_header > kMaxHeaderBytes)
-    return error(Code::kCorrupt, "{}: not a safetensors file: a header of {} bytes (2 to {} are allowed)", name,
-                 n_header, kMaxHeaderBytes);
+    return file_error(Code::kCorrupt, "{}: not a safetensors file: a header of {} bytes (2 to {} are allowed)", name,
+                      n_header, kMaxHeaderBytes);
   if (bytes.size() - 8 < n_header) return SafetensorsNeedMore{static_cast<std::int64_t>(8 + n_header)};
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, n_header);
   if (text.front() != '{')
-    return error(Code::kCorrupt, "{}: not a safetensors file: its header does not begin with '{{'", name);
+    return file_error(Code::kCorrupt, "{}: not a safetensors file: its header does not begin with '{{'", name);
   STILL_TRY(const Json json, parse_json(text, name));
   SafetensorsHeader header;
   header.data_offset = static_cast<std::int64_t>(8 + n_header);
   for (const auto& [key, value] : json.as_object()) {
     if (key == "__metadata__") {
       const JsonObject* entries = value.if_object();
-      if (entries == nullptr) return error(Code::kCorrupt, "{}: __metadata__ is not an object", name);
+      if (entries == nullptr) return file_error(Code::kCorrupt, "{}: __metadata__ is not an object", name);
       for (const auto& [entry_key, entry_value] : *entries) {
         if (!entry_value.is_string())
-          return error(Code::kCorrupt, "{}: __metadata__ {} is not a string", name, std::string_view(entry_key));
+          return file_error(Code::kCorrupt, "{}: __metadata__ {} is not a string", name, std::string_view(entry_key));
         header.metadata.emplace_back(entry_key, std::string_view(entry_value.get_string()));
       }
       continue;
@@ -129,18 +132,19 @@ Result<SafetensorsFile> SafetensorsFile::open(const std::filesystem::path& path,
   STILL_TRY(auto parsed, SafetensorsHeader::parse(result.file_.bytes(), path.string()));
   const std::int64_t n_file = result.file_.size();
   if (const auto* more = std::get_if<SafetensorsNeedMore>(&parsed))
-    return error(Code::kCorrupt, "{}: the header is truncated: {} bytes are needed, the file has {}", path.string(),
-                 more->n_bytes, n_file);
+    return file_error(Code::kCorrupt, "{}: the header is truncated: {} bytes are needed, the file has {}",
+                      path.string(), more->n_bytes, n_file);
   result.header_ = std::get<SafetensorsHeader>(std::move(parsed));
   const std::int64_t n_data = n_file - result.header_.data_offset;
   if (n_data > result.header_.data_bytes)
-    return error(Code::kCorrupt, "{}: {} bytes after the last tensor", path.string(),
-                 n_data - result.header_.data_bytes);
+    return file_error(Code::kCorrupt, "{}: {} bytes after the last tensor", path.string(),
+                      n_data - result.header_.data_bytes);
   if (!allow_missing_data)
     for (const SafetensorsTensor& tensor : result.header_.tensors)
       if (tensor.offset + tensor.n_bytes > n_data)
-        return error(Code::kCorrupt, "{}: truncated: tensor {} needs the file to have {} bytes, it has {}",
-                     path.string(), tensor.name, result.header_.data_offset + tensor.offset + tensor.n_bytes, n_file);
+        return file_error(Code::kCorrupt, "{}: truncated: tensor {} needs the file to have {} bytes, it has {}",
+                          path.string(), tensor.name, result.header_.data_offset + tensor.offset + tensor.n_bytes,
+                          n_file);
   return result;
 }
 
@@ -155,22 +159,23 @@ Result<SafetensorsIndex> SafetensorsIndex::parse(std::string_view text, std::str
   const JsonObject* object = json.if_object();
   const Json* map_value = object != nullptr ? object->if_contains("weight_map") : nullptr;
   const JsonObject* map = map_value != nullptr ? map_value->if_object() : nullptr;
-  if (map == nullptr) return error(Code::kCorrupt, "{}: no weight_map object", name);
+  if (map == nullptr) return file_error(Code::kCorrupt, "{}: no weight_map object", name);
   SafetensorsIndex index;
   std::unordered_map<std::string, std::size_t> positions;
   for (const auto& [tensor, file_value] : *map) {
     const std::string_view tensor_name = tensor;
-    if (!file_value.is_string()) return error(Code::kCorrupt, "{}: {}: its file is not a string", name, tensor_name);
+    if (!file_value.is_string())
+      return file_error(Code::kCorrupt, "{}: {}: its file is not a string", name, tensor_name);
     const std::string file(file_value.get_string().c_str(), file_value.get_string().size());
     // A name with a folder in it could reach outside the model.
     if (file.empty() || file == "." || file == ".." ||
         file.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos)
-      return error(Code::kCorrupt, "{}: {}: \"{}\" is not a plain file name", name, tensor_name, file);
+      return file_error(Code::kCorrupt, "{}: {}: \"{}\" is not a plain file name", name, tensor_name, file);
     const auto [place, is_new] = positions.try_emplace(file, index.files.size());
     if (is_new) index.files.push_back(file);
     index.tensors.emplace_back(tensor_name, place->second);
   }
-  if (index.files.empty()) return error(Code::kCorrupt, "{}: weight_map names no files", name);
+  if (index.files.empty()) return file_error(Code::kCorrupt, "{}: weight_map names no files", name);
   return index;
 }
 
@@ -187,10 +192,10 @@ Result<SafetensorsWriter> SafetensorsWriter::create(const std::filesystem::path&
     const DTypeInfo& info = dtype_info(tensor.dtype);
     const std::int64_t n_elements = tensor.shape.n_elements();
     if ((info.block_size > 1 && static_cast<int>(tensor.dtype) < 100) || n_elements % info.block_size != 0)
-      return error(Code::kUnsupported, "{}: tensor {}: safetensors cannot hold {} of shape {}", path.string(),
-                   tensor.name, info.name, to_string(tensor.shape));
+      return file_error(Code::kUnsupported, "{}: tensor {}: safetensors cannot hold {} of shape {}", path.string(),
+                        tensor.name, info.name, to_string(tensor.shape));
     if (json.contains(tensor.name) || tensor.name == "__metadata__")
-      return error(Code::kInvalidArgument, "{}: tensor {} appears twice", path.string(), tensor.name);
+      return file_error(Code::kInvalidArgument, "{}: tensor {} appears twice", path.string(), tensor.name);
     tensor.offset = header.data_bytes;
     tensor.n_bytes = dtype_bytes(tensor.dtype, n_elements);
     header.data_bytes += tensor.n_bytes;
@@ -219,8 +224,8 @@ Status SafetensorsWriter::write(std::int64_t tensor_idx, std::int64_t begin, std
   const SafetensorsTensor& tensor = header_.tensors[static_cast<std::size_t>(tensor_idx)];
   const auto n = static_cast<std::int64_t>(bytes.size());
   if (begin < 0 || begin + n > tensor.n_bytes)
-    return error(Code::kInvalidArgument, "{}: tensor {} has {} bytes, {} were given at {}", file_.target().string(),
-                 tensor.name, tensor.n_bytes, n, begin);
+    return file_error(Code::kInvalidArgument, "{}: tensor {} has {} bytes, {} were given at {}",
+                      file_.target().string(), tensor.name, tensor.n_bytes, n, begin);
   STILL_TRY_STATUS(file_.write_at(header_.data_offset + tensor.offset + begin, bytes));
   n_written_[static_cast<std::size_t>(tensor_idx)] += n;
   return ok();
@@ -229,8 +234,8 @@ Status SafetensorsWriter::write(std::int64_t tensor_idx, std::int64_t begin, std
 Status SafetensorsWriter::finish() {
   for (std::size_t i = 0; i < n_written_.size(); ++i)
     if (n_written_[i] != header_.tensors[i].n_bytes)
-      return error(Code::kInvalidArgument, "{}: tensor {} has {} bytes, {} were written", file_.target().string(),
-                   header_.tensors[i].name, header_.tensors[i].n_bytes, n_written_[i]);
+      return file_error(Code::kInvalidArgument, "{}: tensor {} has {} bytes, {} were written", file_.target().string(),
+                        header_.tensors[i].name, header_.tensors[i].n_bytes, n_written_[i]);
   return file_.commit();
 }
 
