@@ -366,6 +366,7 @@ bool passes(Services& services, const Value& item, const Arguments& arguments, s
 
 Value map_filter(Services& services, const Value& value, const Arguments& arguments) {
   std::vector<Value> out;
+  if (!value.is_true()) return out;  // none too, as in Jinja
   const Value* attribute = arguments.find(std::string::npos, "attribute");
   const Value* otherwise = arguments.find(std::string::npos, "default");
   for (const Value& item : elements(services, value)) {
@@ -382,6 +383,7 @@ Value map_filter(Services& services, const Value& value, const Arguments& argume
 
 Value select_filter(Services& services, const Value& value, const Arguments& arguments, bool by_attribute, bool wanted) {
   std::vector<Value> out;
+  if (!value.is_true()) return out;  // none too, as in Jinja
   for (const Value& item : elements(services, value)) {
     const Value tested = by_attribute ? attribute_path(item, arguments.need(0, "attribute", "selectattr")) : item;
     if (passes(services, tested, arguments, by_attribute ? 1 : 0) == wanted) out.push_back(item);
