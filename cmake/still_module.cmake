@@ -20,8 +20,10 @@ function(still_flags target)
 endfunction()
 
 # Only these files may be compiled for an instruction set above the x86-64 baseline.
-set(STILL_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
-set(STILL_ISA_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512)
+# Never with sanitizers: a register-blocked kernel takes minutes to compile with them; kernel tests use guard pages.
+set(STILL_ISA_FLAGS_common -O2 -fno-sanitize=all)
+set(STILL_ISA_FLAGS_avx2 ${STILL_ISA_FLAGS_common} -mavx2 -mfma -mf16c)
+set(STILL_ISA_FLAGS_avx512 ${STILL_ISA_FLAGS_common} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512)
 set(STILL_ISA_FLAGS_avx512_vnni ${STILL_ISA_FLAGS_avx512} -mavx512vnni)
 set(STILL_ISA_FLAGS_avx512_bf16 ${STILL_ISA_FLAGS_avx512} -mavx512bf16)
 set(STILL_ISA_FLAGS_amx ${STILL_ISA_FLAGS_avx512_vnni} -mamx-tile -mamx-int8 -mamx-bf16)
