@@ -14,7 +14,7 @@ namespace still::jinja {
 
 // Bounds of one rendering; a template that passes one fails with a message.
 struct Limits {
-  std::int64_t max_steps = 20'000'000;       // evaluated nodes and touched elements
+  std::int64_t max_steps = 5'000'000;        // evaluated nodes and touched elements
   std::int64_t max_bytes = 64 << 20;         // of any one string
   int max_depth = 400;                       // of nested expressions, blocks and macro calls
 };
