@@ -23,6 +23,7 @@ struct Transfer {
   const CancelToken* cancel = nullptr;
   HttpResponse response;
   bool too_long = false;
+  bool range_ignored = false;
 };
 
 std::size_t on_header(char* data, std::size_t size, std::size_t n, void* user) {
@@ -33,6 +34,8 @@ std::size_t on_header(char* data, std::size_t size, std::size_t n, void* user) {
 std::size_t on_body(char* data, std::size_t size, std::size_t n, void* user) {
   auto& transfer = *static_cast<Transfer*>(user);
   if (transfer.request->head_only) return 0;
+  transfer.range_ignored = !transfer.request->range.empty() && transfer.response.head.status == 200;
+  if (transfer.range_ignored) return 0;
   if (static_cast<std::int64_t>(transfer.response.body.size() + size * n) > transfer.request->max_bytes) {
     transfer.too_long = true;
     return 0;
@@ -200,6 +203,9 @@ Result<HttpResponse> http_get(const HttpRequest& request, const HubOptions& opti
     if (transfer.too_long) {
       return error(Code::kCorrupt, "{}: the answer is longer than {} bytes", request.url, request.max_bytes);
     }
+    if (transfer.range_ignored) {
+      return error(Code::kUnsupported, "{} does not serve parts of files: pull the whole file instead", host_of(request.url));
+    }
     const bool headers_only = request.head_only && code == CURLE_WRITE_ERROR && status != 0;
     if (code == CURLE_OK || headers_only) {
       if (status < 400) return std::move(transfer.response);
@@ -209,7 +215,10 @@ Result<HttpResponse> http_get(const HttpRequest& request, const HubOptions& opti
     } else if (is_unreachable(code) || (code == CURLE_OPERATION_TIMEDOUT && status == 0) || attempt >= n_retries) {
       return curl_error(code, request.url);
     }
-    std::this_thread::sleep_for(options.backoff * (1 << attempt));
+    const auto until = std::chrono::steady_clock::now() + options.backoff * (1 << attempt);
+    while (!cancel.is_cancelled() && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
   }
 }
 

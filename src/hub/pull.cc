@@ -386,14 +386,17 @@ Result<PullReport> pull(Store& store, const PullRequest& request, const Progress
   put_stored_first(plan.sources, store);
   Error last;
   std::string failures;
+  std::set<SourceRef::Kind> unreachable;  // asked in vain already: their other sources would only cost another timeout
   for (std::size_t i = 0; i < plan.sources.size(); ++i) {
     STILL_TRY(const SourceRef source, parse_source(plan.sources[i].source));
+    if (unreachable.contains(source.kind)) continue;
     HubOptions options = request.options;
     const bool is_last = i + 1 == plan.sources.size();
     if (!is_last) options.connect_timeout = std::min(options.connect_timeout, options.first_connect_timeout);
     Result<PullReport> report = SourcePull(context, source, plan.sources[i], plan.name, options, plan.licence).run();
     if (report || ends_the_pull(report.error().code) || plan.sources.size() == 1) return report;
     last = report.error();
+    if (last.code == Code::kUnavailable && source.kind != SourceRef::Kind::kPip) unreachable.insert(source.kind);
     failures += fmt::format("\n  {}: {}", source.text, last.message);
     if (!is_last) context.note(fmt::format("{} failed, trying the next source: {}", source.text, last.message));
   }
