@@ -8,6 +8,9 @@ function(still_flags target)
   # g++ 12 reports false positives inside the AVX-512 intrinsic headers and std::string concatenation at -O2.
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     target_compile_options(${target} PRIVATE -Wno-maybe-uninitialized -Wno-restrict)
+  else()
+    # clang reports libstdc++ 12's own use of std::get_temporary_buffer inside std::stable_sort.
+    target_compile_options(${target} PRIVATE -Wno-deprecated-declarations)
   endif()
   # Kernels state their own fused operations; the compiler must not add others (docs/arithmetic.md).
   target_compile_options(${target} PRIVATE -ffp-contract=off)
