@@ -35,6 +35,8 @@ EngineCore::EngineCore(const CoreOptions& options, Vocab vocab, std::unique_ptr<
   samplers_.assign(static_cast<std::size_t>(n_threads), Sampler(*options.kernels));
   const auto max_seqs = static_cast<std::size_t>(options.scheduler.max_seqs);
   tasks_.resize(max_seqs);
+  for (SampleTask& task : tasks_) task.sample.top.reserve(kMaxLogprobs);
+  prompt_sample_.top.reserve(kMaxLogprobs);
   slots_.reserve(max_seqs);
   n_prompt_rows_.reserve(max_seqs);
   admitted_.reserve(max_seqs);

@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "text/detokenizer.h"
+
 namespace still {
 
 class TextStream {
@@ -30,7 +32,7 @@ class TextStream {
   std::size_t possible_stop() const;  // where the longest suffix of held_ starts that begins a stop string
 
   std::vector<std::string> stops_;
-  std::string partial_;  // the beginning of a character, at most 3 bytes
+  Utf8Stream characters_;
   std::string held_;
   std::string matched_;
   bool is_skipping_newlines_ = false;

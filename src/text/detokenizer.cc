@@ -30,8 +30,13 @@ std::size_t valid_prefix(std::string_view text, std::size_t pos, std::size_t len
 }  // namespace
 
 std::string Utf8Stream::add(std::string_view bytes) {
-  pending_ += bytes;
   std::string out;
+  add(bytes, out);
+  return out;
+}
+
+void Utf8Stream::add(std::string_view bytes, std::string& out) {
+  pending_ += bytes;
   std::size_t pos = 0;
   while (pos < pending_.size()) {
     const auto length = static_cast<std::size_t>(utf8_length(static_cast<unsigned char>(pending_[pos])));
@@ -46,7 +51,6 @@ std::string Utf8Stream::add(std::string_view bytes) {
     pos += n;
   }
   pending_.erase(0, pos);
-  return out;
 }
 
 std::string Utf8Stream::flush() {

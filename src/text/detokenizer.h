@@ -12,6 +12,7 @@ namespace still {
 // Bytes in, whole characters out.
 class Utf8Stream {
  public:
+  void add(std::string_view bytes, std::string& out);  // appends to `out`
   std::string add(std::string_view bytes);
   std::string flush();  // what still waits, as U+FFFD
 
