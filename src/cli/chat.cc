@@ -1,0 +1,254 @@
+#include "cli/chat.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "cli/input.h"
+#include "text/think_splitter.h"
+
+namespace still {
+namespace {
+
+Result<double> parse_number(std::string_view name, std::string_view text) {
+  double value = 0;
+  const auto [stop, problem] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (problem != std::errc() || stop != text.data() + text.size() || !std::isfinite(value)) {
+    return error(Code::kInvalidArgument, "{} \"{}\": expected a number", name, printable_line(text));
+  }
+  return value;
+}
+
+Result<std::int64_t> parse_integer(std::string_view name, std::string_view text, std::int64_t min, std::int64_t max) {
+  std::int64_t value = 0;
+  const auto [stop, problem] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (problem != std::errc() || stop != text.data() + text.size() || value < min || value > max) {
+    return error(Code::kInvalidArgument, "{} \"{}\": expected a whole number from {} to {}", name, printable_line(text),
+                 min, max);
+  }
+  return value;
+}
+
+constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
+
+std::string json_text(const Json& value) {
+  return value.is_string() ? std::string(value.get_string()) : to_json(value);
+}
+
+ThinkingParams to_thinking(const ThinkSetting& think) {
+  ThinkingParams params;
+  params.budget = think.budget;
+  if (think.mode == ThinkSwitch::kOn) params.mode = ThinkingMode::kRequired;
+  if (think.mode == ThinkSwitch::kOff) params.mode = ThinkingMode::kForbidden;
+  return params;
+}
+
+Request make_request(std::vector<TokenId> prompt, const ChatSettings& settings) {
+  Request request;
+  request.prompt = std::move(prompt);
+  request.max_tokens = settings.max_tokens;
+  request.stop = settings.stop;
+  request.sampling = settings.sampling;
+  request.thinking = to_thinking(settings.think);
+  return request;
+}
+
+Result<ChatTemplate> template_of(const ResolvedModel& found, const Model& model) {
+  if (found.is_stored && !found.manifest.template_text.empty()) {
+    return load_chat_template(found.manifest.template_text, "chat template of " + found.name);
+  }
+  if (model.chat_template().empty()) return fallback_chat_template(model.tokenizer());
+  return load_chat_template(model.chat_template(), "chat template of " + found.name);
+}
+
+std::string token_text_or_empty(const Tokenizer& tokenizer, TokenId id) {
+  return id >= 0 ? std::string(tokenizer.token_text(id)) : std::string();
+}
+
+}  // namespace
+
+Result<ThinkSetting> ThinkSetting::parse(std::string_view text) {
+  if (text == "auto") return ThinkSetting{};
+  if (text == "on" || text == "true") return ThinkSetting{.mode = ThinkSwitch::kOn};
+  if (text == "off" || text == "false" || text == "0") return ThinkSetting{.mode = ThinkSwitch::kOff};
+  if (text == "hide") return ThinkSetting{.is_hidden = true};
+  std::int64_t budget = 0;
+  const auto [stop, problem] = std::from_chars(text.data(), text.data() + text.size(), budget);
+  if (problem != std::errc() || stop != text.data() + text.size() || budget < 1) {
+    return error(Code::kInvalidArgument, "thinking \"{}\": expected on, off, hide, auto or a number of tokens",
+                 printable_line(text));
+  }
+  return ThinkSetting{.budget = budget};
+}
+
+std::string ThinkSetting::str() const {
+  std::string text = mode == ThinkSwitch::kOn ? "on" : mode == ThinkSwitch::kOff ? "off" : "auto";
+  if (is_hidden) text += ", hidden";
+  if (budget >= 0) text += fmt::format(", at most {} tokens", budget);
+  return text;
+}
+
+Status check_settings(const ChatSettings& settings) {
+  Request request = make_request({0}, settings);
+  return check_request(request,
+                       {.vocab_size = kMaxInt32, .context = std::int64_t{1} << 40, .has_thinking_tokens = true});
+}
+
+Status set_parameter(ChatSettings& settings, std::string_view name, std::string_view value) {
+  ChatSettings changed = settings;
+  SamplingParams& sampling = changed.sampling;
+  const auto set_float = [&](float& target) -> Status {
+    STILL_TRY(const double number, parse_number(name, value));
+    target = static_cast<float>(number);
+    return ok();
+  };
+  const auto set_int32 = [&](std::int32_t& target, std::int64_t min) -> Status {
+    STILL_TRY(const std::int64_t number, parse_integer(name, value, min, kMaxInt32));
+    target = static_cast<std::int32_t>(number);
+    return ok();
+  };
+  if (name == "temperature") {
+    STILL_TRY_STATUS(set_float(sampling.temperature));
+  } else if (name == "top_p") {
+    STILL_TRY_STATUS(set_float(sampling.top_p));
+  } else if (name == "min_p") {
+    STILL_TRY_STATUS(set_float(sampling.min_p));
+  } else if (name == "top_k") {
+    STILL_TRY_STATUS(set_int32(sampling.top_k, 0));
+  } else if (name == "repeat_penalty" || name == "repetition_penalty") {
+    STILL_TRY_STATUS(set_float(sampling.repetition_penalty));
+  } else if (name == "presence_penalty") {
+    STILL_TRY_STATUS(set_float(sampling.presence_penalty));
+  } else if (name == "frequency_penalty") {
+    STILL_TRY_STATUS(set_float(sampling.frequency_penalty));
+  } else if (name == "repeat_last_n") {
+    STILL_TRY_STATUS(set_int32(sampling.penalty_last_n, -1));
+  } else if (name == "seed") {
+    // -1, as elsewhere: a new one for each answer.
+    STILL_TRY(const std::int64_t seed, parse_integer(name, value, -1, kMaxInt64));
+    sampling.seed.reset();
+    if (seed >= 0) sampling.seed = static_cast<std::uint64_t>(seed);
+  } else if (name == "max_tokens" || name == "num_predict") {
+    STILL_TRY(changed.max_tokens, parse_integer(name, value, -1, kMaxInt64));
+  } else if (name == "stop") {
+    changed.stop.emplace_back(value);
+  } else {
+    return error(Code::kInvalidArgument,
+                 "no parameter \"{}\": there are temperature, top_p, top_k, min_p, repeat_penalty, presence_penalty, "
+                 "frequency_penalty, repeat_last_n, seed, max_tokens, stop",
+                 printable_line(name));
+  }
+  STILL_TRY_STATUS(check_settings(changed));
+  settings = std::move(changed);
+  return ok();
+}
+
+std::vector<std::pair<std::string, std::string>> list_parameters(const ChatSettings& settings) {
+  const SamplingParams& sampling = settings.sampling;
+  std::vector<std::pair<std::string, std::string>> list = {
+      {"temperature", fmt::format("{}", sampling.temperature)},
+      {"top_p", fmt::format("{}", sampling.top_p)},
+      {"top_k", fmt::format("{}", sampling.top_k)},
+      {"min_p", fmt::format("{}", sampling.min_p)},
+      {"repeat_penalty", fmt::format("{}", sampling.repetition_penalty)},
+      {"presence_penalty", fmt::format("{}", sampling.presence_penalty)},
+      {"frequency_penalty", fmt::format("{}", sampling.frequency_penalty)},
+      {"repeat_last_n", fmt::format("{}", sampling.penalty_last_n)},
+      {"seed", sampling.seed ? fmt::format("{}", *sampling.seed) : "-1"},
+      {"max_tokens", fmt::format("{}", settings.max_tokens)},
+  };
+  for (const std::string& stop : settings.stop) list.emplace_back("stop", fmt::format("\"{}\"", printable_line(stop)));
+  return list;
+}
+
+Result<ChatSettings> default_settings(const ResolvedModel& found, const Checkpoint& checkpoint) {
+  ChatSettings settings;
+  settings.sampling.temperature = 0.6f;
+  settings.sampling.top_p = 0.95f;
+  const JsonObject& shipped = checkpoint.generation_config();
+  for (const std::string_view name : {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}) {
+    if (const Json* value = shipped.if_contains(name); value && value->is_number()) {
+      // What a model ships is a recommendation: one that cannot be is passed over.
+      (void)set_parameter(settings, name, json_text(*value));
+    }
+  }
+  if (const Json* sample = shipped.if_contains("do_sample"); sample && sample->is_bool() && !sample->get_bool()) {
+    settings.sampling.temperature = 0;
+  }
+  if (!found.is_stored) return settings;
+  for (const auto& [name, value] : found.manifest.parameters) {
+    if (name == "num_ctx") continue;  // an engine setting
+    const JsonArray values = value.is_array() ? value.get_array() : JsonArray{value};
+    for (const Json& one : values) {
+      if (const Status status = set_parameter(settings, name, json_text(one)); !status) {
+        fmt::print(stderr, "still: {} of {} in the store: {}\n", std::string_view(name), found.name,
+                   status.error().message);
+      }
+    }
+  }
+  settings.system = found.manifest.system;
+  return settings;
+}
+
+Result<Chat> Chat::open(const Context& context, const ResolvedModel& found, const EngineArguments& arguments) {
+  STILL_TRY(EngineOptions options, to_engine_options(arguments));
+  if (!arguments.context && found.is_stored) {
+    if (const Json* value = found.manifest.parameters.if_contains("num_ctx"); value && value->is_int64()) {
+      options.settings.context = value->get_int64();
+    }
+  }
+  const auto start = std::chrono::steady_clock::now();
+  Chat chat;
+  chat.found_ = found;
+  STILL_TRY(chat.model_, load_model(context, found, options.settings.n_threads));
+  STILL_TRY(chat.engine_, Engine::create(chat.model_, options));
+  chat.load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return chat;
+}
+
+Result<GenerateResult> Chat::answer(const std::string& text, const ChatSettings& settings,
+                                    const std::function<bool(const Event&)>& on_event) {
+  STILL_TRY_STATUS(check_utf8(text, "prompt"));
+  const Tokenizer& tokenizer = model_->tokenizer();
+  if (!template_) {
+    STILL_TRY(ChatTemplate parsed, template_of(found_, *model_));
+    template_.emplace(std::move(parsed));
+  }
+  JsonArray messages;
+  if (!settings.system.empty()) messages.push_back(JsonObject{{"role", "system"}, {"content", settings.system}});
+  messages.insert(messages.end(), messages_.begin(), messages_.end());
+  messages.push_back(JsonObject{{"role", "user"}, {"content", text}});
+  ChatRequest chat{.messages = messages};
+  chat.bos_token = token_text_or_empty(tokenizer, tokenizer.bos());
+  chat.eos_token = token_text_or_empty(tokenizer, tokenizer.eos());
+  // The names that templates of today use.
+  if (settings.think.mode != ThinkSwitch::kAuto) {
+    const bool is_on = settings.think.mode == ThinkSwitch::kOn;
+    chat.variables["enable_thinking"] = is_on;
+    chat.variables["thinking"] = is_on;
+  }
+  STILL_TRY(const RenderedChat rendered, render_chat(*template_, chat));
+  Request request = make_request(encode_chat(tokenizer, rendered), settings);
+  request.thinking.starts_in_thinking = prompt_ends_in_thinking(tokenizer, request.prompt);
+  STILL_TRY(GenerateResult result, generate(*engine_, std::move(request), on_event));
+
+  messages_.push_back(JsonObject{{"role", "user"}, {"content", text}});
+  JsonObject reply{{"role", "assistant"}, {"content", result.text}};
+  if (!result.reasoning.empty()) reply["reasoning_content"] = result.reasoning;
+  messages_.push_back(std::move(reply));
+  return result;
+}
+
+Result<GenerateResult> Chat::complete(const std::string& text, const ChatSettings& settings,
+                                      const std::function<bool(const Event&)>& on_event) {
+  STILL_TRY_STATUS(check_utf8(text, "prompt"));
+  Request request = make_request(model_->tokenizer().encode(text, {.add_special = true}), settings);
+  request.thinking = {.mode = ThinkingMode::kUntracked};
+  return generate(*engine_, std::move(request), on_event);
+}
+
+}  // namespace still

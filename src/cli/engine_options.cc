@@ -1,0 +1,31 @@
+#include "cli/engine_options.h"
+
+namespace still {
+
+void declare_engine_arguments(Options& options, EngineArguments& arguments, bool with_context) {
+  options.value("-t,--threads", &arguments.threads, "Threads [the physical cores]");
+  if (with_context)
+    options.value("-c,--context", &arguments.context, "Tokens of context [the model's, or what fits in memory]");
+  options.choice("--kv-type", &arguments.kv_type, {"f16", "int8"}, "How keys and values are kept");
+}
+
+Result<EngineOptions> to_engine_options(const EngineArguments& arguments) {
+  constexpr std::int64_t kMaxThreads = 1024, kMaxContext = std::int64_t{1} << 30;
+  EngineOptions options;
+  if (arguments.threads) {
+    if (*arguments.threads < 1 || *arguments.threads > kMaxThreads) {
+      return error(Code::kInvalidArgument, "--threads {}: expected 1 to {}", *arguments.threads, kMaxThreads);
+    }
+    options.settings.n_threads = static_cast<int>(*arguments.threads);
+  }
+  if (arguments.context) {
+    if (*arguments.context < 2 || *arguments.context > kMaxContext) {
+      return error(Code::kInvalidArgument, "--context {}: expected 2 to {} tokens", *arguments.context, kMaxContext);
+    }
+    options.settings.context = *arguments.context;
+  }
+  options.settings.kv_type = arguments.kv_type == "int8" ? KvType::kInt8 : KvType::kF16;
+  return options;
+}
+
+}  // namespace still

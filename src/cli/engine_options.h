@@ -1,0 +1,24 @@
+// The options that every command with an engine has: threads, context, KV type.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "cli/options.h"
+#include "engine/engine.h"
+
+namespace still {
+
+struct EngineArguments {
+  std::optional<std::int64_t> threads;
+  std::optional<std::int64_t> context;
+  std::string kv_type = "f16";
+};
+
+// with_context: also --context, for commands where the user chooses it.
+void declare_engine_arguments(Options& options, EngineArguments& arguments, bool with_context = false);
+// kInvalidArgument for numbers that cannot be.
+Result<EngineOptions> to_engine_options(const EngineArguments& arguments);
+
+}  // namespace still

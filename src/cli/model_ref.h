@@ -1,0 +1,25 @@
+// What a MODEL on the command line means, and pulling it where it may be.
+#pragma once
+
+#include <string>
+
+#include "cli/command.h"
+#include "hub/pull.h"
+#include "models/model.h"
+
+namespace still {
+
+// A name in the store or a path; hub's resolve_model() has the rules.
+Result<ResolvedModel> find_model(const Context& context, const std::string& model);
+// As find_model; a name of the catalogue, or a source ("hf:...", "file:..."), that is not in the store is pulled first,
+// with progress on stderr.
+Result<ResolvedModel> find_or_pull_model(const Context& context, const std::string& model);
+
+// Pulls with a progress line on stderr; Ctrl-C keeps what came. name: empty, or what to store it under.
+Result<PullReport> pull_with_progress(const Context& context, Store& store, const std::string& what,
+                                      const std::string& name);
+
+// Loads with a progress line on stderr.
+Result<std::shared_ptr<const Model>> load_model(const Context& context, const ResolvedModel& found, int n_threads);
+
+}  // namespace still

@@ -1,0 +1,298 @@
+// still show: what a model is, from its header alone: architecture, weights by type and group, context, template,
+// licence.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <memory>
+
+#include "base/json.h"
+#include "cli/command.h"
+#include "cli/model_ref.h"
+#include "cli/table.h"
+#include "files/checkpoint.h"
+#include "hub/file_io.h"
+#include "kernels/packing.h"
+#include "models/model.h"
+#include "models/registry.h"
+
+namespace still {
+namespace {
+
+struct ShowOptions {
+  std::string model;
+  bool tensors = false;
+  bool metadata = false;
+  bool chat_template = false;
+  bool licence = false;
+  bool json = false;
+};
+
+// The part of a model that a tensor belongs to, in the order they are shown.
+constexpr std::array<std::string_view, 7> kGroups = {"embedding", "attention", "feed-forward", "experts",
+                                                     "norms",     "output",    "other"};
+
+std::string_view group_of(const CheckpointTensor& tensor) {
+  const std::string_view name = tensor.name;
+  const auto has = [&](std::string_view part) { return name.find(part) != std::string_view::npos; };
+  if (has("embed_tokens")) return "embedding";
+  if (has("norm")) return "norms";
+  if (has("self_attn")) return "attention";
+  if (has("expert")) return "experts";
+  if (has("mlp")) return "feed-forward";
+  if (has("lm_head")) return "output";
+  return "other";
+}
+
+struct TypeTotal {
+  std::int64_t n_tensors = 0, n_weights = 0, n_bytes = 0;
+};
+using GroupTotals = std::map<std::string_view, std::map<std::string, TypeTotal>>;
+
+struct Totals {
+  GroupTotals groups;
+  std::int64_t n_weights = 0, n_bytes = 0;
+  std::vector<std::string> types_not_computed;
+};
+
+Totals count_tensors(const Checkpoint& checkpoint) {
+  Totals totals;
+  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
+    const std::string type(dtype_name(tensor.dtype));
+    TypeTotal& total = totals.groups[group_of(tensor)][type];
+    ++total.n_tensors;
+    total.n_weights += tensor.shape.n_elements();
+    total.n_bytes += tensor.n_bytes;
+    totals.n_weights += tensor.shape.n_elements();
+    totals.n_bytes += tensor.n_bytes;
+    if (!packed_format(tensor.dtype) &&
+        std::ranges::find(totals.types_not_computed, type) == totals.types_not_computed.end()) {
+      totals.types_not_computed.push_back(type);
+    }
+  }
+  return totals;
+}
+
+// The type that holds the most bytes: what people call "the quantisation".
+std::string main_type(const Totals& totals) {
+  std::map<std::string, std::int64_t> bytes;
+  for (const auto& [group, types] : totals.groups) {
+    for (const auto& [type, total] : types) bytes[type] += total.n_bytes;
+  }
+  const auto largest = std::ranges::max_element(bytes, {}, [](const auto& entry) { return entry.second; });
+  return largest == bytes.end() ? "" : largest->first;
+}
+
+std::string count_text(std::int64_t n) {
+  if (n >= 1'000'000'000) return fmt::format("{:.2f} B", static_cast<double>(n) * 1e-9);
+  if (n >= 1'000'000) return fmt::format("{:.1f} M", static_cast<double>(n) * 1e-6);
+  return std::to_string(n);
+}
+
+std::string value_text(const GgufValue& value) {
+  if (const std::string* text = value.string()) {
+    const std::string line = printable_line(*text);
+    return line.size() > 200 ? fmt::format("\"{}...\" ({} bytes)", line.substr(0, 100), text->size())
+                             : "\"" + line + "\"";
+  }
+  if (const GgufArray* array = value.array()) {
+    return fmt::format("{} of {}", array->size(), gguf_type_name(array->element_type));
+  }
+  if (const auto flag = value.boolean()) return *flag ? "true" : "false";
+  if (const auto integer = value.integer()) return std::to_string(*integer);
+  if (const auto number = value.number()) return fmt::format("{}", *number);
+  return "?";
+}
+
+// "general.license" of a GGUF; of a safetensors folder the store's note, if any.
+std::string licence_of(const Checkpoint& checkpoint, const ResolvedModel& found) {
+  if (found.is_stored && !found.manifest.licence.empty()) return found.manifest.licence;
+  if (const GgufMetadata* metadata = checkpoint.gguf_metadata()) {
+    return std::string(metadata->string("general.license").value_or(""));
+  }
+  return "";
+}
+
+std::string title_of(const Checkpoint& checkpoint) {
+  const GgufMetadata* metadata = checkpoint.gguf_metadata();
+  return metadata ? std::string(metadata->string("general.name").value_or("")) : "";
+}
+
+struct Facts {
+  Totals totals;
+  std::optional<ModelConfig> config;
+  std::string problem;  // why it does not run here; empty: it does
+  TokenizerSource tokenizer;
+};
+
+Result<Facts> gather(const Checkpoint& checkpoint) {
+  Facts facts{.totals = count_tensors(checkpoint)};
+  const Result<const Arch*> arch = find_arch(checkpoint.architecture());
+  if (!arch) {
+    facts.problem = arch.error().message;
+  } else if (Result<ModelConfig> config = (*arch)->read_config(checkpoint.config()); !config) {
+    facts.problem = config.error().message;
+  } else {
+    facts.config = std::move(*config);
+    if (const Result<WeightLayout> layout = weight_layout(**arch, *facts.config, checkpoint); !layout) {
+      facts.problem = layout.error().message;
+    }
+  }
+  if (facts.problem.empty() && !checkpoint.has_all_data())
+    facts.problem = "only the header is here, the weights are not";
+  STILL_TRY(facts.tokenizer, checkpoint.tokenizer_source());
+  return facts;
+}
+
+JsonObject to_json_object(const ResolvedModel& found, const Checkpoint& checkpoint, const Facts& facts) {
+  JsonArray groups;
+  for (const std::string_view group : kGroups) {
+    const auto types = facts.totals.groups.find(group);
+    if (types == facts.totals.groups.end()) continue;
+    for (const auto& [type, total] : types->second) {
+      groups.push_back(JsonObject{{"group", group},
+                                  {"type", type},
+                                  {"tensors", total.n_tensors},
+                                  {"parameters", total.n_weights},
+                                  {"bytes", total.n_bytes}});
+    }
+  }
+  return JsonObject{{"model", found.name},
+                    {"path", found.path.string()},
+                    {"source", found.is_stored ? found.manifest.source : ""},
+                    {"digest", found.is_stored ? found.manifest.digest() : ""},
+                    {"title", title_of(checkpoint)},
+                    {"format", checkpoint.format() == Checkpoint::Format::kGguf ? "gguf" : "safetensors"},
+                    {"architecture", checkpoint.architecture()},
+                    {"parameters", facts.totals.n_weights},
+                    {"bytes", facts.totals.n_bytes},
+                    {"quantisation", main_type(facts.totals)},
+                    {"config", checkpoint.config()},
+                    {"generation_config", checkpoint.generation_config()},
+                    {"licence", licence_of(checkpoint, found)},
+                    {"chat_template", facts.tokenizer.chat_template},
+                    {"tensor_groups", std::move(groups)},
+                    {"has_weights", checkpoint.has_all_data()},
+                    {"runs_here", facts.problem.empty()},
+                    {"problem", facts.problem}};
+}
+
+void print_config(const ModelConfig& config) {
+  fmt::print("context        {} tokens\n", config.max_seq_len);
+  fmt::print("layers         {}, hidden {}, feed-forward {}\n", config.n_layers, config.hidden_size,
+             config.intermediate_size);
+  fmt::print("attention      {} heads of {}, {} for keys and values{}\n", config.n_heads, config.head_dim,
+             config.n_kv_heads, config.attention_bias ? ", with biases" : "");
+  if (config.n_experts > 0) {
+    fmt::print("experts        {}, {} for a token\n", config.n_experts, config.n_experts_per_tok);
+  }
+  fmt::print("vocabulary     {} tokens{}\n", config.vocab_size, config.tied_embeddings ? ", tied to the output" : "");
+}
+
+void print_overview(const ResolvedModel& found, const Checkpoint& checkpoint, const Facts& facts) {
+  const Totals& totals = facts.totals;
+  fmt::print("model          {}\n", found.name);
+  if (const std::string title = title_of(checkpoint); !title.empty()) {
+    fmt::print("title          {}\n", printable_line(title));
+  }
+  if (found.is_stored)
+    fmt::print("from           {} on {}\n", printable_line(found.manifest.source), found.manifest.created);
+  fmt::print("architecture   {}\n", printable_line(checkpoint.architecture()));
+  fmt::print("parameters     {}\n", count_text(totals.n_weights));
+  fmt::print("size           {}, mostly {}\n", format_bytes(totals.n_bytes), main_type(totals));
+  if (facts.config) print_config(*facts.config);
+  const std::string_view chat_template = facts.tokenizer.chat_template;
+  if (!chat_template.empty()) {
+    const bool thinks = chat_template.find("think>") != std::string_view::npos;
+    fmt::print("chat template  {} bytes{} (--template prints it)\n", chat_template.size(),
+               thinks ? ", knows thinking" : "");
+  } else {
+    fmt::print("chat template  none\n");
+  }
+  if (const std::string licence = licence_of(checkpoint, found); !licence.empty()) {
+    fmt::print("licence        {}\n", printable_line(licence));
+  }
+  if (!checkpoint.generation_config().empty()) {
+    fmt::print("sampling       {}\n", to_json(checkpoint.generation_config()));
+  }
+  fmt::print("runs here      {}\n\n", facts.problem.empty() ? "yes" : "no: " + printable_line(facts.problem));
+
+  std::vector<std::vector<std::string>> rows = {{"WEIGHTS", "TYPE", "TENSORS", "PARAMETERS", "SIZE"}};
+  for (const std::string_view group : kGroups) {
+    const auto types = totals.groups.find(group);
+    if (types == totals.groups.end()) continue;
+    for (const auto& [type, total] : types->second) {
+      rows.push_back({std::string(group), type, std::to_string(total.n_tensors), count_text(total.n_weights),
+                      format_bytes(total.n_bytes)});
+    }
+  }
+  using enum Align;
+  fmt::print("{}", format_table({kLeft, kLeft, kRight, kRight, kRight}, rows));
+}
+
+void print_tensors(const Checkpoint& checkpoint) {
+  std::vector<std::vector<std::string>> rows = {{"TENSOR", "TYPE", "SHAPE", "BYTES", "IN THE FILE"}};
+  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
+    rows.push_back({printable_line(tensor.name), std::string(dtype_name(tensor.dtype)), to_string(tensor.shape),
+                    std::to_string(tensor.n_bytes), printable_line(tensor.file_name)});
+  }
+  using enum Align;
+  fmt::print("{}", format_table({kLeft, kLeft, kLeft, kRight, kLeft}, rows));
+}
+
+void print_metadata(const Checkpoint& checkpoint) {
+  if (const GgufMetadata* metadata = checkpoint.gguf_metadata()) {
+    for (const GgufEntry& entry : metadata->entries()) {
+      fmt::print("{} = {}\n", printable_line(entry.key), value_text(entry.value));
+    }
+  } else {
+    fmt::print("{}", to_json_pretty(checkpoint.config()));
+  }
+}
+
+Status show(const ShowOptions& options, const Context& context) {
+  STILL_TRY(const ResolvedModel found, find_model(context, options.model));
+  STILL_TRY(const Checkpoint checkpoint, Checkpoint::open(found.path, {.allow_missing_data = true}));
+  STILL_TRY(const Facts facts, gather(checkpoint));
+  if (options.chat_template) {
+    fmt::print("{}\n", facts.tokenizer.chat_template);
+  } else if (options.licence) {
+    fmt::print("{}\n", licence_of(checkpoint, found));
+  } else if (options.json) {
+    fmt::print("{}\n", to_json(to_json_object(found, checkpoint, facts)));
+  } else if (options.tensors) {
+    print_tensors(checkpoint);
+  } else if (options.metadata) {
+    print_metadata(checkpoint);
+  } else {
+    print_overview(found, checkpoint, facts);
+  }
+  return ok();
+}
+
+Command::Action declare(Options& options) {
+  auto chosen = std::make_shared<ShowOptions>();
+  options.required("MODEL", &chosen->model, "A store name, or the path of a file or folder (a header is enough)");
+  options.flag("--tensors", &chosen->tensors, "Every tensor with type and shape");
+  options.flag("--metadata", &chosen->metadata, "The file's own keys and values");
+  options.flag("--template", &chosen->chat_template, "The chat template");
+  options.flag("--licence,--license", &chosen->licence, "The licence");
+  options.flag("--json", &chosen->json, "One object");
+  return [chosen](const Context& context) { return show(*chosen, context); };
+}
+
+}  // namespace
+
+extern const Command kShowCommand;
+const Command kShowCommand{.name = "show",
+                           .alias = nullptr,
+                           .summary = "Show what a model is: architecture, weights, context, template, licence",
+                           .examples =
+                               "  still show smollm2:135m\n"
+                               "  still show ./model-00001-of-00002.gguf --tensors\n"
+                               "  still show deepseek-r1:7b --template\n"
+                               "  still show ./model.gguf --json | jq .parameters",
+                           .declare = declare};
+
+}  // namespace still

@@ -1,0 +1,22 @@
+// vpdpbusd on 512-bit registers.
+#include "kernels/cpu/int8_peak.h"
+
+#include <immintrin.h>
+
+namespace still {
+
+std::int64_t int8_peak_avx512_vnni(std::int64_t n_rounds) {
+  constexpr int kChains = 16;
+  __m512i sums[kChains];
+  for (auto& sum : sums) sum = _mm512_setzero_si512();
+  __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(2);
+  for (std::int64_t round = 0; round < n_rounds; ++round) {
+    // The compiler may not know the operands, or it would fold rounds together.
+    asm volatile("" : "+v"(a), "+v"(b));
+    for (auto& sum : sums) sum = _mm512_dpbusd_epi32(sum, a, b);
+  }
+  for (auto& sum : sums) asm volatile("" : : "v"(sum));
+  return n_rounds * kChains * 64;
+}
+
+}  // namespace still
