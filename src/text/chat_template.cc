@@ -10,18 +10,21 @@ namespace still {
 namespace {
 
 constexpr std::string_view kTrustedVariables[] = {"bos_token", "eos_token", "pad_token", "unk_token"};
-constexpr std::string_view kKnownRoles[] = {"system", "user", "assistant", "tool", "developer", "function", "ipython", "model", "observation"};
+constexpr std::string_view kKnownRoles[] = {"system",   "user",    "assistant", "tool",       "developer",
+                                            "function", "ipython", "model",     "observation"};
 
 // DeepSeek's markers, for U+FF5C and U+2581 are easily mistaken for | and _.
 #define STILL_MARK(text) "<\xef\xbd\x9c" text "\xef\xbd\x9c>"
 #define STILL_JOIN "\xe2\x96\x81"
 
 constexpr std::string_view kChatMl =
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' "
+    "}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 constexpr std::string_view kLlama3 =
-    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + "
+    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + "
+    "'<|end_header_id|>\\n\\n' + "
     "message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
 
@@ -47,8 +50,8 @@ bool replace_all(std::string& text, std::string_view from, std::string_view to) 
 
 std::string mend_template(std::string_view source) {
   std::string text(source);
-  constexpr std::string_view kCallsEnd = "{{'" STILL_MARK("tool" STILL_JOIN "calls" STILL_JOIN "end") STILL_MARK(
-      "end" STILL_JOIN "of" STILL_JOIN "sentence") "'}}";
+  constexpr std::string_view kCallsEnd = "{{'" STILL_MARK("tool" STILL_JOIN "calls" STILL_JOIN "end")
+      STILL_MARK("end" STILL_JOIN "of" STILL_JOIN "sentence") "'}}";
   const std::string wrong = std::string(kCallsEnd) + "{%- endif %}{%- endfor %}";
   const std::string right = "{%- endif %}{%- endfor %}" + std::string(kCallsEnd);
   if (replace_all(text, wrong, right)) {
@@ -67,7 +70,8 @@ void trust_roles(jinja::Value& messages) {
   for (const jinja::Value& message : messages.list()->items) {
     if (!message.dict()) continue;
     for (auto& [key, value] : message.dict()->entries)
-      if (key.text()->bytes() == "role" && value.text() && std::ranges::find(kKnownRoles, value.text()->bytes()) != std::end(kKnownRoles))
+      if (key.text()->bytes() == "role" && value.text() &&
+          std::ranges::find(kKnownRoles, value.text()->bytes()) != std::end(kKnownRoles))
         value = jinja::Value::trusted(value.text()->bytes());
   }
 }
@@ -105,8 +109,9 @@ Status convert_arguments(JsonObject& message, bool as_object) {
 Result<JsonArray> prepare_messages(const ChatTemplate& chat_template, const ChatRequest& request) {
   const std::string& source = chat_template.source();
   const bool drops_thinking = chat_template.mentions("</think>");
-  const bool arguments_as_object = contains_any(source, {"arguments | tojson", "arguments|tojson", "arguments.items", "arguments|items",
-                                                         "arguments | items", "arguments is mapping", "arguments is string"});
+  const bool arguments_as_object =
+      contains_any(source, {"arguments | tojson", "arguments|tojson", "arguments.items", "arguments|items",
+                            "arguments | items", "arguments is mapping", "arguments is string"});
   const bool asks_for_none = contains_any(source, {"['content'] is none", "content is none"});
   JsonArray messages = request.messages;
   for (std::size_t i = 0; i < messages.size(); ++i) {
@@ -118,7 +123,8 @@ Result<JsonArray> prepare_messages(const ChatTemplate& chat_template, const Chat
     Json* content = message->if_contains("content");
     const bool has_calls = message->if_contains("tool_calls") && message->at("tool_calls").is_array();
     const bool is_empty = !content || (content->is_string() && content->get_string().empty());
-    if (has_calls && is_empty && (asks_for_none || !content)) (*message)["content"] = asks_for_none ? Json(nullptr) : Json("");
+    if (has_calls && is_empty && (asks_for_none || !content))
+      (*message)["content"] = asks_for_none ? Json(nullptr) : Json("");
     const bool stays_open = request.continue_final_message && i + 1 == messages.size();
     if (drops_thinking || stays_open || !content || !content->is_string()) continue;
     const std::string_view text = content->get_string();
@@ -132,11 +138,13 @@ Result<JsonArray> prepare_messages(const ChatTemplate& chat_template, const Chat
 
 // Cuts the text off behind the last message's content: what the template puts after it would end the turn.
 Status cut_after(RenderedChat& rendered, std::string_view content) {
-  while (!content.empty() && std::string_view(" \t\r\n").find(content.back()) != std::string_view::npos) content.remove_suffix(1);
+  while (!content.empty() && std::string_view(" \t\r\n").find(content.back()) != std::string_view::npos)
+    content.remove_suffix(1);
   const std::string text = rendered.text();
   const std::size_t at = text.rfind(content);
   if (content.empty() || at == std::string::npos)
-    return error(Code::kInvalidArgument, "the last message cannot be continued: the chat template does not repeat its text");
+    return error(Code::kInvalidArgument,
+                 "the last message cannot be continued: the chat template does not repeat its text");
   std::size_t left = at + content.size();
   for (std::size_t i = 0; i < rendered.segments.size(); ++i) {
     std::string& segment = rendered.segments[i].text;
@@ -170,7 +178,8 @@ std::string RenderedChat::text() const {
 
 Result<ChatTemplate> ChatTemplate::parse(std::string_view source, std::string_view name) {
   constexpr std::size_t kMaxSource = 1 << 20;
-  if (source.size() > kMaxSource) return error(Code::kCorrupt, "chat template of {}: {} bytes, at most {}", name, source.size(), kMaxSource);
+  if (source.size() > kMaxSource)
+    return error(Code::kCorrupt, "chat template of {}: {} bytes, at most {}", name, source.size(), kMaxSource);
   auto parsed = std::make_unique<Parsed>();
   parsed->name = name;
   parsed->source = source;
@@ -182,8 +191,10 @@ Result<ChatTemplate> ChatTemplate::parse(std::string_view source, std::string_vi
   return ChatTemplate(std::move(parsed));
 }
 
-Result<RenderedChat> ChatTemplate::render_segments(const Json& context, std::optional<std::chrono::system_clock::time_point> now) const {
-  if (!context.is_object()) return error(Code::kInvalidArgument, "chat template of {}: the variables are no object", parsed_->name);
+Result<RenderedChat> ChatTemplate::render_segments(const Json& context,
+                                                   std::optional<std::chrono::system_clock::time_point> now) const {
+  if (!context.is_object())
+    return error(Code::kInvalidArgument, "chat template of {}: the variables are no object", parsed_->name);
   try {
     jinja::Environment environment;
     environment.now = now;
@@ -204,9 +215,15 @@ Result<std::string> ChatTemplate::render(const Json& context) const {
   return rendered.text();
 }
 
-const std::string& ChatTemplate::name() const { return parsed_->name; }
-const std::string& ChatTemplate::source() const { return parsed_->source; }
-bool ChatTemplate::mentions(std::string_view word) const { return parsed_->source.find(word) != std::string::npos; }
+const std::string& ChatTemplate::name() const {
+  return parsed_->name;
+}
+const std::string& ChatTemplate::source() const {
+  return parsed_->source;
+}
+bool ChatTemplate::mentions(std::string_view word) const {
+  return parsed_->source.find(word) != std::string::npos;
+}
 
 Result<ChatTemplate> load_chat_template(std::string_view source, std::string_view name) {
   return ChatTemplate::parse(mend_template(source), name);
@@ -222,7 +239,8 @@ Result<RenderedChat> render_chat(const ChatTemplate& chat_template, const ChatRe
     const JsonObject& last = messages.back().get_object();
     const Json* content = last.if_contains("content");
     if (last.at("role").as_string() != "assistant" || !content || !content->is_string())
-      return error(Code::kInvalidArgument, "the last message cannot be continued: it is no assistant message with text");
+      return error(Code::kInvalidArgument,
+                   "the last message cannot be continued: it is no assistant message with text");
     last_content = content->get_string();
   }
   JsonObject context = request.variables;

@@ -39,7 +39,8 @@ class ChatTemplate {
   // not told apart: a template that runs too long fails the same way.
   // Roles are trusted if they are well-known words, for some templates build their marks from them ("<|user|>").
   Result<std::string> render(const Json& context) const;
-  Result<RenderedChat> render_segments(const Json& context, std::optional<std::chrono::system_clock::time_point> now = {}) const;
+  Result<RenderedChat> render_segments(const Json& context,
+                                       std::optional<std::chrono::system_clock::time_point> now = {}) const;
 
   const std::string& name() const;
   const std::string& source() const;
@@ -63,8 +64,8 @@ struct ChatRequest {
   std::optional<std::chrono::system_clock::time_point> now;
 };
 
-// Parses a template as a model file ships it, with known mistakes of published templates mended: DeepSeek's first R1 and V3
-// templates end a turn of tool calls only from the second call on, and open only the first such turn of a chat.
+// Parses a template as a model file ships it, with known mistakes of published templates mended: DeepSeek's first R1
+// and V3 templates end a turn of tool calls only from the second call on, and open only the first such turn of a chat.
 Result<ChatTemplate> load_chat_template(std::string_view source, std::string_view name);
 
 // Renders, with these corrections that every engine needs:

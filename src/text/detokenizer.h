@@ -23,7 +23,8 @@ class Utf8Stream {
 // Keeps a reference to the tokenizer. One per sequence; not thread-safe.
 class Detokenizer {
  public:
-  explicit Detokenizer(const Tokenizer& tokenizer, bool skip_special = true) : tokenizer_(tokenizer), skip_special_(skip_special) {}
+  explicit Detokenizer(const Tokenizer& tokenizer, bool skip_special = true)
+      : tokenizer_(tokenizer), skip_special_(skip_special) {}
   std::string add(TokenId id);
   std::string flush() { return stream_.flush(); }
 

@@ -35,7 +35,8 @@ inline size_t skip_class(std::string_view text, size_t pos, std::uint8_t wanted)
 
 // End of the run of characters with none of `unwanted` from pos.
 inline size_t skip_until_class(std::string_view text, size_t pos, std::uint8_t unwanted) {
-  for (Char c = read(text, pos); c.size > 0 && !(c.bits & unwanted); c = read(text, pos)) pos += static_cast<size_t>(c.size);
+  for (Char c = read(text, pos); c.size > 0 && !(c.bits & unwanted); c = read(text, pos))
+    pos += static_cast<size_t>(c.size);
   return pos;
 }
 
@@ -123,7 +124,8 @@ size_t modern_rule(std::string_view text, size_t pos) {
     for (int i = 0; i < MaxDigits && (c.bits & kN); ++i, c = read(text, end)) end += static_cast<size_t>(c.size);
     return end;
   }
-  if (const size_t end = match_spaced_other(text, pos, kSpace | kLetter | kN); end > pos) return skip_class(text, end, kNewline);
+  if (const size_t end = match_spaced_other(text, pos, kSpace | kLetter | kN); end > pos)
+    return skip_class(text, end, kNewline);
   if (const size_t end = match_line_ends(text, pos); end > pos) return end;
   return match_space_run(text, pos);
 }
@@ -142,9 +144,11 @@ size_t one_digit_rule(std::string_view text, size_t pos) {
   return c.bits & kN ? pos + static_cast<size_t>(c.size) : pos;
 }
 
-size_t digits_rule(std::string_view text, size_t pos) { return skip_class(text, pos, kN); }
+size_t digits_rule(std::string_view text, size_t pos) {
+  return skip_class(text, pos, kN);
+}
 
-// [一-龥぀-ゟ゠-ヿ]+  (CJK ideographs, hiragana, katakana)
+// [U+4E00-U+9FA5 U+3040-U+309F U+30A0-U+30FF]+  (CJK ideographs, hiragana, katakana)
 size_t cjk_kana_rule(std::string_view text, size_t pos) {
   for (;;) {
     const Char c = read(text, pos);
@@ -177,20 +181,23 @@ size_t deepseek_v3_rule(std::string_view text, size_t pos) {
 
 // The letters that DeepSeek-LLM's pattern lists: the cased letters of an older Unicode.
 constexpr std::pair<char32_t, char32_t> kDeepseekLlmLetters[] = {
-    {0x41, 0x5a},       {0x61, 0x7a},       {0xb5, 0xb5},       {0xc0, 0xd6},       {0xd8, 0xf6},       {0xf8, 0x1ba},
-    {0x1bc, 0x1bf},     {0x1c4, 0x293},     {0x295, 0x2af},     {0x370, 0x373},     {0x376, 0x377},     {0x37b, 0x37d},
-    {0x37f, 0x37f},     {0x386, 0x386},     {0x388, 0x38a},     {0x38c, 0x38c},     {0x38e, 0x3a1},     {0x3a3, 0x3f5},
-    {0x3f7, 0x481},     {0x48a, 0x52f},     {0x531, 0x556},     {0x10a0, 0x10c5},   {0x13a0, 0x13f5},   {0x13f8, 0x13fd},
-    {0x1c90, 0x1cba},   {0x1cbd, 0x1cbf},   {0x1d00, 0x1d2b},   {0x1d6b, 0x1d77},   {0x1d79, 0x1d9a},   {0x1e00, 0x1f15},
-    {0x1f18, 0x1f1d},   {0x1f20, 0x1f45},   {0x1f48, 0x1f4d},   {0x1f50, 0x1f57},   {0x1f59, 0x1f59},   {0x1f5b, 0x1f5b},
-    {0x1f5d, 0x1f5d},   {0x1f5f, 0x1f7d},   {0x1f80, 0x1fb4},   {0x1fb6, 0x1fbc},   {0x1fbe, 0x1fbe},   {0x1fc2, 0x1fc4},
-    {0x1fc6, 0x1fcc},   {0x1fd0, 0x1fd3},   {0x1fd6, 0x1fdb},   {0x1fe0, 0x1fec},   {0x1ff2, 0x1ff4},   {0x1ff6, 0x1ffc},
-    {0x2102, 0x2102},   {0x2107, 0x2107},   {0x210a, 0x2113},   {0x2115, 0x2115},   {0x2119, 0x211d},   {0x2124, 0x2124},
-    {0x2126, 0x2126},   {0x2128, 0x2128},   {0x212a, 0x212d},   {0x212f, 0x2134},   {0x2139, 0x2139},   {0x213c, 0x213f},
-    {0x2145, 0x2149},   {0x214e, 0x214e},   {0x2183, 0x2184},   {0x2c00, 0x2c7b},   {0x2c7e, 0x2ce4},   {0x2ceb, 0x2cee},
-    {0x2cf2, 0x2cf3},   {0xa640, 0xa66d},   {0xa680, 0xa69b},   {0xa722, 0xa76f},   {0xa771, 0xa787},   {0xa78b, 0xa78e},
-    {0xab70, 0xabbf},   {0xfb00, 0xfb06},   {0xfb13, 0xfb17},   {0xff21, 0xff3a},   {0xff41, 0xff5a},   {0x10400, 0x1044f},
-    {0x104b0, 0x104d3}, {0x104d8, 0x104fb}, {0x10c80, 0x10cb2}, {0x10cc0, 0x10cf2}, {0x118a0, 0x118df}, {0x1e900, 0x1e943},
+    {0x41, 0x5a},       {0x61, 0x7a},       {0xb5, 0xb5},       {0xc0, 0xd6},       {0xd8, 0xf6},
+    {0xf8, 0x1ba},      {0x1bc, 0x1bf},     {0x1c4, 0x293},     {0x295, 0x2af},     {0x370, 0x373},
+    {0x376, 0x377},     {0x37b, 0x37d},     {0x37f, 0x37f},     {0x386, 0x386},     {0x388, 0x38a},
+    {0x38c, 0x38c},     {0x38e, 0x3a1},     {0x3a3, 0x3f5},     {0x3f7, 0x481},     {0x48a, 0x52f},
+    {0x531, 0x556},     {0x10a0, 0x10c5},   {0x13a0, 0x13f5},   {0x13f8, 0x13fd},   {0x1c90, 0x1cba},
+    {0x1cbd, 0x1cbf},   {0x1d00, 0x1d2b},   {0x1d6b, 0x1d77},   {0x1d79, 0x1d9a},   {0x1e00, 0x1f15},
+    {0x1f18, 0x1f1d},   {0x1f20, 0x1f45},   {0x1f48, 0x1f4d},   {0x1f50, 0x1f57},   {0x1f59, 0x1f59},
+    {0x1f5b, 0x1f5b},   {0x1f5d, 0x1f5d},   {0x1f5f, 0x1f7d},   {0x1f80, 0x1fb4},   {0x1fb6, 0x1fbc},
+    {0x1fbe, 0x1fbe},   {0x1fc2, 0x1fc4},   {0x1fc6, 0x1fcc},   {0x1fd0, 0x1fd3},   {0x1fd6, 0x1fdb},
+    {0x1fe0, 0x1fec},   {0x1ff2, 0x1ff4},   {0x1ff6, 0x1ffc},   {0x2102, 0x2102},   {0x2107, 0x2107},
+    {0x210a, 0x2113},   {0x2115, 0x2115},   {0x2119, 0x211d},   {0x2124, 0x2124},   {0x2126, 0x2126},
+    {0x2128, 0x2128},   {0x212a, 0x212d},   {0x212f, 0x2134},   {0x2139, 0x2139},   {0x213c, 0x213f},
+    {0x2145, 0x2149},   {0x214e, 0x214e},   {0x2183, 0x2184},   {0x2c00, 0x2c7b},   {0x2c7e, 0x2ce4},
+    {0x2ceb, 0x2cee},   {0x2cf2, 0x2cf3},   {0xa640, 0xa66d},   {0xa680, 0xa69b},   {0xa722, 0xa76f},
+    {0xa771, 0xa787},   {0xa78b, 0xa78e},   {0xab70, 0xabbf},   {0xfb00, 0xfb06},   {0xfb13, 0xfb17},
+    {0xff21, 0xff3a},   {0xff41, 0xff5a},   {0x10400, 0x1044f}, {0x104b0, 0x104d3}, {0x104d8, 0x104fb},
+    {0x10c80, 0x10cb2}, {0x10cc0, 0x10cf2}, {0x118a0, 0x118df}, {0x1e900, 0x1e943},
 };
 
 bool is_deepseek_llm_letter(char32_t code) {
@@ -199,14 +206,18 @@ bool is_deepseek_llm_letter(char32_t code) {
   return range != std::begin(kDeepseekLlmLetters) && code <= std::prev(range)->second;
 }
 
-// [!-/:-~！-／：-～‘-‟　-。]
+// [!-/:-~ U+FF01-U+FF0F U+FF1A-U+FF5E U+2018-U+201F U+3000-U+3002]
 bool is_deepseek_llm_punctuation(char32_t c) {
-  return (c >= '!' && c <= '/') || (c >= ':' && c <= '~') || (c >= 0xff01 && c <= 0xff0f) || (c >= 0xff1a && c <= 0xff5e) ||
-         (c >= 0x2018 && c <= 0x201f) || (c >= 0x3000 && c <= 0x3002);
+  return (c >= '!' && c <= '/') || (c >= ':' && c <= '~') || (c >= 0xff01 && c <= 0xff0f) ||
+         (c >= 0xff1a && c <= 0xff5e) || (c >= 0x2018 && c <= 0x201f) || (c >= 0x3000 && c <= 0x3002);
 }
 
-bool is_letter(char32_t c) { return char_class(c) & kL; }
-bool is_punctuation(char32_t c) { return char_class(c) & kP; }
+bool is_letter(char32_t c) {
+  return char_class(c) & kL;
+}
+bool is_punctuation(char32_t c) {
+  return char_class(c) & kP;
+}
 
 // \s?[...]+ with the set given as a predicate. The optional space is tried first, then the set alone
 // (U+3000 is in both).
@@ -224,9 +235,12 @@ size_t spaced_set_rule(std::string_view text, size_t pos) {
   return skip_set(pos);
 }
 
-size_t newline_rule(std::string_view text, size_t pos) { return read(text, pos).bits & kNewline ? pos + 1 : pos; }
+size_t newline_rule(std::string_view text, size_t pos) {
+  return read(text, pos).bits & kNewline ? pos + 1 : pos;
+}
 
-// \s+$ . Inside a run nothing can match that did not match at its start: without that check a long run costs its square.
+// \s+$ . Inside a run nothing can match that did not match at its start: without that check a long run costs its
+// square.
 size_t trailing_space_rule(std::string_view text, size_t pos) {
   for (size_t back = 1; back <= 4 && back <= pos; ++back) {
     const Char previous = read(text, pos - back);
@@ -236,7 +250,7 @@ size_t trailing_space_rule(std::string_view text, size_t pos) {
   return end == text.size() ? end : pos;
 }
 
-// [一-龥ࠀ-一가-퟿]+
+// [U+4E00-U+9FA5 U+0800-U+4E00 U+AC00-U+D7FF]+
 size_t cjk_hangul_rule(std::string_view text, size_t pos) {
   for (;;) {
     const Char c = read(text, pos);
@@ -249,7 +263,8 @@ size_t cjk_hangul_rule(std::string_view text, size_t pos) {
 size_t punctuation_rule(std::string_view text, size_t pos) {
   for (;;) {
     const Char c = read(text, pos);
-    const bool listed = c.code < 128 && std::string_view("$+<=>^~|").find(static_cast<char>(c.code)) != std::string_view::npos;
+    const bool listed =
+        c.code < 128 && std::string_view("$+<=>^~|").find(static_cast<char>(c.code)) != std::string_view::npos;
     if (c.size == 0 || !((c.bits & kP) || listed)) return pos;
     pos += static_cast<size_t>(c.size);
   }
@@ -263,18 +278,36 @@ size_t three_ascii_digits_rule(std::string_view text, size_t pos) {
   return pos + 3;
 }
 
-constexpr std::string_view kDefault = "default", kGpt2 = "gpt-2", kSmollm = "smollm", kQwen2 = "qwen2", kQwen35 = "qwen35",
-                           kLlama3 = "llama-bpe", kDeepseekV3 = "deepseek-v3", kDeepseekLlm = "deepseek-llm",
-                           kDeepseekCoder = "deepseek-coder";
+constexpr std::string_view kDefault = "default", kGpt2 = "gpt-2", kSmollm = "smollm", kQwen2 = "qwen2",
+                           kQwen35 = "qwen35", kLlama3 = "llama-bpe", kDeepseekV3 = "deepseek-v3",
+                           kDeepseekLlm = "deepseek-llm", kDeepseekCoder = "deepseek-coder";
 
 // Other names of GGUF files for the same splits.
 constexpr std::pair<std::string_view, std::string_view> kAliases[] = {
-    {"", kDefault},           {"mpt", kGpt2},           {"olmo", kGpt2},          {"phi-2", kGpt2},
-    {"jais", kGpt2},          {"trillion", kGpt2},      {"starcoder", kSmollm},   {"refact", kSmollm},
-    {"command-r", kSmollm},   {"codeshell", kSmollm},   {"exaone", kSmollm},      {"minerva-7b", kSmollm},
-    {"deepseek-r1-qwen", kQwen2}, {"stablelm2", kQwen2}, {"hunyuan", kQwen2},     {"megrez", kQwen2},
-    {"llama3", kLlama3},      {"llama-v3", kLlama3},    {"dbrx", kLlama3},        {"smaug-bpe", kLlama3},
-    {"chatglm-bpe", kLlama3}, {"glm4", kLlama3},        {"falcon3", kLlama3},     {"deepseek-r1", kDeepseekV3},
+    {"", kDefault},
+    {"mpt", kGpt2},
+    {"olmo", kGpt2},
+    {"phi-2", kGpt2},
+    {"jais", kGpt2},
+    {"trillion", kGpt2},
+    {"starcoder", kSmollm},
+    {"refact", kSmollm},
+    {"command-r", kSmollm},
+    {"codeshell", kSmollm},
+    {"exaone", kSmollm},
+    {"minerva-7b", kSmollm},
+    {"deepseek-r1-qwen", kQwen2},
+    {"stablelm2", kQwen2},
+    {"hunyuan", kQwen2},
+    {"megrez", kQwen2},
+    {"llama3", kLlama3},
+    {"llama-v3", kLlama3},
+    {"dbrx", kLlama3},
+    {"smaug-bpe", kLlama3},
+    {"chatglm-bpe", kLlama3},
+    {"glm4", kLlama3},
+    {"falcon3", kLlama3},
+    {"deepseek-r1", kDeepseekV3},
     {"hunyuan-dense", kDeepseekV3},
 };
 
@@ -290,8 +323,9 @@ PreTokenizer make_pre_tokenizer(std::string_view name) {
             {newline_rule, spaced_set_rule<is_deepseek_llm_letter>, spaced_set_rule<is_deepseek_llm_punctuation>,
              trailing_space_rule, cjk_hangul_rule, one_digit_rule}};
   if (name == kDeepseekCoder)
-    return {kDeepseekCoder,
-            {newline_rule, spaced_set_rule<is_letter>, spaced_set_rule<is_punctuation>, cjk_hangul_rule, one_digit_rule}};
+    return {
+        kDeepseekCoder,
+        {newline_rule, spaced_set_rule<is_letter>, spaced_set_rule<is_punctuation>, cjk_hangul_rule, one_digit_rule}};
   if (name == kDefault) return {kDefault, {punctuation_rule, gpt2_rule, digits_rule, three_ascii_digits_rule}};
   return {};
 }
@@ -328,7 +362,8 @@ constexpr KnownPattern kKnownPatterns[] = {
     {"Split (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
      "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+\n",
      kQwen2},
-    {"Split (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|"
+    {"Split (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| "
+     "?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|"
      "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+\n",
      kQwen35},
     {"Split (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
@@ -338,7 +373,8 @@ constexpr KnownPattern kKnownPatterns[] = {
      "Split [!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
      " ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+\n",
      kDeepseekV3},
-    {"Split [\r\n]\nSplit \\s?\\p{L}+\nSplit \\s?\\p{P}+\nSplit [\xe4\xb8\x80-\xe9\xbe\xa5\xe0\xa0\x80-\xe4\xb8\x80\xea\xb0\x80-"
+    {"Split [\r\n]\nSplit \\s?\\p{L}+\nSplit \\s?\\p{P}+\nSplit "
+     "[\xe4\xb8\x80-\xe9\xbe\xa5\xe0\xa0\x80-\xe4\xb8\x80\xea\xb0\x80-"
      "\xed\x9f\xbf]+\ndigit\n",
      kDeepseekCoder},
 };
@@ -373,10 +409,11 @@ Result<PreTokenizer> find_pre_tokenizer(std::string_view name) {
     if (name == alias) return make_pre_tokenizer(target);
   PreTokenizer found = make_pre_tokenizer(name);
   if (found.rules.empty()) {
-    return error(Code::kUnsupported,
-                 "tokenizer: pre-tokenizer \"{}\" is not known; known are default, gpt-2, smollm, qwen2, qwen35, llama-bpe, "
-                 "deepseek-v3, deepseek-llm, deepseek-coder and their aliases",
-                 name);
+    return error(
+        Code::kUnsupported,
+        "tokenizer: pre-tokenizer \"{}\" is not known; known are default, gpt-2, smollm, qwen2, qwen35, llama-bpe, "
+        "deepseek-v3, deepseek-llm, deepseek-coder and their aliases",
+        name);
   }
   return found;
 }

@@ -16,19 +16,19 @@ namespace still {
 using SplitRule = std::size_t (*)(std::string_view piece, std::size_t pos);
 
 struct PreTokenizer {
-  std::string_view name;          // one of the names that GGUF files use (tokenizer.ggml.pre)
+  std::string_view name;  // one of the names that GGUF files use (tokenizer.ggml.pre)
   std::vector<SplitRule> rules;
 };
 
-// By GGUF name ("gpt-2", "smollm", "qwen2", "deepseek-r1-qwen", "llama-bpe", "deepseek-v3", "deepseek-llm", "default", ...).
-// kUnsupported for a name not known: a wrong split would silently give other tokens.
+// By GGUF name ("gpt-2", "smollm", "qwen2", "deepseek-r1-qwen", "llama-bpe", "deepseek-v3", "deepseek-llm", "default",
+// ...). kUnsupported for a name not known: a wrong split would silently give other tokens.
 Result<PreTokenizer> find_pre_tokenizer(std::string_view name);
 
 // One step of a tokenizer.json's pre_tokenizer, in the form it is recognised by.
 struct PreTokenizerStep {
-  std::string type;    // "Split", "Digits", "ByteLevel"
-  std::string regex;   // of a Split
-  bool flag = false;   // ByteLevel: use_regex; Digits: individual_digits
+  std::string type;   // "Split", "Digits", "ByteLevel"
+  std::string regex;  // of a Split
+  bool flag = false;  // ByteLevel: use_regex; Digits: individual_digits
 };
 
 // The name whose splits equal those steps; kUnsupported names the first pattern not known.

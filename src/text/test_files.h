@@ -1,7 +1,6 @@
-// For the tests of text/ only: files of testdata/text, and the vocabulary of a GGUF file. files/ has the real reader, but
-// it stands beside text/ and may not be included here.
+// For the tests of text/ only: files of testdata/text, and the vocabulary of a GGUF file. files/ has the real reader,
+// but it stands beside text/ and may not be included here.
 #pragma once
-
 
 #include <cstdlib>
 #include <cstring>
@@ -22,7 +21,9 @@ inline std::string read_file(const std::string& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-inline std::string testdata(const std::string& name) { return std::string(STILL_SOURCE_DIR) + "/testdata/text/" + name; }
+inline std::string testdata(const std::string& name) {
+  return std::string(STILL_SOURCE_DIR) + "/testdata/text/" + name;
+}
 
 inline Json read_json(const std::string& path) {
   auto json = parse_json(read_file(path), path);
@@ -30,7 +31,9 @@ inline Json read_json(const std::string& path) {
   return *json;
 }
 
-inline std::string to_string(const Json& json) { return std::string(json.as_string()); }
+inline std::string to_string(const Json& json) {
+  return std::string(json.as_string());
+}
 
 inline std::vector<TokenId> to_ids(const Json& json) {
   std::vector<TokenId> ids;
@@ -78,8 +81,10 @@ inline GgufVocabulary read_gguf_vocabulary(const std::string& path) {
       for (auto count = read(std::uint64_t{}); count > 0; --count) {
         if (element == 8) {
           std::string text = read_string();
-          if (key == "tokenizer.ggml.tokens") data.tokens.push_back(std::move(text));
-          else if (key == "tokenizer.ggml.merges") data.merges.push_back(std::move(text));
+          if (key == "tokenizer.ggml.tokens")
+            data.tokens.push_back(std::move(text));
+          else if (key == "tokenizer.ggml.merges")
+            data.merges.push_back(std::move(text));
         } else {
           if (key == "tokenizer.ggml.token_type") data.types.push_back(static_cast<TokenType>(bytes[pos]));
           pos += kSizes[element];

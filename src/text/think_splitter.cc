@@ -13,7 +13,9 @@ constexpr std::string_view kSpaces = " \t\r\n";
 std::optional<TokenId> find_tag(const Tokenizer& tokenizer, std::string_view tag) {
   const auto id = tokenizer.find(tag);
   // A tag that merging may produce from plain text is no tag.
-  return id && tokenizer.token_type(*id) != TokenType::kNormal && tokenizer.token_type(*id) != TokenType::kUnused ? id : std::nullopt;
+  return id && tokenizer.token_type(*id) != TokenType::kNormal && tokenizer.token_type(*id) != TokenType::kUnused
+             ? id
+             : std::nullopt;
 }
 
 // Length of the longest end of `text` that is a beginning of `tag`.
@@ -25,7 +27,9 @@ std::size_t partial_tag(std::string_view text, std::string_view tag) {
 
 }  // namespace
 
-ThinkTokens find_think_tokens(const Tokenizer& tokenizer) { return {find_tag(tokenizer, kBegin), find_tag(tokenizer, kEnd)}; }
+ThinkTokens find_think_tokens(const Tokenizer& tokenizer) {
+  return {find_tag(tokenizer, kBegin), find_tag(tokenizer, kEnd)};
+}
 
 bool prompt_ends_in_thinking(const Tokenizer& tokenizer, std::span<const TokenId> prompt) {
   const ThinkTokens tokens = find_think_tokens(tokenizer);
@@ -44,7 +48,9 @@ bool prompt_ends_in_thinking(const Tokenizer& tokenizer, std::span<const TokenId
 }
 
 ThinkSplitter::ThinkSplitter(const Tokenizer& tokenizer, bool starts_inside)
-    : tokenizer_(tokenizer), tokens_(find_think_tokens(tokenizer)), detokenizer_(tokenizer),
+    : tokenizer_(tokenizer),
+      tokens_(find_think_tokens(tokenizer)),
+      detokenizer_(tokenizer),
       state_(starts_inside ? State::kThinking : State::kStart) {}
 
 void ThinkSplitter::open() {
@@ -136,7 +142,8 @@ void ThinkSplitter::take_tagged_text(std::string text, std::vector<ThinkEvent>& 
     if (at_beginning_) {
       const std::size_t word = std::min(text.find_first_not_of("\r\n"), text.size());
       const std::string_view rest = std::string_view(text).substr(word);
-      if (rest.starts_with(kBegin)) text.erase(0, word + kBegin.size());
+      if (rest.starts_with(kBegin))
+        text.erase(0, word + kBegin.size());
       else if (!rest.empty() && kBegin.starts_with(rest)) {
         held_ = std::move(text);
         return;

@@ -1,7 +1,7 @@
-// Separates reasoning from answer in the stream of generated tokens. The tags are the tokens <think> and </think> of the
-// vocabulary where it has them, so text that merely looks like a tag stays text; otherwise they are looked for in the text.
-// Rules: the first </think> ends the reasoning; without one everything is reasoning; <think> opens it only before any
-// other text; line ends at the beginning of reasoning and of the answer after it are dropped.
+// Separates reasoning from answer in the stream of generated tokens. The tags are the tokens <think> and </think> of
+// the vocabulary where it has them, so text that merely looks like a tag stays text; otherwise they are looked for in
+// the text. Rules: the first </think> ends the reasoning; without one everything is reasoning; <think> opens it only
+// before any other text; line ends at the beginning of reasoning and of the answer after it are dropped.
 #pragma once
 
 #include <optional>
@@ -39,7 +39,7 @@ class ThinkSplitter {
   std::vector<ThinkEvent> finish();  // what was held back
 
   bool is_inside() const { return state_ == State::kThinking; }
-  bool was_closed() const { return was_closed_; }                  // a </think> came
+  bool was_closed() const { return was_closed_; }                        // a </think> came
   std::int64_t n_thinking_tokens() const { return n_thinking_tokens_; }  // tags not counted
 
  private:
@@ -54,8 +54,8 @@ class ThinkSplitter {
   ThinkTokens tokens_;
   Detokenizer detokenizer_;
   State state_;
-  std::string held_;             // white space before the first word, or the beginning of a tag in text
-  bool at_beginning_ = true;     // of the reasoning, or of the answer after it: line ends are dropped
+  std::string held_;          // white space before the first word, or the beginning of a tag in text
+  bool at_beginning_ = true;  // of the reasoning, or of the answer after it: line ends are dropped
   bool was_closed_ = false;
   std::int64_t n_thinking_tokens_ = 0;
 };

@@ -16,7 +16,8 @@ TEST(Utf8Stream, NeverSplitsCharacters) {
   EXPECT_EQ(stream.add("\xf0\x9f\x98"), "");
   EXPECT_EQ(stream.add("x"), "\xef\xbf\xbdx");
   EXPECT_EQ(stream.add("\xff"), "\xef\xbf\xbd");
-  EXPECT_EQ(stream.add("\xed\xa0\x80"), "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd");  // a surrogate: known invalid at its second byte
+  EXPECT_EQ(stream.add("\xed\xa0\x80"),
+            "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd");  // a surrogate: known invalid at its second byte
   EXPECT_EQ(stream.add("\xc3"), "");
   EXPECT_EQ(stream.flush(), "\xef\xbf\xbd");
   EXPECT_EQ(stream.flush(), "");
@@ -29,7 +30,9 @@ TEST(Utf8Stream, GivesTheSameTextInPiecesOfAnySize) {
   for (int round = 0; round < 500; ++round) {
     std::string bytes;
     for (std::int64_t n = rng.below(40); n > 0; --n)
-      bytes += std::vector<std::string>{"a", "\xc3\xa9", "\xe4\xbd\xa0", "\xf0\x9f\x98\x80", "\xff", "\xe4", "\x80", "\xf0\x9f"}[static_cast<std::size_t>(rng.below(8))];
+      bytes += std::vector<std::string>{"a",    "\xc3\xa9", "\xe4\xbd\xa0", "\xf0\x9f\x98\x80",
+                                        "\xff", "\xe4",     "\x80",         "\xf0\x9f"}[static_cast<std::size_t>(
+          rng.below(8))];
     Utf8Stream whole, pieces;
     std::string want = whole.add(bytes);
     want += whole.flush();
@@ -70,7 +73,9 @@ Split split(const Tokenizer& tokenizer, const std::vector<TokenId>& ids, bool st
 // With tag tokens, and with a vocabulary that has none.
 Tokenizer without_think() {
   auto data = read_tokenizer_json(test::read_file(test::testdata("small_tokenizers/gpt-2.json")), "");
-  std::erase_if(data->added, [&](const AddedToken& token) { return data->tokens[static_cast<std::size_t>(token.id)].find("think") != std::string::npos; });
+  std::erase_if(data->added, [&](const AddedToken& token) {
+    return data->tokens[static_cast<std::size_t>(token.id)].find("think") != std::string::npos;
+  });
   for (std::size_t i = 0; i < data->tokens.size(); ++i)
     if (data->tokens[i].find("think") != std::string::npos) data->types[i] = TokenType::kUnused;
   return std::move(*Tokenizer::make(std::move(*data)));
@@ -127,7 +132,9 @@ TEST(ThinkSplitter, TakesSpelledTagsForText) {
 
 TEST(ThinkSplitter, KnowsWhetherAPromptEndsInside) {
   for (const Tokenizer& tokenizer : {test::small_tokenizer("gpt-2"), without_think()}) {
-    const auto ends_inside = [&](std::string_view text) { return prompt_ends_in_thinking(tokenizer, tokenizer.encode(text)); };
+    const auto ends_inside = [&](std::string_view text) {
+      return prompt_ends_in_thinking(tokenizer, tokenizer.encode(text));
+    };
     EXPECT_TRUE(ends_inside("hello<|im_end|><think>\n"));
     EXPECT_TRUE(ends_inside("<think>"));
     EXPECT_TRUE(ends_inside("<|im_start|><think>\nlet me"));

@@ -30,7 +30,8 @@ constexpr std::array<char32_t, 256> kByteToChar = [] {
 constexpr std::array<std::int16_t, 512> kCharToByte = [] {
   std::array<std::int16_t, 512> table{};
   for (auto& byte : table) byte = -1;
-  for (int byte = 0; byte < 256; ++byte) table[kByteToChar[static_cast<size_t>(byte)]] = static_cast<std::int16_t>(byte);
+  for (int byte = 0; byte < 256; ++byte)
+    table[kByteToChar[static_cast<size_t>(byte)]] = static_cast<std::int16_t>(byte);
   return table;
 }();
 
@@ -85,16 +86,38 @@ std::uint64_t pair_key(TokenId left, TokenId right) {
 
 // A user-defined token that a model reads as a mark of structure, as "<think>" or "[INST]", and not as a run of text.
 bool looks_like_markup(std::string_view text) {
-  return text.size() >= 3 && ((text.front() == '<' && text.back() == '>') || (text.front() == '[' && text.back() == ']'));
+  return text.size() >= 3 &&
+         ((text.front() == '<' && text.back() == '>') || (text.front() == '[' && text.back() == ']'));
 }
 
-// Spellings that end an answer, in any vocabulary. A stray user turn is an end too: the model began to speak for the user.
+// Spellings that end an answer, in any vocabulary. A stray user turn is an end too: the model began to speak for the
+// user.
 constexpr std::string_view kEndSpellings[] = {
-    "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<|EOT|>", "<EOT>", "_<EOT>",
-    "[EOT]", "[EOS]", "</s>", "<eos>", "<end_of_turn>", "<end_of_utterance>", "<|return|>", "<|call|>",
-    "<\xef\xbd\x9c" "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<|EOT|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "</s>",
+    "<eos>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<|return|>",
+    "<|call|>",
+    "<\xef\xbd\x9c"
+    "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>",
     "<\xef\xbd\x9cUser\xef\xbd\x9c>",
-    "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<reponame>", "<file_sep>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<reponame>",
+    "<file_sep>",
 };
 
 constexpr size_t kShortWord = 40;  // bytes; up to here a scan for the best pair beats a heap
@@ -134,7 +157,8 @@ const Tokenizer::PairTable::Entry* Tokenizer::PairTable::find(std::uint64_t key)
 
 Result<Tokenizer> Tokenizer::make(TokenizerData data) {
   if (data.model != "gpt2")
-    return error(Code::kUnsupported, "tokenizer: model \"{}\" is not computed, only byte-level BPE (\"gpt2\")", data.model);
+    return error(Code::kUnsupported, "tokenizer: model \"{}\" is not computed, only byte-level BPE (\"gpt2\")",
+                 data.model);
   const size_t n = data.tokens.size();
   if (n == 0 || n > (size_t{1} << 30)) return error(Code::kCorrupt, "tokenizer: {} tokens", n);
   if (data.types.empty()) data.types.assign(n, TokenType::kNormal);
@@ -143,8 +167,11 @@ Result<Tokenizer> Tokenizer::make(TokenizerData data) {
   size_t total = 0;
   for (const std::string& token : data.tokens) total += token.size();
   if (total > 0xffffffffu) return error(Code::kCorrupt, "tokenizer: the tokens have {} bytes", total);
-  const std::pair<std::string_view, TokenId*> named[] = {
-      {"bos", &data.bos}, {"eos", &data.eos}, {"eot", &data.eot}, {"unknown", &data.unknown}, {"padding", &data.padding}};
+  const std::pair<std::string_view, TokenId*> named[] = {{"bos", &data.bos},
+                                                         {"eos", &data.eos},
+                                                         {"eot", &data.eot},
+                                                         {"unknown", &data.unknown},
+                                                         {"padding", &data.padding}};
   for (const auto& [name, id] : named)
     if (*id < -1 || *id >= static_cast<TokenId>(n))
       return error(Code::kCorrupt, "tokenizer: {} token id {} is outside the vocabulary of {}", name, *id, n);
@@ -154,7 +181,8 @@ Result<Tokenizer> Tokenizer::make(TokenizerData data) {
   Tokenizer tokenizer;
   STILL_TRY(tokenizer.pre_tokenizer_, find_pre_tokenizer(data.pre));
   const std::string_view llama3_names[] = {"llama3", "llama-v3", "llama-bpe", "falcon3"};
-  tokenizer.ignore_merges_ = data.ignore_merges.value_or(std::ranges::find(llama3_names, data.pre) != std::end(llama3_names));
+  tokenizer.ignore_merges_ =
+      data.ignore_merges.value_or(std::ranges::find(llama3_names, data.pre) != std::end(llama3_names));
   tokenizer.data_ = std::move(data);
   tokenizer.build_bytes();
   STILL_TRY_STATUS(tokenizer.build_merges());
@@ -185,13 +213,15 @@ void Tokenizer::build_bytes() {
     unsigned value = 0;
     if (data_.types[i] == TokenType::kNormal) {
       append_spelled_bytes(bytes_, text);
-    } else if (data_.types[i] == TokenType::kByte && text.size() == 6 && std::sscanf(text.c_str(), "<0x%2X>", &value) == 1) {
+    } else if (data_.types[i] == TokenType::kByte && text.size() == 6 &&
+               std::sscanf(text.c_str(), "<0x%2X>", &value) == 1) {
       bytes_ += static_cast<char>(value);
     } else {
       bytes_ += text;
     }
     bytes_at_.push_back(static_cast<std::uint32_t>(bytes_.size()));
-    insert(by_text_, text, id, [&](TokenId other) { return std::string_view(data_.tokens[static_cast<size_t>(other)]); });
+    insert(by_text_, text, id,
+           [&](TokenId other) { return std::string_view(data_.tokens[static_cast<size_t>(other)]); });
     if (data_.types[i] == TokenType::kNormal) {
       insert(by_bytes_, token_bytes(id), id, [&](TokenId other) { return token_bytes(other); });
     }
@@ -211,7 +241,8 @@ Status Tokenizer::build_merges() {
     const std::string& merge = data_.merges[rank];
     const size_t space = merge.find(' ', 1);
     if (merge.empty() || space == std::string::npos || space + 1 == merge.size())
-      return error(Code::kCorrupt, "tokenizer: merge {} is \"{}\", expected two tokens with a space between", rank, merge);
+      return error(Code::kCorrupt, "tokenizer: merge {} is \"{}\", expected two tokens with a space between", rank,
+                   merge);
     const std::string_view left = std::string_view(merge).substr(0, space);
     const std::string_view right = std::string_view(merge).substr(space + 1);
     joined.assign(left);
@@ -219,7 +250,9 @@ Status Tokenizer::build_merges() {
     const auto left_id = find(left), right_id = find(right), merged_id = find(joined);
     if (!left_id || !right_id || !merged_id)
       return error(Code::kCorrupt, "tokenizer: merge {}: \"{}\" is not in the vocabulary", rank,
-                   !left_id ? left : !right_id ? right : std::string_view(joined));
+                   !left_id    ? left
+                   : !right_id ? right
+                               : std::string_view(joined));
     merges_.insert(pair_key(*left_id, *right_id), static_cast<std::int32_t>(rank), *merged_id);
   }
   data_.merges.clear();
@@ -259,13 +292,14 @@ Status Tokenizer::build_added_tokens() {
   for (size_t i = 0; i < data_.added.size(); ++i) {
     const AddedToken& added = data_.added[i];
     if (added.id < 0 || added.id >= static_cast<TokenId>(data_.tokens.size()))
-      return error(Code::kCorrupt, "tokenizer: added token id {} is outside the vocabulary of {}", added.id, data_.tokens.size());
+      return error(Code::kCorrupt, "tokenizer: added token id {} is outside the vocabulary of {}", added.id,
+                   data_.tokens.size());
     const std::string& text = data_.tokens[static_cast<size_t>(added.id)];
     is_markup_.push_back(added.special || looks_like_markup(text));
     if (text.empty()) continue;
     // Without a normaliser both kinds match the same text, but the raw ones are still cut out first.
-    add_to_trie(added.normalized ? normalized_trie_ : raw_trie_, added.normalized && data_.normalize_nfc ? normalize_nfc(text) : text,
-                static_cast<std::int32_t>(i));
+    add_to_trie(added.normalized ? normalized_trie_ : raw_trie_,
+                added.normalized && data_.normalize_nfc ? normalize_nfc(text) : text, static_cast<std::int32_t>(i));
   }
   return ok();
 }
@@ -307,7 +341,9 @@ std::vector<TokenId> Tokenizer::encode_runs(std::span<const TextRun> runs) const
 // (0: no markup may come from it), or is empty: all may.
 void Tokenizer::encode_marked(Encoding& encoding, const Trie& trie, std::string_view text, std::string_view trust,
                               bool raw) const {
-  const auto trust_of = [&](size_t begin, size_t end) { return trust.empty() ? trust : trust.substr(begin, end - begin); };
+  const auto trust_of = [&](size_t begin, size_t end) {
+    return trust.empty() ? trust : trust.substr(begin, end - begin);
+  };
   const auto pass_on = [&](size_t begin, size_t end) {
     if (begin == end) return;
     const std::string_view part = text.substr(begin, end - begin);
@@ -490,7 +526,8 @@ void Tokenizer::merge_long(Encoding& encoding, std::string_view word) const {
     push(left.previous);
     push(best.at);
   }
-  for (std::int64_t at = 0; at >= 0; at = nodes[static_cast<size_t>(at)].next) encoding.ids.push_back(nodes[static_cast<size_t>(at)].id);
+  for (std::int64_t at = 0; at >= 0; at = nodes[static_cast<size_t>(at)].next)
+    encoding.ids.push_back(nodes[static_cast<size_t>(at)].id);
 }
 
 std::string Tokenizer::decode(std::span<const TokenId> ids, bool skip_special) const {

@@ -1,7 +1,7 @@
-// Byte-level byte pair encoding (Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2): text to token ids and back.
-// Added tokens are cut out first (leftmost, longest), then the pre-tokeniser cuts words, then merges join bytes, the
-// lowest rank first and of equal ranks the leftmost. Ids equal those of the Hugging Face tokenizers library.
-// Not here: SentencePiece and WordPiece vocabularies (refused by name), reading GGUF (files/ fills TokenizerData).
+// Byte-level byte pair encoding (Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2): text to token ids and
+// back. Added tokens are cut out first (leftmost, longest), then the pre-tokeniser cuts words, then merges join bytes,
+// the lowest rank first and of equal ranks the leftmost. Ids equal those of the Hugging Face tokenizers library. Not
+// here: SentencePiece and WordPiece vocabularies (refused by name), reading GGUF (files/ fills TokenizerData).
 #pragma once
 
 #include <array>
@@ -40,14 +40,14 @@ struct AddedToken {
 };
 
 struct TokenizerData {
-  std::string model = "gpt2";          // tokenizer.ggml.model; only "gpt2" (byte-level BPE) is computed
-  std::string pre;                     // tokenizer.ggml.pre, see find_pre_tokenizer
-  std::vector<std::string> tokens;     // by id, in the byte-to-character spelling of GPT-2 ("\u0120Hello")
-  std::vector<TokenType> types;        // by id; may be empty: all normal
-  std::vector<std::string> merges;     // "left right", best first
-  std::vector<AddedToken> added;       // may be empty: then made from the types control, user_defined and unknown
+  std::string model = "gpt2";       // tokenizer.ggml.model; only "gpt2" (byte-level BPE) is computed
+  std::string pre;                  // tokenizer.ggml.pre, see find_pre_tokenizer
+  std::vector<std::string> tokens;  // by id, in the byte-to-character spelling of GPT-2 ("\u0120Hello")
+  std::vector<TokenType> types;     // by id; may be empty: all normal
+  std::vector<std::string> merges;  // "left right", best first
+  std::vector<AddedToken> added;    // may be empty: then made from the types control, user_defined and unknown
   TokenId bos = -1, eos = -1, eot = -1, unknown = -1, padding = -1;  // -1: the model has none
-  bool add_bos = false, add_eos = false;  // what encode does with add_special
+  bool add_bos = false, add_eos = false;                             // what encode does with add_special
   // A word that is a token is that token, whatever the merges say. GGUF has no key for it: unset means by the name in
   // `pre`, true for Llama 3's.
   std::optional<bool> ignore_merges;
@@ -79,7 +79,8 @@ class Tokenizer {
   // trusted bytes. Equals encode() of the joined text where no other run spells such a token. No BOS or EOS is added.
   std::vector<TokenId> encode_runs(std::span<const TextRun> runs) const;
 
-  // The bytes of the tokens, joined; may be invalid UTF-8 (text/detokenizer.h). Ids outside the vocabulary give nothing.
+  // The bytes of the tokens, joined; may be invalid UTF-8 (text/detokenizer.h). Ids outside the vocabulary give
+  // nothing.
   std::string decode(std::span<const TokenId> ids, bool skip_special) const;
   std::string_view token_bytes(TokenId id) const;  // empty for ids outside the vocabulary
 
@@ -138,7 +139,8 @@ class Tokenizer {
   void add_to_trie(Trie& trie, std::string_view text, std::int32_t added_idx);
   void collect_end_of_generation();
   TokenId find_bytes(std::string_view bytes) const;
-  void encode_marked(Encoding& encoding, const Trie& trie, std::string_view text, std::string_view trust, bool raw) const;
+  void encode_marked(Encoding& encoding, const Trie& trie, std::string_view text, std::string_view trust,
+                     bool raw) const;
   void encode_plain(Encoding& encoding, std::string_view text) const;
   void encode_word(Encoding& encoding, std::string_view word) const;
   void merge_short(Encoding& encoding, std::string_view word) const;
@@ -154,7 +156,7 @@ class Tokenizer {
   std::array<TokenId, 256> byte_ids_{};  // the token of a single byte, -1 for none
   PairTable merges_;
   Trie raw_trie_, normalized_trie_;
-  std::vector<bool> is_markup_;          // by added_idx
+  std::vector<bool> is_markup_;  // by added_idx
   std::vector<TokenId> end_of_generation_;
   // What merging the bytes of a token gives: 0 not tried, 1 the token itself, 2 others. Filled as words come; a race
   // between threads writes the same value twice.

@@ -32,21 +32,24 @@ std::vector<dom::element> flatten(simdjson::simdjson_result<dom::element> value,
   dom::array array;
   if (element[list].get(array) == simdjson::SUCCESS)
     for (const dom::element part : array)
-      for (const dom::element inner : flatten(simdjson::simdjson_result<dom::element>(dom::element(part)), list)) out.push_back(inner);
+      for (const dom::element inner : flatten(simdjson::simdjson_result<dom::element>(dom::element(part)), list))
+        out.push_back(inner);
   return out;
 }
 
 // Puts `text` at `id`, with the table grown as needed.
 Status place_token(TokenizerData& data, std::string_view text, std::int64_t id, TokenType type) {
   if (id < 0 || id >= kMaxVocab)
-    return error(Code::kCorrupt, "tokenizer.json: token \"{}\" has id {}, expected 0 to {}", text.substr(0, 60), id, kMaxVocab - 1);
+    return error(Code::kCorrupt, "tokenizer.json: token \"{}\" has id {}, expected 0 to {}", text.substr(0, 60), id,
+                 kMaxVocab - 1);
   const auto at = static_cast<std::size_t>(id);
   if (at >= data.tokens.size()) {
     data.tokens.resize(at + 1);
     data.types.resize(at + 1, TokenType::kUnused);
   }
   if (data.types[at] != TokenType::kUnused && data.tokens[at] != text)
-    return error(Code::kCorrupt, "tokenizer.json: id {} is both \"{}\" and \"{}\"", id, data.tokens[at].substr(0, 60), text.substr(0, 60));
+    return error(Code::kCorrupt, "tokenizer.json: id {} is both \"{}\" and \"{}\"", id, data.tokens[at].substr(0, 60),
+                 text.substr(0, 60));
   data.tokens[at] = text;
   data.types[at] = type;
   return ok();
@@ -107,7 +110,8 @@ Status read_added_tokens(dom::element root, TokenizerData& data) {
 Status read_normalizer(dom::element root, TokenizerData& data) {
   for (const dom::element step : flatten(root["normalizer"], "normalizers")) {
     const std::string_view type = string_or(step["type"], "?");
-    if (type != "NFC") return error(Code::kUnsupported, "tokenizer.json: normalizer \"{}\" is not computed, only NFC", type);
+    if (type != "NFC")
+      return error(Code::kUnsupported, "tokenizer.json: normalizer \"{}\" is not computed, only NFC", type);
     data.normalize_nfc = true;
   }
   return ok();
@@ -131,7 +135,8 @@ Status read_pre_tokenizer(dom::element root, TokenizerData& data) {
       const bool invert = bool_or(element["invert"], false);
       // "Removed" with invert keeps the matches alone; patterns that match everywhere split the same way as "Isolated".
       if (step.regex.empty() || !((behavior == "Isolated" && !invert) || (behavior == "Removed" && invert)))
-        return error(Code::kUnsupported, "tokenizer.json: Split with behavior \"{}\", invert {} is not computed", behavior, invert);
+        return error(Code::kUnsupported, "tokenizer.json: Split with behavior \"{}\", invert {} is not computed",
+                     behavior, invert);
     }
     steps.push_back(std::move(step));
   }
@@ -196,9 +201,11 @@ Result<TokenizerData> read_tokenizer_json(std::string_view tokenizer_json, std::
   dom::element model;
   if (root["model"].get(model) != simdjson::SUCCESS) return error(Code::kCorrupt, "tokenizer.json: model is missing");
   const std::string_view type = string_or(model["type"], "BPE");
-  if (type != "BPE") return error(Code::kUnsupported, "tokenizer.json: model type \"{}\" is not computed, only BPE", type);
+  if (type != "BPE")
+    return error(Code::kUnsupported, "tokenizer.json: model type \"{}\" is not computed, only BPE", type);
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
-    if (!string_or(model[key], "").empty()) return error(Code::kUnsupported, "tokenizer.json: model.{} is not computed", key);
+    if (!string_or(model[key], "").empty())
+      return error(Code::kUnsupported, "tokenizer.json: model.{} is not computed", key);
 
   TokenizerData data;
   data.ignore_merges = bool_or(model["ignore_merges"], false);

@@ -61,9 +61,11 @@ TEST(PreTokenizer, TakesLinearTimeOnHostileText) {
   std::string spaces(n, ' ');
   std::string mixed;
   for (std::size_t i = 0; i < n / 4; ++i) mixed += " \t1'";
-  for (const std::string name : {"gpt-2", "smollm", "qwen2", "llama-bpe", "deepseek-v3", "deepseek-llm", "deepseek-coder", "default"}) {
+  for (const std::string name :
+       {"gpt-2", "smollm", "qwen2", "llama-bpe", "deepseek-v3", "deepseek-llm", "deepseek-coder", "default"}) {
     const auto pre = find_pre_tokenizer(name);
-    for (const std::string& text : {spaces, spaces + "1" + spaces + "\xd8\xa8", mixed, std::string(n, '\n'), std::string(n, '\''), std::string(n, '\xff')}) {
+    for (const std::string& text : {spaces, spaces + "1" + spaces + "\xd8\xa8", mixed, std::string(n, '\n'),
+                                    std::string(n, '\''), std::string(n, '\xff')}) {
       std::vector<std::size_t> ends;
       const auto start = std::chrono::steady_clock::now();
       split_words(*pre, text, ends);
@@ -179,8 +181,10 @@ TEST(Tokenizer, KnowsItsTokens) {
 }
 
 TokenizerData tiny_data() {
-  return {.pre = "gpt-2", .tokens = {"a", "b", "ab", "<end>"},
-          .types = {TokenType::kNormal, TokenType::kNormal, TokenType::kNormal, TokenType::kControl}, .merges = {"a b"}};
+  return {.pre = "gpt-2",
+          .tokens = {"a", "b", "ab", "<end>"},
+          .types = {TokenType::kNormal, TokenType::kNormal, TokenType::kNormal, TokenType::kControl},
+          .merges = {"a b"}};
 }
 
 std::string failure(TokenizerData data) {
@@ -233,22 +237,29 @@ TEST(TokenizerJson, NamesWhatItCannotRead) {
   EXPECT_NE(json_failure("{").find("not valid JSON"), std::string::npos);
   EXPECT_NE(json_failure("{}").find("model is missing"), std::string::npos);
   EXPECT_NE(json_failure(with(R"("model":{"type":"Unigram"})")).find("\"Unigram\""), std::string::npos);
-  EXPECT_NE(json_failure(with(R"("model":{"type":"BPE","vocab":{"a":-1},"merges":[]})")).find("id -1"), std::string::npos);
-  EXPECT_NE(json_failure(with(R"("model":{"type":"BPE","vocab":{"a":4000000000},"merges":[]})")).find("4000000000"), std::string::npos);
-  EXPECT_NE(json_failure(with(R"("model":{"type":"BPE","vocab":{"a":0,"b":0},"merges":[]})")).find("id 0 is both"), std::string::npos);
-  EXPECT_NE(json_failure(with(R"("model":{"type":"BPE","vocab":{"a":0},"merges":[1]})")).find("merge 0"), std::string::npos);
-  EXPECT_NE(json_failure(with(R"("normalizer":{"type":"Lowercase"},"model":{"type":"BPE","vocab":{},"merges":[]})")).find("\"Lowercase\""),
+  EXPECT_NE(json_failure(with(R"("model":{"type":"BPE","vocab":{"a":-1},"merges":[]})")).find("id -1"),
             std::string::npos);
-  const std::string strange = R"({"model":{"type":"BPE","vocab":{},"merges":[]},"pre_tokenizer":{"type":"Sequence","pretokenizers":[)"
-                              R"({"type":"Split","pattern":{"Regex":"\\w+"},"behavior":"Isolated","invert":false},)"
-                              R"({"type":"ByteLevel","add_prefix_space":false,"use_regex":false}]}})";
+  EXPECT_NE(json_failure(with(R"("model":{"type":"BPE","vocab":{"a":4000000000},"merges":[]})")).find("4000000000"),
+            std::string::npos);
+  EXPECT_NE(json_failure(with(R"("model":{"type":"BPE","vocab":{"a":0,"b":0},"merges":[]})")).find("id 0 is both"),
+            std::string::npos);
+  EXPECT_NE(json_failure(with(R"("model":{"type":"BPE","vocab":{"a":0},"merges":[1]})")).find("merge 0"),
+            std::string::npos);
+  EXPECT_NE(json_failure(with(R"("normalizer":{"type":"Lowercase"},"model":{"type":"BPE","vocab":{},"merges":[]})"))
+                .find("\"Lowercase\""),
+            std::string::npos);
+  const std::string strange =
+      R"({"model":{"type":"BPE","vocab":{},"merges":[]},"pre_tokenizer":{"type":"Sequence","pretokenizers":[)"
+      R"({"type":"Split","pattern":{"Regex":"\\w+"},"behavior":"Isolated","invert":false},)"
+      R"({"type":"ByteLevel","add_prefix_space":false,"use_regex":false}]}})";
   EXPECT_NE(json_failure(strange).find("Split \\w+"), std::string::npos);
 }
 
 TEST(TokenizerJson, ReadsTheConfig) {
   const std::string json = R"({"model":{"type":"BPE","vocab":{"a":0,"<s>":1,"</s>":2},"merges":[]},)"
                            R"("pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"use_regex":true}})";
-  const auto data = read_tokenizer_json(json, R"({"bos_token":{"content":"<s>"},"eos_token":"</s>","add_bos_token":true,"unk_token":null})");
+  const auto data = read_tokenizer_json(
+      json, R"({"bos_token":{"content":"<s>"},"eos_token":"</s>","add_bos_token":true,"unk_token":null})");
   ASSERT_TRUE(data) << data.error().message;
   EXPECT_EQ(data->bos, 1);
   EXPECT_EQ(data->eos, 2);
@@ -260,13 +271,15 @@ TEST(Tokenizer, EqualsAnotherEngineOnRealModels) {
   if (test::models_folder().empty()) GTEST_SKIP() << "STILL_TEST_MODELS is not set";
   const Json golden = read_json(testdata("reference_tokenize.json"));
   for (const auto& [name, cases] : golden.as_object()) {
-    auto tokenizer = Tokenizer::make(test::read_gguf_vocabulary(test::models_folder() + "/" + std::string(name) + ".gguf").data);
+    auto tokenizer =
+        Tokenizer::make(test::read_gguf_vocabulary(test::models_folder() + "/" + std::string(name) + ".gguf").data);
     ASSERT_TRUE(tokenizer) << tokenizer.error().message;
     for (const Json& item : cases.as_array()) {
       const std::string text = test::to_string(item.at("s"));
       const auto want = to_ids(item.at("ids"));
       EXPECT_EQ(tokenizer->encode(text), want) << name << ": " << text;
-      EXPECT_EQ(tokenizer->encode(text, {.parse_special = false}), item.at("ids_nospecial").is_null() ? want : to_ids(item.at("ids_nospecial")))
+      EXPECT_EQ(tokenizer->encode(text, {.parse_special = false}),
+                item.at("ids_nospecial").is_null() ? want : to_ids(item.at("ids_nospecial")))
           << name << ": " << text;
       EXPECT_EQ(tokenizer->decode(want, false), text) << name;
     }

@@ -10,7 +10,9 @@ namespace still {
 
 namespace {
 
-constexpr bool is_ascii_space(char32_t c) { return c == ' ' || (c >= 9 && c <= 13); }
+constexpr bool is_ascii_space(char32_t c) {
+  return c == ' ' || (c >= 9 && c <= 13);
+}
 
 std::uint8_t category_class(char32_t code) {
   switch (utf8proc_category(static_cast<utf8proc_int32_t>(code))) {
@@ -60,7 +62,8 @@ constexpr std::array<std::uint8_t, 128> kAsciiClass = [] {
       bits = kClassNumber;
     } else if (is_ascii_space(c)) {
       bits = kClassSpace | (c == '\r' || c == '\n' ? kClassNewline : 0);
-    } else if (c == '$' || c == '+' || c == '<' || c == '=' || c == '>' || c == '^' || c == '`' || c == '|' || c == '~') {
+    } else if (c == '$' || c == '+' || c == '<' || c == '=' || c == '>' || c == '^' || c == '`' || c == '|' ||
+               c == '~') {
       bits = kClassSymbol;
     } else if (c > 32 && c < 127) {
       bits = kClassPunctuation;
@@ -141,9 +144,9 @@ bool is_valid_utf8(std::string_view text) {
 std::string normalize_nfc(std::string_view text) {
   if (!is_valid_utf8(text)) return std::string(text);
   utf8proc_uint8_t* normalized = nullptr;
-  const utf8proc_ssize_t size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                                             static_cast<utf8proc_ssize_t>(text.size()), &normalized,
-                                             static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  const utf8proc_ssize_t size =
+      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
+                   &normalized, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
   if (size < 0) return std::string(text);
   std::string out(reinterpret_cast<const char*>(normalized), static_cast<std::size_t>(size));
   std::free(normalized);  // utf8proc_map allocates with malloc

@@ -15,7 +15,9 @@ namespace still::jinja {
 
 namespace {
 
-bool is_python_space(char32_t code) { return (char_class(code) & kClassSpace) || (code >= 0x1c && code <= 0x1f); }
+bool is_python_space(char32_t code) {
+  return (char_class(code) & kClassSpace) || (code >= 0x1c && code <= 0x1f);
+}
 
 std::vector<Text> characters(const Text& text) {
   std::vector<Text> out;
@@ -35,7 +37,8 @@ std::int64_t count_characters(std::string_view text) {
 
 const Text& text_of(const Value& value, std::string_view callee) {
   if (const Text* text = value.text()) return *text;
-  if (const Undefined* undefined = value.undefined()) fail("'{}' is undefined, {} needs a string", undefined->name, callee);
+  if (const Undefined* undefined = value.undefined())
+    fail("'{}' is undefined, {} needs a string", undefined->name, callee);
   fail("{} needs a string, not {}", callee, value.type_name());
 }
 
@@ -54,7 +57,9 @@ Text strip(const Text& text, const Value* set, bool left, bool right) {
       wanted.push_back(c.code);
       pos += static_cast<std::size_t>(c.size);
     }
-  const auto strips = [&](char32_t code) { return spaces ? is_python_space(code) : std::ranges::find(wanted, code) != wanted.end(); };
+  const auto strips = [&](char32_t code) {
+    return spaces ? is_python_space(code) : std::ranges::find(wanted, code) != wanted.end();
+  };
   std::size_t begin = 0, end = 0;
   bool seen = false;
   for (std::size_t pos = 0; pos < text.size();) {
@@ -108,7 +113,8 @@ Value split(const Text& text, const Value* separator, std::int64_t max_splits, b
     }
   } else {
     for (std::size_t at = 0; (max_splits < 0 || static_cast<std::int64_t>(cuts.size()) < max_splits) &&
-                             (at = bytes.find(mark, at)) != std::string::npos; at += mark.size())
+                             (at = bytes.find(mark, at)) != std::string::npos;
+         at += mark.size())
       cuts.push_back(at);
   }
   std::size_t begin = 0;
@@ -135,7 +141,8 @@ Text replace(Services& services, const Text& text, const Text& from, const Text&
     return out;
   }
   std::int64_t n = 0;
-  for (std::size_t at; (max_count < 0 || n < max_count) && (at = bytes.find(from.bytes(), begin)) != std::string::npos; ++n) {
+  for (std::size_t at; (max_count < 0 || n < max_count) && (at = bytes.find(from.bytes(), begin)) != std::string::npos;
+       ++n) {
     out.append(text.substr(begin, at - begin));
     out.append(to);
     services.check_size(out.size());
@@ -152,7 +159,8 @@ Text change_case(const Text& text, Case wanted) {
   bool word_begins = true;
   for (std::size_t pos = 0; pos < text.size();) {
     const DecodedChar c = decode_char(text.bytes(), pos);
-    const bool upper = wanted == Case::kUpper || (word_begins && (wanted == Case::kTitle || wanted == Case::kCapitalize));
+    const bool upper =
+        wanted == Case::kUpper || (word_begins && (wanted == Case::kTitle || wanted == Case::kCapitalize));
     std::string changed;
     if (c.code == kInvalidChar) {
       changed = text.bytes().substr(pos, 1);
@@ -174,7 +182,8 @@ Text title_words(const Text& text) {
   for (const Text& c : characters(text)) {
     out.append(change_case(c, word_begins ? Case::kUpper : Case::kLower));
     const DecodedChar decoded = decode_char(c.bytes(), 0);
-    word_begins = is_python_space(decoded.code) || (c.size() == 1 && std::string_view("-({[<").find(c.bytes()[0]) != std::string_view::npos);
+    word_begins = is_python_space(decoded.code) ||
+                  (c.size() == 1 && std::string_view("-({[<").find(c.bytes()[0]) != std::string_view::npos);
   }
   return out;
 }
@@ -197,9 +206,11 @@ Text format_braces(const Text& format, const Arguments& arguments) {
     if (bytes[mark] == '}' || close == std::string::npos) fail("format: a single \"{}\"", std::string(1, bytes[mark]));
     const std::string name = bytes.substr(mark + 1, close - mark - 1);
     std::size_t index = 0;
-    const bool numbered = !name.empty() && std::from_chars(name.data(), name.data() + name.size(), index).ptr == name.data() + name.size();
+    const bool numbered = !name.empty() && std::from_chars(name.data(), name.data() + name.size(), index).ptr ==
+                                               name.data() + name.size();
     if (name.find_first_of(":!.[") != std::string::npos) fail("format: the field \"{{{}}}\" is not supported", name);
-    const Value& value = name.empty() ? arguments.need(next++, "", "format") : numbered ? arguments.need(index, "", "format")
+    const Value& value = name.empty() ? arguments.need(next++, "", "format")
+                         : numbered   ? arguments.need(index, "", "format")
                                       : arguments.need(std::string::npos, name, "format");
     out.append(to_text(value));
     pos = close + 1;
@@ -228,7 +239,8 @@ Text format_percent(const Text& format, const Arguments& arguments) {
       out.append("%", true);
       continue;
     }
-    if (kind != 's' && kind != 'd' && kind != 'i' && kind != 'r' && kind != 'f') fail("format: \"%{}\" is not supported", std::string(1, kind));
+    if (kind != 's' && kind != 'd' && kind != 'i' && kind != 'r' && kind != 'f')
+      fail("format: \"%{}\" is not supported", std::string(1, kind));
     const Value& value = arguments.need(next++, "", "format");
     if (kind == 's') {
       out.append(to_text(value));
@@ -239,7 +251,9 @@ Text format_percent(const Text& format, const Arguments& arguments) {
     } else if (kind == 'f') {
       out.append(fmt::format("{:.{}f}", value.as_double(), precision < 0 ? 6 : precision), true);
     } else {
-      out.append(std::to_string(value.is_float() ? static_cast<std::int64_t>(std::clamp(value.as_double(), -9e18, 9e18)) : value.as_int()), true);
+      out.append(std::to_string(value.is_float() ? static_cast<std::int64_t>(std::clamp(value.as_double(), -9e18, 9e18))
+                                                 : value.as_int()),
+                 true);
     }
   }
   return out;
@@ -254,7 +268,8 @@ Value attribute_path(const Value& value, const Value& path) {
     const std::size_t dot = std::min(names.find('.', begin), names.size());
     const std::string name = names.substr(begin, dot - begin);
     std::int64_t index = 0;
-    const bool numbered = !name.empty() && std::from_chars(name.data(), name.data() + name.size(), index).ptr == name.data() + name.size();
+    const bool numbered = !name.empty() && std::from_chars(name.data(), name.data() + name.size(), index).ptr ==
+                                               name.data() + name.size();
     at = get_item(at, numbered ? Value(index) : Value::trusted(name));
     begin = dot + 1;
   }
@@ -291,7 +306,8 @@ Value to_int(const Value& value, const Value& otherwise) {
   std::int64_t number = 0;
   if (begin != end && std::from_chars(begin, end, number).ptr == end) return number;
   double real = 0;
-  if (begin != end && std::from_chars(begin, end, real).ptr == end && std::fabs(real) < 9e18) return static_cast<std::int64_t>(real);
+  if (begin != end && std::from_chars(begin, end, real).ptr == end && std::fabs(real) < 9e18)
+    return static_cast<std::int64_t>(real);
   return otherwise;
 }
 
@@ -307,7 +323,8 @@ Value to_float(const Value& value, const Value& otherwise) {
 Text indent(const Text& text, const Value* width, bool first, bool blank) {
   std::string prefix = "    ";
   if (width && width->text()) prefix = width->text()->bytes();
-  if (width && !width->text()) prefix.assign(static_cast<std::size_t>(std::clamp<std::int64_t>(int_of(*width, "indent"), 0, 1000)), ' ');
+  if (width && !width->text())
+    prefix.assign(static_cast<std::size_t>(std::clamp<std::int64_t>(int_of(*width, "indent"), 0, 1000)), ' ');
   Text out;
   std::size_t begin = 0;
   for (bool is_first = true; begin <= text.size(); is_first = false) {
@@ -324,7 +341,12 @@ Text escape_html(const Text& text) {
   Text out;
   for (std::size_t i = 0; i < text.size(); ++i) {
     const char c = text.bytes()[i];
-    const std::string_view replaced = c == '&' ? "&amp;" : c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '\'' ? "&#39;" : c == '"' ? "&#34;" : "";
+    const std::string_view replaced = c == '&'    ? "&amp;"
+                                      : c == '<'  ? "&lt;"
+                                      : c == '>'  ? "&gt;"
+                                      : c == '\'' ? "&#39;"
+                                      : c == '"'  ? "&#34;"
+                                                  : "";
     out.append(replaced.empty() ? std::string_view(&c, 1) : replaced, text.is_trusted(i));
   }
   return out;
@@ -346,7 +368,8 @@ JsonStyle json_style(const Arguments& arguments) {
 
 // Values in order; strings without regard to case unless asked, as Jinja's sort.
 int compare_for_sort(const Value& a, const Value& b, bool case_sensitive) {
-  if (!case_sensitive && a.text() && b.text()) return change_case(*a.text(), Case::kLower).bytes().compare(change_case(*b.text(), Case::kLower).bytes());
+  if (!case_sensitive && a.text() && b.text())
+    return change_case(*a.text(), Case::kLower).bytes().compare(change_case(*b.text(), Case::kLower).bytes());
   return compare(a, b);
 }
 
@@ -381,7 +404,8 @@ Value map_filter(Services& services, const Value& value, const Arguments& argume
   return out;
 }
 
-Value select_filter(Services& services, const Value& value, const Arguments& arguments, bool by_attribute, bool wanted) {
+Value select_filter(Services& services, const Value& value, const Arguments& arguments, bool by_attribute,
+                    bool wanted) {
   std::vector<Value> out;
   if (!value.is_true()) return out;  // none too, as in Jinja
   for (const Value& item : elements(services, value)) {
@@ -411,8 +435,9 @@ Value sort(Services& services, const Value& value, const Arguments& arguments) {
   const bool case_sensitive = arguments.find(1, "case_sensitive") && arguments.find(1, "case_sensitive")->is_true();
   const Value* attribute = arguments.find(2, "attribute");
   std::stable_sort(items.begin(), items.end(), [&](const Value& a, const Value& b) {
-    const int order = attribute ? compare_for_sort(attribute_path(a, *attribute), attribute_path(b, *attribute), case_sensitive)
-                                : compare_for_sort(a, b, case_sensitive);
+    const int order =
+        attribute ? compare_for_sort(attribute_path(a, *attribute), attribute_path(b, *attribute), case_sensitive)
+                  : compare_for_sort(a, b, case_sensitive);
     return reverse ? order > 0 : order < 0;
   });
   return items;
@@ -487,7 +512,9 @@ Value round_number(const Value& value, const Arguments& arguments) {
   return (how == "ceil" ? std::ceil(scaled) : how == "floor" ? std::floor(scaled) : std::nearbyint(scaled)) / scale;
 }
 
-std::int64_t text_cost(const Value& value) { return value.text() ? static_cast<std::int64_t>(value.text()->size() / 16) : 0; }
+std::int64_t text_cost(const Value& value) {
+  return value.text() ? static_cast<std::int64_t>(value.text()->size() / 16) : 0;
+}
 
 }  // namespace
 
@@ -553,13 +580,16 @@ Value apply_filter(Services& services, const std::string& name, const Value& val
   if (name == "join") return join(services, value, arguments);
   if (name == "map") return map_filter(services, value, arguments);
   if (name == "select" || name == "reject") return select_filter(services, value, arguments, false, name == "select");
-  if (name == "selectattr" || name == "rejectattr") return select_filter(services, value, arguments, true, name == "selectattr");
+  if (name == "selectattr" || name == "rejectattr")
+    return select_filter(services, value, arguments, true, name == "selectattr");
   if (name == "first" || name == "last") {
     const std::vector<Value> items = elements(services, value);
     return items.empty() ? Value(Undefined{name}) : name == "first" ? items.front() : items.back();
   }
-  if (name == "int") return to_int(value, arguments.find(0, "default") ? *arguments.find(0, "default") : Value(std::int64_t{0}));
-  if (name == "float") return to_float(value, arguments.find(0, "default") ? *arguments.find(0, "default") : Value(0.0));
+  if (name == "int")
+    return to_int(value, arguments.find(0, "default") ? *arguments.find(0, "default") : Value(std::int64_t{0}));
+  if (name == "float")
+    return to_float(value, arguments.find(0, "default") ? *arguments.find(0, "default") : Value(0.0));
   if (name == "abs") {
     if (!value.is_number()) fail("abs of {}", value.type_name());
     if (value.is_float()) return std::fabs(value.as_double());
@@ -596,8 +626,10 @@ bool apply_test(const std::string& name, const Value& value, const Arguments& ar
   if (name == "none") return value.is_none();
   if (name == "string") return value.text() != nullptr;
   if (name == "mapping") return value.dict() && !value.dict()->is_namespace;
-  if (name == "iterable") return value.text() || value.list() || (value.dict() && !value.dict()->is_namespace) || value.is_undefined();
-  if (name == "sequence") return value.text() || value.list() || (value.dict() && !value.dict()->is_namespace) || value.is_undefined();
+  if (name == "iterable")
+    return value.text() || value.list() || (value.dict() && !value.dict()->is_namespace) || value.is_undefined();
+  if (name == "sequence")
+    return value.text() || value.list() || (value.dict() && !value.dict()->is_namespace) || value.is_undefined();
   if (name == "number") return value.is_number();
   if (name == "integer") return value.is_int();
   if (name == "float") return value.is_float();
@@ -624,14 +656,18 @@ bool apply_test(const std::string& name, const Value& value, const Arguments& ar
 }
 
 bool has_method(const Value& value, std::string_view name) {
-  constexpr std::string_view kText[] = {"split", "rsplit", "splitlines", "strip", "lstrip", "rstrip", "startswith", "endswith", "replace", "upper",
-                                        "lower", "title", "capitalize", "find", "rfind", "count", "join", "format", "isdigit", "isalpha",
-                                        "isalnum", "isspace", "isupper", "islower", "removeprefix", "removesuffix", "index"};
+  constexpr std::string_view kText[] = {
+      "split",   "rsplit",  "splitlines", "strip",      "lstrip",  "rstrip",  "startswith",   "endswith",     "replace",
+      "upper",   "lower",   "title",      "capitalize", "find",    "rfind",   "count",        "join",         "format",
+      "isdigit", "isalpha", "isalnum",    "isspace",    "isupper", "islower", "removeprefix", "removesuffix", "index"};
   constexpr std::string_view kDict[] = {"get", "keys", "values", "items", "pop", "copy"};
   constexpr std::string_view kList[] = {"append", "index", "count", "pop", "copy"};
   constexpr std::string_view kLoop[] = {"cycle"};
   const auto in = [&](const auto& names) { return std::ranges::find(names, name) != std::end(names); };
-  return value.text() ? in(kText) : value.list() ? in(kList) : value.loop() ? in(kLoop) : value.dict() && !value.dict()->is_namespace && in(kDict);
+  return value.text()   ? in(kText)
+         : value.list() ? in(kList)
+         : value.loop() ? in(kLoop)
+                        : value.dict() && !value.dict()->is_namespace && in(kDict);
 }
 
 Value get_attribute(const Value& value, const std::string& name) {
@@ -724,8 +760,8 @@ Value call_text_method(Services& services, const Text& text, const std::string& 
   }
   if (name == "replace") {
     const Value* count = arguments.find(2, "count");
-    return replace(services, text, text_of(arguments.need(0, "old", name), name), text_of(arguments.need(1, "new", name), name),
-                   count ? int_of(*count, name) : -1);
+    return replace(services, text, text_of(arguments.need(0, "old", name), name),
+                   text_of(arguments.need(1, "new", name), name), count ? int_of(*count, name) : -1);
   }
   if (name == "upper") return change_case(text, Case::kUpper);
   if (name == "lower") return change_case(text, Case::kLower);
@@ -737,14 +773,16 @@ Value call_text_method(Services& services, const Text& text, const std::string& 
     if (at == std::string::npos && name == "index") fail("index: the text is not there");
     return at == std::string::npos ? std::int64_t{-1} : count_characters(std::string_view(text.bytes()).substr(0, at));
   }
-  if (name == "count") return static_cast<std::int64_t>(split(text, &arguments.need(0, "sub", name), -1, false).list()->items.size()) - 1;
+  if (name == "count")
+    return static_cast<std::int64_t>(split(text, &arguments.need(0, "sub", name), -1, false).list()->items.size()) - 1;
   if (name == "join") {
     Arguments separator;
     separator.positional.emplace_back(text);
     return join(services, arguments.need(0, "iterable", name), separator);
   }
   if (name == "format") return format_braces(text, arguments);
-  if (name == "isdigit") return is_all([](char32_t c) { return c < 128 ? c >= '0' && c <= '9' : (char_class(c) & kClassNumber) != 0; });
+  if (name == "isdigit")
+    return is_all([](char32_t c) { return c < 128 ? c >= '0' && c <= '9' : (char_class(c) & kClassNumber) != 0; });
   if (name == "isalpha") return is_all([](char32_t c) { return (char_class(c) & kClassLetter) != 0; });
   if (name == "isalnum") return is_all([](char32_t c) { return (char_class(c) & (kClassLetter | kClassNumber)) != 0; });
   if (name == "isspace") return is_all([](char32_t c) { return is_python_space(c); });
@@ -793,7 +831,9 @@ Value call_list_method(Services& services, List& list, const std::string& name, 
   if (name == "copy") return Value(list.items, list.is_tuple);
   const Value& wanted = arguments.need(0, "value", name);
   services.charge(static_cast<std::int64_t>(list.items.size()));
-  if (name == "count") return static_cast<std::int64_t>(std::ranges::count_if(list.items, [&](const Value& item) { return equal(item, wanted); }));
+  if (name == "count")
+    return static_cast<std::int64_t>(
+        std::ranges::count_if(list.items, [&](const Value& item) { return equal(item, wanted); }));
   for (std::size_t i = 0; i < list.items.size(); ++i)
     if (equal(list.items[i], wanted)) return static_cast<std::int64_t>(i);
   fail("index: the value is not in the list");
@@ -819,9 +859,12 @@ Value call_dict_method(Services& services, Dict& dict, const std::string& name, 
   }
   std::vector<Value> out;
   for (const auto& [key, value] : dict.entries) {
-    if (name == "keys") out.push_back(key);
-    else if (name == "values") out.push_back(value);
-    else out.emplace_back(std::vector<Value>{key, value}, true);
+    if (name == "keys")
+      out.push_back(key);
+    else if (name == "values")
+      out.push_back(value);
+    else
+      out.emplace_back(std::vector<Value>{key, value}, true);
   }
   services.charge(static_cast<std::int64_t>(out.size()));
   return out;
@@ -835,7 +878,8 @@ Value call_method(Services& services, const Method& method, const Arguments& arg
   if (self.text()) return call_text_method(services, *self.text(), method.name, arguments);
   if (self.list()) return call_list_method(services, *self.list(), method.name, arguments);
   if (self.dict()) return call_dict_method(services, *self.dict(), method.name, arguments);
-  if (self.loop() && !arguments.positional.empty()) return arguments.positional[self.loop()->index % arguments.positional.size()];
+  if (self.loop() && !arguments.positional.empty())
+    return arguments.positional[self.loop()->index % arguments.positional.size()];
   fail("{} has no method {}", self.type_name(), method.name);
 }
 

@@ -175,7 +175,8 @@ class Interpreter final : public Services {
       }
       case StmtKind::kSetAttribute: {
         const Value* target = scope_->find(stmt.targets[0]);
-        if (!target || !target->is_namespace()) fail("cannot set {}.{}: not a namespace", stmt.targets[0], stmt.targets[1]);
+        if (!target || !target->is_namespace())
+          fail("cannot set {}.{}: not a namespace", stmt.targets[0], stmt.targets[1]);
         const Value keep = *target;
         keep.dict()->set(Value::trusted(stmt.targets[1]), evaluate(*stmt.expr));
         return Flow::kNormal;
@@ -356,8 +357,10 @@ class Interpreter final : public Services {
     const std::vector<Value> items = elements(*this, value);
     const auto n = static_cast<std::int64_t>(items.size());
     const auto clamp = [&](std::int64_t bound) {
-      if (bound < 0) bound = bound < -n ? -1 : bound + n;
-      else if (bound > n) bound = n;
+      if (bound < 0)
+        bound = bound < -n ? -1 : bound + n;
+      else if (bound > n)
+        bound = n;
       return step > 0 ? std::max<std::int64_t>(bound, 0) : std::min(bound, n - 1);
     };
     const std::int64_t first = given[0] ? clamp(bounds[0]) : step > 0 ? 0 : n - 1;
@@ -466,7 +469,8 @@ class Interpreter final : public Services {
     for (std::size_t i = 0; i < expr.operators.size(); ++i) {
       const Value right = evaluate(*expr.args[i + 1]);
       const std::string& op = expr.operators[i];
-      if (left.text() && right.text()) charge(static_cast<std::int64_t>(std::min(left.text()->size(), right.text()->size()) / 64));
+      if (left.text() && right.text())
+        charge(static_cast<std::int64_t>(std::min(left.text()->size(), right.text()->size()) / 64));
       if (left.list() && right.list()) charge(static_cast<std::int64_t>(left.list()->items.size()));
       const bool holds = op == "=="       ? equal(left, right)
                          : op == "!="     ? !equal(left, right)
@@ -484,8 +488,10 @@ class Interpreter final : public Services {
 
   Value call(const Value& callee, const Arguments& arguments) {
     if (const Method* method = callee.method()) return call_method(*this, *method, arguments);
-    if (const Macro* macro = callee.macro()) return macro->stmt ? call_macro(*macro, arguments) : call_function(macro->name, arguments);
-    if (const Undefined* undefined = callee.undefined()) fail("'{}' is undefined and cannot be called", undefined->name);
+    if (const Macro* macro = callee.macro())
+      return macro->stmt ? call_macro(*macro, arguments) : call_function(macro->name, arguments);
+    if (const Undefined* undefined = callee.undefined())
+      fail("'{}' is undefined and cannot be called", undefined->name);
     fail("{} cannot be called", callee.type_name());
   }
 
@@ -498,7 +504,8 @@ class Interpreter final : public Services {
         if (arguments.positional.size() > parameters.size())
           fail("macro {} takes {} arguments, {} are given", macro.name, parameters.size(), arguments.positional.size());
         for (const auto& [name, value] : arguments.named)
-          if (name == "caller") scope_->set(name, value);
+          if (name == "caller")
+            scope_->set(name, value);
           else if (std::ranges::none_of(parameters, [&](const Keyword& parameter) { return parameter.name == name; }))
             fail("macro {} has no argument {}", macro.name, name);
         for (std::size_t i = 0; i < parameters.size(); ++i) {
@@ -515,7 +522,8 @@ class Interpreter final : public Services {
   Value call_function(const std::string& name, const Arguments& arguments) {
     if (name == "namespace" || name == "dict") {
       auto dict = std::make_shared<Dict>();
-      if (const Value* base = arguments.find(0, ""); base && base->dict()) dict->entries = base->dict()->entries, dict->depth = base->dict()->depth;
+      if (const Value* base = arguments.find(0, ""); base && base->dict())
+        dict->entries = base->dict()->entries, dict->depth = base->dict()->depth;
       for (const auto& [key, value] : arguments.named) dict->set(Value::trusted(key), value);
       dict->is_namespace = name == "namespace";
       return dict;
@@ -549,7 +557,8 @@ class Interpreter final : public Services {
   }
 
   Value format_now(const std::string& format) {
-    const std::time_t seconds = std::chrono::system_clock::to_time_t(environment_.now.value_or(std::chrono::system_clock::now()));
+    const std::time_t seconds =
+        std::chrono::system_clock::to_time_t(environment_.now.value_or(std::chrono::system_clock::now()));
     std::tm parts{};
     localtime_r(&seconds, &parts);
     char buffer[256];
@@ -566,6 +575,8 @@ class Interpreter final : public Services {
 
 }  // namespace
 
-Text render(const std::vector<Stmt>& body, const Environment& environment) { return Interpreter(environment).run(body); }
+Text render(const std::vector<Stmt>& body, const Environment& environment) {
+  return Interpreter(environment).run(body);
+}
 
 }  // namespace still::jinja

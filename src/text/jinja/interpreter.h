@@ -14,9 +14,9 @@ namespace still::jinja {
 
 // Bounds of one rendering; a template that passes one fails with a message.
 struct Limits {
-  std::int64_t max_steps = 5'000'000;        // evaluated nodes and touched elements
-  std::int64_t max_bytes = 64 << 20;         // of any one string
-  int max_depth = 400;                       // of nested expressions, blocks and macro calls
+  std::int64_t max_steps = 5'000'000;  // evaluated nodes and touched elements
+  std::int64_t max_bytes = 64 << 20;   // of any one string
+  int max_depth = 400;                 // of nested expressions, blocks and macro calls
 };
 
 struct Environment {
@@ -42,8 +42,8 @@ struct Arguments {
 class Services {
  public:
   virtual ~Services() = default;
-  virtual void charge(std::int64_t steps) = 0;            // fails when the budget is used up
-  virtual void check_size(std::size_t n_bytes) const = 0; // fails for strings above the limit
+  virtual void charge(std::int64_t steps) = 0;             // fails when the budget is used up
+  virtual void check_size(std::size_t n_bytes) const = 0;  // fails for strings above the limit
 };
 
 Value apply_filter(Services& services, const std::string& name, const Value& value, const Arguments& arguments);

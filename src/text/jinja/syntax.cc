@@ -12,7 +12,19 @@ namespace {
 
 constexpr int kMaxDepth = 100;  // of nested expressions and blocks; the parser and the evaluator recurse
 
-enum class TokenKind { kText, kBlockBegin, kBlockEnd, kOutputBegin, kOutputEnd, kName, kString, kInteger, kFloat, kOperator, kEnd };
+enum class TokenKind {
+  kText,
+  kBlockBegin,
+  kBlockEnd,
+  kOutputBegin,
+  kOutputEnd,
+  kName,
+  kString,
+  kInteger,
+  kFloat,
+  kOperator,
+  kEnd
+};
 
 struct Token {
   TokenKind kind;
@@ -143,7 +155,8 @@ class Lexer {
         text = strip_right(text);
       } else {
         const std::size_t line_begin = text.rfind('\n') == std::string_view::npos ? 0 : text.rfind('\n') + 1;
-        if (line_begin > 0 && text.find_first_not_of(" \t", line_begin) == std::string_view::npos) text = text.substr(0, line_begin);
+        if (line_begin > 0 && text.find_first_not_of(" \t", line_begin) == std::string_view::npos)
+          text = text.substr(0, line_begin);
       }
       put_text(text);
       pos_ = close + 2;
@@ -167,8 +180,8 @@ class Lexer {
         continue;
       }
       if (open_brackets == 0) {
-        const bool signed_end = (c == '-' || (c == '+' && block)) && pos_ + 1 < source_.size() && source_[pos_ + 1] == close &&
-                                source_.substr(pos_ + 2, 1) == "}";
+        const bool signed_end = (c == '-' || (c == '+' && block)) && pos_ + 1 < source_.size() &&
+                                source_[pos_ + 1] == close && source_.substr(pos_ + 2, 1) == "}";
         if (signed_end || (c == close && source_.substr(pos_ + 1, 1) == "}")) {
           pos_ += signed_end ? 3 : 2;
           tokens_.push_back({block ? TokenKind::kBlockEnd : TokenKind::kOutputEnd, "", line_});
@@ -182,7 +195,9 @@ class Lexer {
         lex_number();
       } else if (is_name_start(c)) {
         const std::size_t begin = pos_;
-        while (pos_ < source_.size() && (is_name_start(source_[pos_]) || (source_[pos_] >= '0' && source_[pos_] <= '9'))) ++pos_;
+        while (pos_ < source_.size() &&
+               (is_name_start(source_[pos_]) || (source_[pos_] >= '0' && source_[pos_] <= '9')))
+          ++pos_;
         tokens_.push_back({TokenKind::kName, source_.substr(begin, pos_ - begin), line_});
       } else {
         lex_operator(open_brackets);
@@ -220,7 +235,9 @@ class Lexer {
         ++pos_;
       }
     };
-    const auto is_digit = [&](std::size_t at) { return at < source_.size() && source_[at] >= '0' && source_[at] <= '9'; };
+    const auto is_digit = [&](std::size_t at) {
+      return at < source_.size() && source_[at] >= '0' && source_[at] <= '9';
+    };
     take_digits();
     if (pos_ < source_.size() && source_[pos_] == '.' && is_digit(pos_ + 1)) {
       is_float = true;
@@ -229,7 +246,8 @@ class Lexer {
       take_digits();
     }
     if (pos_ < source_.size() && (source_[pos_] | 32) == 'e') {
-      const std::size_t sign = pos_ + 1 < source_.size() && (source_[pos_ + 1] == '+' || source_[pos_ + 1] == '-') ? 1 : 0;
+      const std::size_t sign =
+          pos_ + 1 < source_.size() && (source_[pos_ + 1] == '+' || source_[pos_ + 1] == '-') ? 1 : 0;
       if (is_digit(pos_ + 1 + sign)) {
         is_float = true;
         digits.append(source_, pos_, 1 + sign);
@@ -260,18 +278,44 @@ class Lexer {
         append_utf8(out, code > 0x10ffff || (code >= 0xd800 && code < 0xe000) ? 0xfffd : code);
       };
       switch (escape) {
-        case 'n': out += '\n'; break;
-        case 't': out += '\t'; break;
-        case 'r': out += '\r'; break;
-        case 'a': out += '\a'; break;
-        case 'b': out += '\b'; break;
-        case 'f': out += '\f'; break;
-        case 'v': out += '\v'; break;
-        case '\\': case '\'': case '"': out += escape; break;
-        case '\n': ++line_; break;
-        case 'x': hex(2); break;
-        case 'u': hex(4); break;
-        case 'U': hex(8); break;
+        case 'n':
+          out += '\n';
+          break;
+        case 't':
+          out += '\t';
+          break;
+        case 'r':
+          out += '\r';
+          break;
+        case 'a':
+          out += '\a';
+          break;
+        case 'b':
+          out += '\b';
+          break;
+        case 'f':
+          out += '\f';
+          break;
+        case 'v':
+          out += '\v';
+          break;
+        case '\\':
+        case '\'':
+        case '"':
+          out += escape;
+          break;
+        case '\n':
+          ++line_;
+          break;
+        case 'x':
+          hex(2);
+          break;
+        case 'u':
+          hex(4);
+          break;
+        case 'U':
+          hex(8);
+          break;
         default:
           if (escape >= '0' && escape <= '7') {
             std::uint32_t code = 0;
@@ -346,10 +390,14 @@ class Parser {
   }
   std::string describe() const {
     switch (current().kind) {
-      case TokenKind::kBlockEnd: return "%}";
-      case TokenKind::kOutputEnd: return "}}";
-      case TokenKind::kEnd: return "end of template";
-      default: return current().text;
+      case TokenKind::kBlockEnd:
+        return "%}";
+      case TokenKind::kOutputEnd:
+        return "}}";
+      case TokenKind::kEnd:
+        return "end of template";
+      default:
+        return current().text;
     }
   }
   std::string expect_name() {
@@ -565,7 +613,8 @@ class Parser {
   ExprPtr parse_binary(Next next, std::initializer_list<std::string_view> operators, bool names = false) {
     auto left = next();
     for (int n = 1;; ++n) {
-      const auto found = std::find_if(operators.begin(), operators.end(), [&](std::string_view op) { return names ? at_name(op) : at_operator(op); });
+      const auto found = std::find_if(operators.begin(), operators.end(),
+                                      [&](std::string_view op) { return names ? at_name(op) : at_operator(op); });
       if (found == operators.end()) return left;
       if (n > kMaxDepth) fail_here("more than {} operators in a row", kMaxDepth);
       const int line = current().line;
@@ -661,7 +710,8 @@ class Parser {
         ++at_;
         std::int64_t number = 0;
         const char* end = token.text.data() + token.text.size();
-        if (std::from_chars(token.text.data(), end, number).ec != std::errc()) fail_here("the number {} is too large", token.text);
+        if (std::from_chars(token.text.data(), end, number).ec != std::errc())
+          fail_here("the number {} is too large", token.text);
         return literal(number);
       }
       case TokenKind::kFloat: {
@@ -747,7 +797,8 @@ class Parser {
     }
     expect_operator("]");
     if (n_colons > 0)
-      return make(ExprKind::kSlice, line, "", std::move(value), std::move(parts[0]), std::move(parts[1]), std::move(parts[2]));
+      return make(ExprKind::kSlice, line, "", std::move(value), std::move(parts[0]), std::move(parts[1]),
+                  std::move(parts[2]));
     if (!parts[0]) fail_here("an empty subscript");
     return make(ExprKind::kIndex, line, "", std::move(value), std::move(parts[0]));
   }
@@ -803,11 +854,13 @@ class Parser {
     auto test = make(ExprKind::kTest, line, name, std::move(value));
     const auto starts_argument = [&] {
       switch (current().kind) {
-        case TokenKind::kString: case TokenKind::kInteger: case TokenKind::kFloat:
+        case TokenKind::kString:
+        case TokenKind::kInteger:
+        case TokenKind::kFloat:
           return true;
         case TokenKind::kName:
-          return !at_name("else") && !at_name("or") && !at_name("and") && !at_name("is") && !at_name("if") && !at_name("not") &&
-                 !at_name("in");
+          return !at_name("else") && !at_name("or") && !at_name("and") && !at_name("is") && !at_name("if") &&
+                 !at_name("not") && !at_name("in");
         case TokenKind::kOperator:
           return at_operator("[") || at_operator("{");
         default:
@@ -830,6 +883,8 @@ class Parser {
 
 }  // namespace
 
-std::vector<Stmt> parse_template(std::string_view source) { return Parser(Lexer(source).run()).run(); }
+std::vector<Stmt> parse_template(std::string_view source) {
+  return Parser(Lexer(source).run()).run();
+}
 
 }  // namespace still::jinja

@@ -50,21 +50,21 @@ struct Expr {
 };
 
 enum class StmtKind {
-  kText,      // text
-  kOutput,    // expr
-  kIf,        // expr, body, otherwise
-  kFor,       // targets in expr if condition: body, else otherwise
-  kSet,       // targets = expr
-  kSetBlock,  // targets[0] = rendered body, through the filter `expr` if there is one
+  kText,          // text
+  kOutput,        // expr
+  kIf,            // expr, body, otherwise
+  kFor,           // targets in expr if condition: body, else otherwise
+  kSet,           // targets = expr
+  kSetBlock,      // targets[0] = rendered body, through the filter `expr` if there is one
   kSetAttribute,  // targets[0] . targets[1] = expr
-  kMacro,     // targets[0] = name, parameters, body
-  kCallBlock, // call(parameters) expr: body
-  kFilterBlock,  // expr applied to the rendered body
-  kWith,      // targets[i] = values[i], body
-  kScope,     // body as it is (generation)
+  kMacro,         // targets[0] = name, parameters, body
+  kCallBlock,     // call(parameters) expr: body
+  kFilterBlock,   // expr applied to the rendered body
+  kWith,          // targets[i] = values[i], body
+  kScope,         // body as it is (generation)
   kBreak,
   kContinue,
-  kDo,        // expr
+  kDo,  // expr
 };
 
 struct Stmt {

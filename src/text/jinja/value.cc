@@ -55,9 +55,13 @@ Value::Value(std::vector<Value> items, bool is_tuple) {
   storage_ = std::make_shared<List>(List{std::move(items), is_tuple, depth});
 }
 
-int Value::depth() const { return list() ? list()->depth : dict() ? dict()->depth : 0; }
+int Value::depth() const {
+  return list() ? list()->depth : dict() ? dict()->depth : 0;
+}
 
-bool Value::is_namespace() const { return dict() && dict()->is_namespace; }
+bool Value::is_namespace() const {
+  return dict() && dict()->is_namespace;
+}
 
 int depth_with(const Value& item) {
   if (item.is_namespace()) fail("a namespace cannot be stored in another value");
@@ -75,7 +79,8 @@ bool Value::is_true() const {
 }
 
 const char* Value::type_name() const {
-  constexpr const char* kNames[] = {"undefined", "NoneType", "bool", "int", "float", "str", "list", "dict", "macro", "method", "loop"};
+  constexpr const char* kNames[] = {"undefined", "NoneType", "bool",  "int",    "float", "str",
+                                    "list",      "dict",     "macro", "method", "loop"};
   return kNames[storage_.index()];
 }
 
@@ -102,12 +107,12 @@ void Dict::set(const Value& key, Value value) {
 }
 
 bool equal(const Value& a, const Value& b) {
-  if (a.is_number() && b.is_number()) return a.is_float() || b.is_float() ? a.as_double() == b.as_double() : a.as_int() == b.as_int();
+  if (a.is_number() && b.is_number())
+    return a.is_float() || b.is_float() ? a.as_double() == b.as_double() : a.as_int() == b.as_int();
   if (a.text() && b.text()) return a.text()->bytes() == b.text()->bytes();
   if (a.is_none() || b.is_none()) return a.is_none() && b.is_none();
   if (a.is_undefined() || b.is_undefined()) return a.is_undefined() && b.is_undefined();
-  if (a.list() && b.list())
-    return a.list() == b.list() || std::ranges::equal(a.list()->items, b.list()->items, equal);
+  if (a.list() && b.list()) return a.list() == b.list() || std::ranges::equal(a.list()->items, b.list()->items, equal);
   if (a.dict() && b.dict()) {
     if (a.dict() == b.dict()) return true;
     if (a.dict()->entries.size() != b.dict()->entries.size()) return false;
@@ -157,8 +162,7 @@ Value from_json(const Json& json, bool trusted, int depth) {
     }
     case boost::json::kind::object: {
       auto dict = std::make_shared<Dict>();
-      for (const auto& [key, value] : json.get_object())
-        {
+      for (const auto& [key, value] : json.get_object()) {
         dict->entries.emplace_back(Text(std::string(key), trusted), from_json(value, trusted, depth + 1));
         dict->depth = std::max(dict->depth, depth_with(dict->entries.back().second));
       }
@@ -175,7 +179,9 @@ std::string double_to_text(double value) {
   const double magnitude = std::fabs(value);
   // Python's repr: the shortest digits that read back, plain between 1e-4 and 1e16.
   const bool plain = magnitude == 0 || (magnitude >= 1e-4 && magnitude < 1e16);
-  const auto end = std::to_chars(buffer, buffer + sizeof(buffer), value, plain ? std::chars_format::fixed : std::chars_format::scientific).ptr;
+  const auto end = std::to_chars(buffer, buffer + sizeof(buffer), value,
+                                 plain ? std::chars_format::fixed : std::chars_format::scientific)
+                       .ptr;
   std::string text(buffer, end);
   if (plain && text.find('.') == std::string::npos) text += ".0";
   return text;
@@ -254,13 +260,27 @@ void append_json_string(Text& out, const Text& text, bool ensure_ascii) {
   for (std::size_t pos = 0; pos < bytes.size();) {
     const DecodedChar c = decode_char(bytes, pos);
     switch (c.code) {
-      case '"': quoted += "\\\""; break;
-      case '\\': quoted += "\\\\"; break;
-      case '\n': quoted += "\\n"; break;
-      case '\r': quoted += "\\r"; break;
-      case '\t': quoted += "\\t"; break;
-      case '\b': quoted += "\\b"; break;
-      case '\f': quoted += "\\f"; break;
+      case '"':
+        quoted += "\\\"";
+        break;
+      case '\\':
+        quoted += "\\\\";
+        break;
+      case '\n':
+        quoted += "\\n";
+        break;
+      case '\r':
+        quoted += "\\r";
+        break;
+      case '\t':
+        quoted += "\\t";
+        break;
+      case '\b':
+        quoted += "\\b";
+        break;
+      case '\f':
+        quoted += "\\f";
+        break;
       default:
         if (c.code < 32 || (ensure_ascii && c.code > 126 && c.code < 0x10000)) {
           quoted += fmt::format("\\u{:04x}", static_cast<std::uint32_t>(c.code));
@@ -295,7 +315,9 @@ void append_json(Text& out, const Value& value, const JsonStyle& style, int dept
   if (value.is_int()) return put(std::to_string(value.as_int()));
   if (value.is_float()) {
     const double number = value.as_double();
-    return put(std::isnan(number) ? "NaN" : std::isinf(number) ? (number < 0 ? "-Infinity" : "Infinity") : double_to_text(number));
+    return put(std::isnan(number)   ? "NaN"
+               : std::isinf(number) ? (number < 0 ? "-Infinity" : "Infinity")
+                                    : double_to_text(number));
   }
   if (const Text* text = value.text()) return append_json_string(out, *text, style.ensure_ascii);
   if (const List* list = value.list()) {
@@ -314,7 +336,8 @@ void append_json(Text& out, const Value& value, const JsonStyle& style, int dept
     std::vector<const std::pair<Value, Value>*> entries;
     for (const auto& entry : dict->entries) entries.push_back(&entry);
     if (style.sort_keys)
-      std::stable_sort(entries.begin(), entries.end(), [](const auto* a, const auto* b) { return compare(a->first, b->first) < 0; });
+      std::stable_sort(entries.begin(), entries.end(),
+                       [](const auto* a, const auto* b) { return compare(a->first, b->first) < 0; });
     put("{");
     newline(depth + 1);
     for (std::size_t i = 0; i < entries.size(); ++i) {

@@ -67,9 +67,9 @@ inline constexpr int kMaxValueDepth = 100;
 
 class Value {
  public:
-  using Storage = std::variant<Undefined, None, bool, std::int64_t, double, std::shared_ptr<const Text>, std::shared_ptr<List>,
-                               std::shared_ptr<Dict>, std::shared_ptr<const Macro>, std::shared_ptr<const Method>,
-                               std::shared_ptr<const Loop>>;
+  using Storage = std::variant<Undefined, None, bool, std::int64_t, double, std::shared_ptr<const Text>,
+                               std::shared_ptr<List>, std::shared_ptr<Dict>, std::shared_ptr<const Macro>,
+                               std::shared_ptr<const Method>, std::shared_ptr<const Loop>>;
 
   Value() = default;
   Value(None value) : storage_(value) {}
@@ -103,10 +103,10 @@ class Value {
   std::int64_t as_int() const { return is_bool() ? (as_bool() ? 1 : 0) : std::get<std::int64_t>(storage_); }
   double as_double() const { return is_float() ? std::get<double>(storage_) : static_cast<double>(as_int()); }
 
-  int depth() const;               // of containers: 0 for others
+  int depth() const;  // of containers: 0 for others
   bool is_namespace() const;
-  bool is_true() const;            // Python's truth
-  const char* type_name() const;   // "str", "dict", ... for messages
+  bool is_true() const;           // Python's truth
+  const char* type_name() const;  // "str", "dict", ... for messages
 
  private:
   template <class T>
@@ -148,7 +148,7 @@ int compare(const Value& a, const Value& b);
 // Strings of the JSON are trusted as told; a value deeper than 200 fails.
 Value from_json(const Json& json, bool trusted, int depth = 0);
 
-Text to_text(const Value& value);                         // Python's str()
+Text to_text(const Value& value);                                // Python's str()
 void append_repr(Text& out, const Value& value, int depth = 0);  // Python's repr()
 struct JsonStyle {
   int indent = -1;  // none: one line
