@@ -82,7 +82,8 @@ float score(const KvSlot& slot, const float* q, float scale) {
   const KvHeadView& kv = slot.kv;
   float acc = 0;
   if (kv.type != KvType::kInt8) {
-    for (std::int32_t d = 0; d < kv.head_dim; ++d) acc = std::fma(q[d], slot.float_at(kv.k_offset, slot.key_idx(d)), acc);
+    for (std::int32_t d = 0; d < kv.head_dim; ++d)
+      acc = std::fma(q[d], slot.float_at(kv.k_offset, slot.key_idx(d)), acc);
     return acc * scale;
   }
   const std::int32_t group = kv_group(kv.head_dim);

@@ -338,8 +338,8 @@ struct Cache {
     for (std::int64_t b = 0; b < n_blocks; ++b) table.push_back(static_cast<std::int32_t>(b));
     for (std::int64_t b = n_blocks - 1; b > 0; --b)
       std::swap(table[static_cast<std::size_t>(b)], table[static_cast<std::size_t>(rng.below(b + 1))]);
-    const std::int64_t values = block_size * head_dim * (type == KvType::kF16 ? 2 : 1);
-    const std::int64_t scales = type == KvType::kF16 ? 0 : block_size * (head_dim / kv_group(head_dim)) * 2;
+    const std::int64_t values = block_size * head_dim * (type == KvType::kF32 ? 4 : type == KvType::kF16 ? 2 : 1);
+    const std::int64_t scales = type != KvType::kInt8 ? 0 : block_size * (head_dim / kv_group(head_dim)) * 2;
     const std::int64_t block_bytes = (2 * values + 2 * scales + 63) / 64 * 64;
     bytes = AlignedBytes(n_blocks * block_bytes);
     view = {bytes.data(),        block_bytes,  0,          values,   2 * values,
@@ -356,7 +356,9 @@ std::vector<double> stored(const std::vector<float>& x, std::int32_t head_dim, K
     for (std::size_t i = at; i < at + static_cast<std::size_t>(group); ++i) amax = std::max(amax, std::fabs(x[i]));
     const float scale = f16_to_f32(f32_to_f16(amax / 127));
     for (std::size_t i = at; i < at + static_cast<std::size_t>(group); ++i) {
-      if (type == KvType::kF16) {
+      if (type == KvType::kF32) {
+        result.push_back(x[i]);
+      } else if (type == KvType::kF16) {
         result.push_back(f16_to_f32(f32_to_f16(x[i])));
       } else {
         result.push_back(scale == 0 ? 0.0 : scale * std::fmin(127.0, std::fmax(-127.0, std::nearbyint(x[i] / scale))));
@@ -368,7 +370,7 @@ std::vector<double> stored(const std::vector<float>& x, std::int32_t head_dim, K
 
 TEST(Attention, MatchesSoftmaxInDouble) {
   Rng rng(10);
-  for (KvType type : {KvType::kF16, KvType::kInt8}) {
+  for (KvType type : {KvType::kF16, KvType::kInt8, KvType::kF32}) {
     for (const auto& [n, head_dim, group, n_q, window] : {std::tuple{1, 8, 1, 1, 0},
                                                           {33, 64, 3, 5, 0},
                                                           {700, 32, 2, 40, 0},
@@ -476,7 +478,7 @@ TEST(Attention, MatchesSoftmaxInDouble) {
 
 TEST(Attention, NaNKeysStayVisible) {
   Rng rng(12);
-  for (KvType type : {KvType::kF16, KvType::kInt8}) {
+  for (KvType type : {KvType::kF16, KvType::kInt8, KvType::kF32}) {
     Cache cache(rng, 600, 32, type, 32);
     std::vector<float> k = random_floats(rng, 32), v = random_floats(rng, 32);
     for (std::int64_t pos = 0; pos < 600; ++pos) {
