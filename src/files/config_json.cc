@@ -7,14 +7,6 @@
 
 namespace still {
 
-Result<std::string> read_text_file(const std::filesystem::path& path, std::int64_t max_bytes) {
-  STILL_TRY(const MappedFile file, MappedFile::open(path));
-  if (file.size() > max_bytes)
-    return file_error(Code::kCorrupt, "{}: {} bytes, more than the {} such a file may have", path.string(), file.size(),
-                      max_bytes);
-  return std::string(reinterpret_cast<const char*>(file.data()), static_cast<std::size_t>(file.size()));
-}
-
 Result<JsonObject> parse_json_object(std::string_view text, std::string_view name) {
   STILL_TRY(Json json, parse_json(text, name));
   if (!json.is_object()) return file_error(Code::kCorrupt, "{}: a JSON object is expected", name);

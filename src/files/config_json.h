@@ -7,11 +7,9 @@
 
 #include "base/json.h"
 #include "base/result.h"
+#include "base/text_file.h"
 
 namespace still {
-
-// The whole file; kCorrupt above max_bytes.
-Result<std::string> read_text_file(const std::filesystem::path& path, std::int64_t max_bytes);
 
 // A file that holds one JSON object, at most 16 MiB.
 Result<JsonObject> read_json_object(const std::filesystem::path& path);

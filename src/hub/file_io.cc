@@ -26,7 +26,9 @@ UniqueFd& UniqueFd::operator=(UniqueFd&& other) noexcept {
   return *this;
 }
 
-int UniqueFd::release() { return std::exchange(fd_, -1); }
+int UniqueFd::release() {
+  return std::exchange(fd_, -1);
+}
 
 void UniqueFd::reset() {
   if (fd_ >= 0) ::close(fd_);
@@ -37,9 +39,10 @@ tl::unexpected<Error> system_error(int error_number, std::string_view action, co
   switch (error_number) {
     case ENOSPC:
     case EDQUOT:
-      return error(Code::kResourceExhausted,
-                   "{} {}: the disk is full; free some space there and repeat the command, what is loaded so far is kept",
-                   action, path.string());
+      return error(
+          Code::kResourceExhausted,
+          "{} {}: the disk is full; free some space there and repeat the command, what is loaded so far is kept",
+          action, path.string());
     case EACCES:
     case EPERM:
     case EROFS:
@@ -91,20 +94,6 @@ Result<std::int64_t> read_at(int fd, void* data, std::int64_t size, std::int64_t
   return n_read;
 }
 
-Result<std::string> read_text_file(const fs::path& path, std::int64_t max_bytes) {
-  STILL_TRY(UniqueFd fd, open_file(path, O_RDONLY));
-  struct stat info {};
-  if (::fstat(fd.get(), &info) != 0) return system_error(errno, "cannot read", path);
-  if (!S_ISREG(info.st_mode)) return error(Code::kInvalidArgument, "{}: not a regular file", path.string());
-  if (info.st_size > max_bytes) {
-    return error(Code::kCorrupt, "{}: {} bytes, expected at most {}", path.string(), info.st_size, max_bytes);
-  }
-  std::string text(static_cast<std::size_t>(info.st_size), '\0');
-  STILL_TRY(const std::int64_t n, read_at(fd.get(), text.data(), info.st_size, 0, path));
-  text.resize(static_cast<std::size_t>(n));
-  return text;
-}
-
 namespace {
 
 Status sync_folder(const fs::path& folder) {
@@ -140,7 +129,7 @@ Status rename_durably(const fs::path& from, const fs::path& to) {
 }
 
 Result<std::int64_t> free_bytes(const fs::path& folder) {
-  struct statvfs info {};
+  struct statvfs info{};
   if (::statvfs(folder.c_str(), &info) != 0) return system_error(errno, "cannot ask the free space of", folder);
   return static_cast<std::int64_t>(info.f_bavail) * static_cast<std::int64_t>(info.f_frsize);
 }
@@ -149,15 +138,16 @@ Status check_free_bytes(const fs::path& folder, std::int64_t needed, std::string
   STILL_TRY(const std::int64_t free, free_bytes(folder));
   constexpr std::int64_t kBookkeeping = 1 << 20;
   if (needed + kBookkeeping > free) {
-    return error(Code::kResourceExhausted,
-                 "{} needs {} more on disk, but {} has {} free: free some space (still rm) or keep the models elsewhere",
-                 what, format_bytes(needed), folder.string(), format_bytes(free));
+    return error(
+        Code::kResourceExhausted,
+        "{} needs {} more on disk, but {} has {} free: free some space (still rm) or keep the models elsewhere", what,
+        format_bytes(needed), folder.string(), format_bytes(free));
   }
   return ok();
 }
 
 std::int64_t allocated_bytes(const fs::path& path) {
-  struct stat info {};
+  struct stat info{};
   if (::stat(path.c_str(), &info) != 0) return 0;
   return static_cast<std::int64_t>(info.st_blocks) * 512;
 }
@@ -183,7 +173,7 @@ Result<std::optional<LockFile>> LockFile::try_acquire(const fs::path& path, Keep
     }
     // The holder before us may have removed the file between our open and our lock: then we hold a lock on a file
     // that nobody else will find, and take a new one.
-    struct stat held {}, named {};
+    struct stat held{}, named{};
     if (::fstat(fd.get(), &held) == 0 && ::stat(path.c_str(), &named) == 0 && held.st_ino == named.st_ino &&
         held.st_dev == named.st_dev) {
       return std::optional<LockFile>(LockFile(std::move(fd), path, keep));
@@ -212,7 +202,9 @@ LockFile& LockFile::operator=(LockFile&& other) noexcept {
   return *this;
 }
 
-LockFile::~LockFile() { release(); }
+LockFile::~LockFile() {
+  release();
+}
 
 void LockFile::release() {
   if (fd_.get() >= 0 && keep_ == Keep::kRemove) ::unlink(path_.c_str());

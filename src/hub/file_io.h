@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "base/result.h"
+#include "base/text_file.h"
 #include "hub/cancel.h"
 
 namespace still {
@@ -42,7 +43,6 @@ Status write_at(int fd, const void* data, std::int64_t size, std::int64_t offset
 // Reads up to `size` bytes at `offset`; fewer only at the end of the file.
 Result<std::int64_t> read_at(int fd, void* data, std::int64_t size, std::int64_t offset,
                              const std::filesystem::path& path);
-Result<std::string> read_text_file(const std::filesystem::path& path, std::int64_t max_bytes);
 // Temporary file in the same folder, fsync, rename, fsync of the folder: a reader sees the old bytes or the new ones.
 Status write_file_atomic(const std::filesystem::path& path, std::string_view bytes);
 Status rename_durably(const std::filesystem::path& from, const std::filesystem::path& to);
@@ -72,7 +72,8 @@ class LockFile {
   ~LockFile();
 
  private:
-  LockFile(UniqueFd fd, std::filesystem::path path, Keep keep) : fd_(std::move(fd)), path_(std::move(path)), keep_(keep) {}
+  LockFile(UniqueFd fd, std::filesystem::path path, Keep keep)
+      : fd_(std::move(fd)), path_(std::move(path)), keep_(keep) {}
   void release();
 
   UniqueFd fd_;
