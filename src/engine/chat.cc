@@ -84,7 +84,9 @@ Result<Request> make_chat_request(const Tokenizer& tokenizer, const ChatTemplate
                          {.parse_special = false});
   if (mode == ThinkingMode::kForbidden && tokens.are_tokens() && !chat.continue_final_message) {
     if (request.thinking.starts_in_thinking) {
-      append(request.prompt, tokenizer, "\n</think>\n\n");
+      // "<think>\n\n</think>\n\n", of which the template wrote the beginning.
+      const bool has_newline = tokenizer.token_bytes(request.prompt.back()).ends_with('\n');
+      append(request.prompt, tokenizer, has_newline ? "\n</think>\n\n" : "\n\n</think>\n\n");
     } else if (chat_template.mentions("think>") && !ends_with_closed_block(tokenizer, tokens, request.prompt)) {
       append(request.prompt, tokenizer, "<think>\n\n</think>\n\n");
     }
