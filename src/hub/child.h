@@ -17,9 +17,9 @@ namespace still {
 class ChildProcess {
  public:
   struct Options {
-    std::vector<std::string> command;                               // command[0] is looked up in PATH
-    std::vector<std::pair<std::string, std::string>> environment;   // added to this process's own
-    std::filesystem::path output;                                   // stdout and stderr together
+    std::vector<std::string> command;                              // command[0] is looked up in PATH
+    std::vector<std::pair<std::string, std::string>> environment;  // added to this process's own
+    std::filesystem::path output;                                  // stdout and stderr together
   };
   // kNotFound if there is no such program.
   static Result<ChildProcess> start(const Options& options);

@@ -36,7 +36,7 @@ constexpr int kMaxFreshStarts = 3;  // an entity that changes more often is not 
 // What the server said about the file in the probe.
 struct Entity {
   std::int64_t size = -1;
-  std::string etag;           // as sent, quotes included
+  std::string etag;  // as sent, quotes included
   std::string last_modified;
   bool has_ranges = false;
 
@@ -65,7 +65,7 @@ struct Connection {
   CurlHeaders headers;
   HttpHead head;
   Piece piece;
-  std::int64_t begin = 0;  // of the request
+  std::int64_t begin = 0;   // of the request
   bool is_checked = false;  // the response's headers fit the request
   bool is_ranged = false;
   bool is_direct = false;  // asked the place the URL redirects to, not the URL itself
@@ -86,8 +86,8 @@ class Downloader {
     for (int n_starts = 0;; ++n_starts) {
       STILL_TRY_STATUS(probe());
       const std::int64_t total = entity_.size >= 0 ? entity_.size : 0;
-      STILL_TRY_STATUS(check_free_bytes(job_.part.parent_path(), std::max<std::int64_t>(0, total - allocated_bytes(job_.part)),
-                                        job_.from.url));
+      STILL_TRY_STATUS(check_free_bytes(job_.part.parent_path(),
+                                        std::max<std::int64_t>(0, total - allocated_bytes(job_.part)), job_.from.url));
       report_.resumed_bytes = done_.total();
       hasher_ = std::make_unique<PrefixHasher>(part_.get(), job_.part);
       Status status = transfer();
@@ -134,7 +134,8 @@ class Downloader {
     const bool same_url = string("url") == job_.from.url;
     const bool same_digest = !job_.sha256.empty() && string("sha256") == job_.sha256;
     const Json* done = state->if_contains("done");
-    if (number(state->if_contains("schema")) != kSchema || !(same_url || same_digest) || done == nullptr || !done->is_array()) {
+    if (number(state->if_contains("schema")) != kSchema || !(same_url || same_digest) || done == nullptr ||
+        !done->is_array()) {
       return;
     }
     entity_.size = number(state->if_contains("size"));
@@ -160,9 +161,8 @@ class Downloader {
     if (::fdatasync(part_.get()) != 0) return;
     JsonArray done;
     for (const auto& [begin, end] : done_.ranges()) done.push_back(JsonArray{begin, end});
-    const JsonObject state{{"schema", kSchema},         {"url", job_.from.url},
-                           {"sha256", job_.sha256},     {"size", entity_.size},
-                           {"etag", entity_.etag},      {"last_modified", entity_.last_modified},
+    const JsonObject state{{"schema", kSchema},      {"url", job_.from.url}, {"sha256", job_.sha256},
+                           {"size", entity_.size},   {"etag", entity_.etag}, {"last_modified", entity_.last_modified},
                            {"done", std::move(done)}};
     if (!write_file_atomic(job_.state, to_json(state))) return;
     last_save_ = Clock::now();
@@ -178,10 +178,12 @@ class Downloader {
   // --- what the server has
 
   Status probe() {
-    STILL_TRY(const HttpResponse response,
-              http_get({.url = job_.from.url, .headers = job_.from.headers, .help = job_.from.help, .range = "0-0",
-                        .head_only = true},
-                       options_, cancel_));
+    STILL_TRY(const HttpResponse response, http_get({.url = job_.from.url,
+                                                     .headers = job_.from.headers,
+                                                     .help = job_.from.help,
+                                                     .range = "0-0",
+                                                     .head_only = true},
+                                                    options_, cancel_));
     const HttpHead& head = response.head;
     Entity now{.etag = head.header("etag"), .last_modified = head.header("last-modified")};
     if (head.status == 206) {
@@ -314,7 +316,8 @@ class Downloader {
     const HttpHead& head = connection.head;
     const std::string encoding = head.header("content-encoding");
     if (!encoding.empty() && encoding != "identity") {
-      fail(Outcome::kFatal, error(Code::kUnsupported, "{}: sent as {}, expected the plain bytes", job_.from.url, encoding));
+      fail(Outcome::kFatal,
+           error(Code::kUnsupported, "{}: sent as {}, expected the plain bytes", job_.from.url, encoding));
       return false;
     }
     if (!connection.is_ranged) return head.status == 200;
@@ -325,8 +328,8 @@ class Downloader {
     if (head.status == 200) return changed("the file changes, or ranges are refused,");  // If-Range did not match
     const Result<ContentRange> range = parse_content_range(head.header("content-range"));
     if (!range || range->begin != connection.begin || range->end > connection.piece.end) {
-      fail(Outcome::kFatal, error(Code::kCorrupt, "{}: asked for bytes {}-{}, got \"{}\"", job_.from.url, connection.begin,
-                                  connection.piece.end - 1, head.header("content-range")));
+      fail(Outcome::kFatal, error(Code::kCorrupt, "{}: asked for bytes {}-{}, got \"{}\"", job_.from.url,
+                                  connection.begin, connection.piece.end - 1, head.header("content-range")));
       return false;
     }
     if (range->total != entity_.size) return changed("the size changes");
@@ -388,20 +391,22 @@ class Downloader {
       return fail(Outcome::kFatal, http_status_error(status, job_.from.url, job_.from.help));
     }
     if (++piece.n_failures > options_.n_retries) {
-      return fail(Outcome::kFatal, status >= 400 ? http_status_error(status, job_.from.url, job_.from.help)
-                                   : code == CURLE_OK
-                                       ? error(Code::kUnavailable, "{}: the connection ends early each time", job_.from.url)
-                                       : curl_error(code, job_.from.url));
+      return fail(Outcome::kFatal, status >= 400      ? http_status_error(status, job_.from.url, job_.from.help)
+                                   : code == CURLE_OK ? error(Code::kUnavailable,
+                                                              "{}: the connection ends early each time", job_.from.url)
+                                                      : curl_error(code, job_.from.url));
     }
     if (!connection.is_ranged) {  // without ranges only the whole body can be asked for again
-      if (Status status_of_forget = forget(); !status_of_forget) return fail(Outcome::kFatal, std::move(status_of_forget));
+      if (Status status_of_forget = forget(); !status_of_forget)
+        return fail(Outcome::kFatal, std::move(status_of_forget));
       hasher_ = std::make_unique<PrefixHasher>(part_.get(), job_.part);
       piece.pos = 0;
       ++n_full_restarts_;
       piece.n_failures = n_full_restarts_;
       if (n_full_restarts_ > options_.n_retries) {
-        return fail(Outcome::kFatal, error(Code::kUnavailable, "{}: the connection breaks each time, and the server cannot resume",
-                                           job_.from.url));
+        return fail(Outcome::kFatal,
+                    error(Code::kUnavailable, "{}: the connection breaks each time, and the server cannot resume",
+                          job_.from.url));
       }
     }
     const auto delay = std::max(options_.backoff * std::min(1 << std::min(piece.n_failures - 1, 10), 30),
@@ -444,7 +449,8 @@ class Downloader {
       return error(Code::kCorrupt, "{}", message);
     };
     if (job_.size >= 0 && report_.size != job_.size) {
-      return refuse(fmt::format("{}: has {} bytes, expected {}; what was loaded is removed", job_.from.url, report_.size, job_.size));
+      return refuse(fmt::format("{}: has {} bytes, expected {}; what was loaded is removed", job_.from.url,
+                                report_.size, job_.size));
     }
     if (!job_.sha256.empty() && report_.sha256 != job_.sha256) {
       return refuse(fmt::format("{}: has sha256 {}, expected {}; what was loaded is removed{}{}", job_.from.url,

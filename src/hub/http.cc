@@ -10,7 +10,9 @@ namespace still {
 
 namespace {
 
-char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+char lower(char c) {
+  return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+}
 
 std::string_view trim(std::string_view text) {
   const auto first = text.find_first_not_of(" \t\r\n");
@@ -102,7 +104,8 @@ Result<ContentRange> parse_content_range(std::string_view text) {
   auto [dash, first_error] = std::from_chars(rest.data(), end, range.begin);
   if (first_error != std::errc() || dash == end || *dash != '-') return fail();
   auto [slash, last_error] = std::from_chars(dash + 1, end, last);
-  if (last_error != std::errc() || slash == end || *slash != '/' || range.begin < 0 || last < range.begin) return fail();
+  if (last_error != std::errc() || slash == end || *slash != '/' || range.begin < 0 || last < range.begin)
+    return fail();
   range.end = last + 1;
   if (std::string_view(slash + 1, static_cast<std::size_t>(end - slash - 1)) == "*") return range;
   auto [stop, total_error] = std::from_chars(slash + 1, end, range.total);
@@ -152,7 +155,9 @@ std::string url_encode_path(std::string_view path) {
   return out;
 }
 
-bool is_retriable_status(long status) { return status == 408 || status == 429 || status >= 500; }
+bool is_retriable_status(long status) {
+  return status == 408 || status == 429 || status >= 500;
+}
 
 bool is_unreachable(CURLcode code) {
   return code == CURLE_COULDNT_RESOLVE_HOST || code == CURLE_COULDNT_RESOLVE_PROXY || code == CURLE_COULDNT_CONNECT;
@@ -185,7 +190,8 @@ tl::unexpected<Error> curl_error(CURLcode code, std::string_view url) {
     case CURLE_OPERATION_TIMEDOUT:
       return error(Code::kUnavailable, "{} does not answer in time", host);
     case CURLE_PEER_FAILED_VERIFICATION:
-      return error(Code::kPermissionDenied, "{}: its certificate is not valid here ({})", host, curl_easy_strerror(code));
+      return error(Code::kPermissionDenied, "{}: its certificate is not valid here ({})", host,
+                   curl_easy_strerror(code));
     case CURLE_UNSUPPORTED_PROTOCOL:
       return error(Code::kInvalidArgument, "{}: not http or https", url);
     default:
@@ -204,7 +210,8 @@ Result<HttpResponse> http_get(const HttpRequest& request, const HubOptions& opti
       return error(Code::kCorrupt, "{}: the answer is longer than {} bytes", request.url, request.max_bytes);
     }
     if (transfer.range_ignored) {
-      return error(Code::kUnsupported, "{} does not serve parts of files: pull the whole file instead", host_of(request.url));
+      return error(Code::kUnsupported, "{} does not serve parts of files: pull the whole file instead",
+                   host_of(request.url));
     }
     const bool headers_only = request.head_only && code == CURLE_WRITE_ERROR && status != 0;
     if (code == CURLE_OK || headers_only) {

@@ -31,7 +31,7 @@ struct HttpHead {
   std::string effective_url;
 
   std::string header(std::string_view name) const;  // empty if there is none
-  void take_line(std::string_view line);             // one header line as curl gives it
+  void take_line(std::string_view line);            // one header line as curl gives it
 };
 
 struct ContentRange {

@@ -10,8 +10,12 @@ namespace {
 
 constexpr std::size_t kMaxPartSize = 80;
 
-bool is_alnum(char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); }
-char to_lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+bool is_alnum(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
+}
+char to_lower(char c) {
+  return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+}
 
 Status check_part(std::string_view part, std::string_view role, std::string_view whole) {
   const auto fail = [&](std::string_view why) {
@@ -67,8 +71,12 @@ Result<ModelName> ModelName::parse(std::string_view text) {
   return name;
 }
 
-std::string ModelName::repository() const { return space.empty() ? model : space + "/" + model; }
-std::string ModelName::str() const { return repository() + ":" + tag; }
+std::string ModelName::repository() const {
+  return space.empty() ? model : space + "/" + model;
+}
+std::string ModelName::str() const {
+  return repository() + ":" + tag;
+}
 
 std::string sanitize_name_part(std::string_view text) {
   std::string out;

@@ -1,5 +1,5 @@
-// Names of models in the store: [namespace/]model[:tag], tag "latest" when left out. Lower-case, so that a name means the
-// same on every file system; checked strictly, because names become paths.
+// Names of models in the store: [namespace/]model[:tag], tag "latest" when left out. Lower-case, so that a name means
+// the same on every file system; checked strictly, because names become paths.
 #pragma once
 
 #include <compare>

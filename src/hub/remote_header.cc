@@ -26,7 +26,8 @@ constexpr std::int64_t kFirstRead = 1 << 20;
 
 class LocalRangeReader : public RangeReader {
  public:
-  LocalRangeReader(UniqueFd fd, LocalFetch from, std::int64_t size) : fd_(std::move(fd)), from_(std::move(from)), size_(size) {}
+  LocalRangeReader(UniqueFd fd, LocalFetch from, std::int64_t size)
+      : fd_(std::move(fd)), from_(std::move(from)), size_(size) {}
   std::int64_t size() const override { return size_; }
   Result<std::string> read(std::int64_t offset, std::int64_t size) override {
     if (size_ >= 0) size = std::clamp<std::int64_t>(size_ - offset, 0, size);
@@ -72,8 +73,8 @@ class HttpRangeReader : public RangeReader {
   CancelToken cancel_;
 };
 
-// The first bytes up to data_offset, by a parser that says how many it needs. Reads at least twice as far each time, so that
-// a header of n bytes is parsed O(log n) times.
+// The first bytes up to data_offset, by a parser that says how many it needs. Reads at least twice as far each time, so
+// that a header of n bytes is parsed O(log n) times.
 template <class Header, class NeedMore>
 Result<std::string> read_header(RangeReader& reader, std::string_view name) {
   std::string bytes;

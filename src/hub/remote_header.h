@@ -1,5 +1,5 @@
-// The first bytes of a model that is not here: `show` and `plan` need the header of a GGUF (some megabytes of gigabytes)
-// or of a safetensors file, so only those bytes are asked for, by ranges.
+// The first bytes of a model that is not here: `show` and `plan` need the header of a GGUF (some megabytes of
+// gigabytes) or of a safetensors file, so only those bytes are asked for, by ranges.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ class RangeReader {
 Result<std::unique_ptr<RangeReader>> open_range_reader(const SourceFile& file, const HubOptions& options,
                                                        const CancelToken& cancel);
 
-// A GGUF up to the aligned start of its tensor data (a header-only GGUF, as files/ reads it), or the length and JSON of a
-// safetensors file. kCorrupt when the bytes are neither, or need a header longer than 512 MiB or than the file.
+// A GGUF up to the aligned start of its tensor data (a header-only GGUF, as files/ reads it), or the length and JSON of
+// a safetensors file. kCorrupt when the bytes are neither, or need a header longer than 512 MiB or than the file.
 Result<std::string> read_model_header(RangeReader& reader, std::string_view name);
 
 struct RemoteFile {
@@ -42,11 +42,12 @@ struct RemoteModel {
   std::vector<RemoteFile> files;
 };
 
-// `what`: a name of the catalogue (its first source that answers) or a source. Later parts of a split model give headers too.
+// `what`: a name of the catalogue (its first source that answers) or a source. Later parts of a split model give
+// headers too.
 Result<RemoteModel> read_remote_model(std::string_view what, const HubOptions& options, const CancelToken& cancel);
 
-// Writes the headers and companions below `folder` (a temporary one) under their names, so that files/ opens them like a
-// model whose data is missing (allow_missing_data); returns the GGUF (the first part) or the folder.
+// Writes the headers and companions below `folder` (a temporary one) under their names, so that files/ opens them like
+// a model whose data is missing (allow_missing_data); returns the GGUF (the first part) or the folder.
 Result<std::filesystem::path> save_headers(const RemoteModel& model, const std::filesystem::path& folder);
 
 }  // namespace still

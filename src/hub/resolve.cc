@@ -28,8 +28,8 @@ tl::unexpected<Error> not_found(const Store& store, std::string_view argument, c
     return text;
   };
   if (const auto entry = find_in_catalogue(name)) {
-    return error(Code::kNotFound, "there is no model {} yet: get it with \"still pull {}\"{}", argument, entry->name.str(),
-                 close.empty() ? "" : fmt::format("; there is {}", join(close)));
+    return error(Code::kNotFound, "there is no model {} yet: get it with \"still pull {}\"{}", argument,
+                 entry->name.str(), close.empty() ? "" : fmt::format("; there is {}", join(close)));
   }
   if (!close.empty()) return error(Code::kNotFound, "there is no model {}; did you mean {}?", argument, join(close));
   names.clear();

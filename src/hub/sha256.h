@@ -39,8 +39,8 @@ class PrefixHasher {
  public:
   PrefixHasher(int fd, std::filesystem::path path);
   ~PrefixHasher();
-  void extend(std::int64_t n_bytes);    // [0, n_bytes) is written and will not change
-  Result<std::string> finish_hex();     // the digest of all that was announced
+  void extend(std::int64_t n_bytes);  // [0, n_bytes) is written and will not change
+  Result<std::string> finish_hex();   // the digest of all that was announced
 
  private:
   void run();

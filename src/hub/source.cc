@@ -111,7 +111,8 @@ std::optional<SplitName> split_name(std::string_view name) {
     const bool is_digit = end[i] >= '0' && end[i] <= '9';
     if (kPattern[i] == '0' ? !is_digit : end[i] != kPattern[i]) return std::nullopt;
   }
-  return SplitName{std::string(name.substr(0, name.size() - kPattern.size())), std::stoi(std::string(end.substr(10, 5)))};
+  return SplitName{std::string(name.substr(0, name.size() - kPattern.size())),
+                   std::stoi(std::string(end.substr(10, 5)))};
 }
 
 // A quantisation stands in a file name between separators: "model-Q4_K_M.gguf", "Q4_K_M/model-Q4_K_M-00001-of-...".
@@ -131,9 +132,9 @@ bool names_quantisation(std::string_view name, std::string_view wanted) {
 
 bool is_companion(std::string_view name) {
   constexpr std::array<std::string_view, 12> kNames = {
-      "config.json",         "generation_config.json",       "tokenizer.json",   "tokenizer_config.json",
-      "tokenizer.model",     "special_tokens_map.json",      "added_tokens.json", "vocab.json",
-      "merges.txt",          "model.safetensors.index.json", "chat_template.jinja", "chat_template.json"};
+      "config.json",     "generation_config.json",       "tokenizer.json",      "tokenizer_config.json",
+      "tokenizer.model", "special_tokens_map.json",      "added_tokens.json",   "vocab.json",
+      "merges.txt",      "model.safetensors.index.json", "chat_template.jinja", "chat_template.json"};
   return std::find(kNames.begin(), kNames.end(), name) != kNames.end();
 }
 
@@ -159,7 +160,8 @@ Result<std::vector<SourceFile>> with_all_parts(const std::vector<SourceFile>& fi
     if (split && other && other->base == split->base && other->n_parts == split->n_parts) chosen.push_back(file);
   }
   if (split && static_cast<int>(chosen.size()) != split->n_parts) {
-    return error(Code::kNotFound, "{}: {} has {} parts, {} are there", where, first.name, split->n_parts, chosen.size());
+    return error(Code::kNotFound, "{}: {} has {} parts, {} are there", where, first.name, split->n_parts,
+                 chosen.size());
   }
   for (SourceFile& file : chosen) file.name = fs::path(file.name).filename().string();
   std::sort(chosen.begin(), chosen.end(), [](const SourceFile& a, const SourceFile& b) { return a.name < b.name; });
@@ -174,7 +176,9 @@ bool is_model_gguf(std::string_view name) {
 
 }  // namespace
 
-bool is_source(std::string_view text) { return scheme_of(text) != nullptr; }
+bool is_source(std::string_view text) {
+  return scheme_of(text) != nullptr;
+}
 
 Result<SourceRef> parse_source(std::string_view text) {
   const Scheme* scheme = scheme_of(text);
@@ -226,8 +230,8 @@ std::string SourceRef::suggested_name() const {
     case Kind::kHf:
     case Kind::kModelscope: {
       const auto slash = repository.find('/');
-      const std::string name = sanitize_name_part(repository.substr(0, slash)) + "/" +
-                               sanitize_name_part(repository.substr(slash + 1));
+      const std::string name =
+          sanitize_name_part(repository.substr(0, slash)) + "/" + sanitize_name_part(repository.substr(slash + 1));
       return file.empty() ? name + ":latest" : name + ":" + sanitize_name_part(stem_of(file));
     }
     case Kind::kOllama:
@@ -262,7 +266,8 @@ Result<std::vector<SourceFile>> choose_model_files(std::vector<SourceFile> files
     std::erase_if(models, [](const SourceFile* file) { return !names_quantisation(file->name, "q4_k_m"); });
   }
   if (models.size() == 1) return with_all_parts(files, *models[0], where);
-  const bool has_gguf = std::any_of(files.begin(), files.end(), [](const SourceFile& f) { return f.name.ends_with(".gguf"); });
+  const bool has_gguf =
+      std::any_of(files.begin(), files.end(), [](const SourceFile& f) { return f.name.ends_with(".gguf"); });
   if (has_gguf || !wanted.empty()) {
     return error(Code::kNotFound, "{}: {} files match {}; name one of its files after ':': {}", where, models.size(),
                  wanted.empty() ? "the default Q4_K_M" : wanted, names_of(files));

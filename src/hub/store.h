@@ -4,7 +4,8 @@
 //   views/<digest>/<file name>    for models of several files: symbolic links to the blobs under their own names
 //   partial/                      downloads under way (state beside data), kept by Ctrl-C, kill and full disks
 //   lock                          held (flock) while blobs or manifests change
-// Every write is a temporary file, fsync and rename. Safe for several processes at once; an object is used by one thread.
+// Every write is a temporary file, fsync and rename. Safe for several processes at once; an object is used by one
+// thread.
 #pragma once
 
 #include <chrono>
@@ -75,8 +76,9 @@ class Store {
   std::filesystem::path blob_path(const std::string& sha256) const;
   std::filesystem::path partial_folder() const { return root_ / "partial"; }
 
-  // Moves the staged files into blobs/ and writes the manifest, under the lock: a removal in another process cannot take
-  // blobs in between. Replaces a model of that name. kNotFound if a blob of the manifest is neither staged nor there.
+  // Moves the staged files into blobs/ and writes the manifest, under the lock: a removal in another process cannot
+  // take blobs in between. Replaces a model of that name. kNotFound if a blob of the manifest is neither staged nor
+  // there.
   Status commit(const Manifest& manifest, const std::vector<StagedFile>& staged);
   // Removes the name, then what no manifest refers to any more.
   Result<RemoveReport> remove(const ModelName& name);

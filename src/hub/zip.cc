@@ -19,7 +19,8 @@ constexpr std::int64_t kMaxDirectoryBytes = 256 << 20;
 // Little-endian number of n_bytes at `at`; the caller has checked the range.
 std::uint64_t number(std::string_view bytes, std::size_t at, int n_bytes) {
   std::uint64_t value = 0;
-  for (int i = n_bytes - 1; i >= 0; --i) value = value << 8 | static_cast<unsigned char>(bytes[at + static_cast<std::size_t>(i)]);
+  for (int i = n_bytes - 1; i >= 0; --i)
+    value = value << 8 | static_cast<unsigned char>(bytes[at + static_cast<std::size_t>(i)]);
   return value;
 }
 
@@ -66,7 +67,7 @@ Result<ZipReader> ZipReader::open(const fs::path& path) {
   ZipReader reader;
   reader.path_ = path;
   STILL_TRY(reader.fd_, open_file(path, O_RDONLY));
-  struct stat info {};
+  struct stat info{};
   if (::fstat(reader.fd_.get(), &info) != 0) return system_error(errno, "cannot read", path);
   reader.size_ = info.st_size;
   STILL_TRY_STATUS(reader.read_directory());
@@ -110,7 +111,8 @@ Status ZipReader::read_directory() {
     directory_at = number(end64, 48, 8);
   }
   if (directory_bytes > kMaxDirectoryBytes || n_members > directory_bytes / 46) {
-    return error(Code::kCorrupt, "{}: {} members in a directory of {} bytes", path_.string(), n_members, directory_bytes);
+    return error(Code::kCorrupt, "{}: {} members in a directory of {} bytes", path_.string(), n_members,
+                 directory_bytes);
   }
   STILL_TRY(const std::string directory, read_exactly(static_cast<std::int64_t>(directory_at),
                                                       static_cast<std::int64_t>(directory_bytes), "directory"));
@@ -151,7 +153,8 @@ Status ZipReader::extract(const ZipMember& member, const Sink& sink) const {
   if (!header.starts_with(std::string_view("PK\3\4", 4))) {
     return error(Code::kCorrupt, "{}: no local header of {} where the directory points", path_.string(), member.name);
   }
-  std::int64_t offset = member.header_offset + 30 + static_cast<std::int64_t>(number(header, 26, 2) + number(header, 28, 2));
+  std::int64_t offset =
+      member.header_offset + 30 + static_cast<std::int64_t>(number(header, 26, 2) + number(header, 28, 2));
   if (member.packed_size > size_ - offset) {
     return error(Code::kCorrupt, "{}: {} is cut short", path_.string(), member.name);
   }

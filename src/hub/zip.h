@@ -1,6 +1,7 @@
 // Reader of ZIP archives (APPNOTE.TXT 6.3.9), as much as Python wheels need: stored and deflated members, ZIP64, CRC-32
-// checked while streaming. Encrypted members, other methods and archives in several files are refused. The bytes are not
-// trusted: every offset and size is checked against the file, and a member never yields more than its directory says.
+// checked while streaming. Encrypted members, other methods and archives in several files are refused. The bytes are
+// not trusted: every offset and size is checked against the file, and a member never yields more than its directory
+// says.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +32,8 @@ class ZipReader {
 
   static Result<ZipReader> open(const std::filesystem::path& path);
   const std::vector<ZipMember>& members() const { return members_; }
-  // Gives the member's bytes to `sink` in order, in pieces of at most 1 MiB. kCorrupt if the CRC or the size differs, after
-  // the sink has seen the bytes.
+  // Gives the member's bytes to `sink` in order, in pieces of at most 1 MiB. kCorrupt if the CRC or the size differs,
+  // after the sink has seen the bytes.
   Status extract(const ZipMember& member, const Sink& sink) const;
 
  private:

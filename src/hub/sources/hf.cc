@@ -34,18 +34,21 @@ Result<SourceListing> list_hf(const SourceRef& source, const HubOptions& options
   std::string endpoint = options.hf_endpoint;
   while (endpoint.ends_with('/')) endpoint.pop_back();
   UrlFetch access;
-  access.help = options.hf_token.empty()
-                    ? fmt::format("accept the terms on {}/{} if it has some, and set HF_TOKEN", endpoint, source.repository)
-                    : fmt::format("the account of HF_TOKEN must be given access on {}/{}", endpoint, source.repository);
+  access.help =
+      options.hf_token.empty()
+          ? fmt::format("accept the terms on {}/{} if it has some, and set HF_TOKEN", endpoint, source.repository)
+          : fmt::format("the account of HF_TOKEN must be given access on {}/{}", endpoint, source.repository);
   if (!options.hf_token.empty()) access.headers.push_back("Authorization: Bearer " + options.hf_token);
 
   std::vector<SourceFile> files;
-  std::string url = fmt::format("{}/api/models/{}/tree/{}?recursive=true", endpoint, source.repository, source.revision);
+  std::string url =
+      fmt::format("{}/api/models/{}/tree/{}?recursive=true", endpoint, source.repository, source.revision);
   for (int page = 0; !url.empty() && page < kMaxPages; ++page) {
     const bool same_host = host_of(url) == host_of(endpoint);
-    STILL_TRY(const HttpResponse response,
-              http_get({.url = url, .headers = same_host ? access.headers : std::vector<std::string>(), .help = access.help},
-                       options, cancel));
+    STILL_TRY(
+        const HttpResponse response,
+        http_get({.url = url, .headers = same_host ? access.headers : std::vector<std::string>(), .help = access.help},
+                 options, cancel));
     STILL_TRY(const Json json, parse_json(response.body, url));
     if (!json.is_array()) return error(Code::kCorrupt, "{}: expected a JSON array of files", url);
     for (const Json& entry : json.get_array()) {
@@ -57,8 +60,8 @@ Result<SourceListing> list_hf(const SourceRef& source, const HubOptions& options
         found.size = size_of(lfs->get_object());
       }
       if (!is_sha256_hex(found.sha256)) found.sha256.clear();
-      access.url = fmt::format("{}/{}/resolve/{}/{}", endpoint, source.repository, source.revision,
-                               url_encode_path(found.name));
+      access.url =
+          fmt::format("{}/{}/resolve/{}/{}", endpoint, source.repository, source.revision, url_encode_path(found.name));
       found.fetch = access;
       files.push_back(std::move(found));
     }

@@ -22,7 +22,8 @@ std::string text_of(const Json& json, std::string_view key) {
 Result<SourceListing> list_modelscope(const SourceRef& source, const HubOptions& options, const CancelToken& cancel) {
   std::string endpoint = options.modelscope_endpoint;
   while (endpoint.ends_with('/')) endpoint.pop_back();
-  UrlFetch access{.help = fmt::format("the model may want a login: get access on {}/models/{}", endpoint, source.repository)};
+  UrlFetch access{
+      .help = fmt::format("the model may want a login: get access on {}/models/{}", endpoint, source.repository)};
   if (!options.modelscope_token.empty()) access.headers.push_back("Authorization: Bearer " + options.modelscope_token);
 
   const std::string url = fmt::format("{}/api/v1/models/{}/repo/files?Revision={}&Recursive=true", endpoint,

@@ -1,5 +1,6 @@
 // ollama: a manifest (Docker's v2 form) lists layers by digest; the model layer is a GGUF, small layers hold sampling
-// parameters, a system prompt, the licence. Its Go template is left out: the GGUF brings the model's own Jinja template.
+// parameters, a system prompt, the licence. Its Go template is left out: the GGUF brings the model's own Jinja
+// template.
 #include <algorithm>
 
 #include "base/json.h"
@@ -70,7 +71,8 @@ Result<SourceListing> list_ollama(const SourceRef& source, const HubOptions& opt
     if (layer.size > kMaxSmallLayer) continue;
     STILL_TRY(const HttpResponse small, http_get({.url = blob, .max_bytes = kMaxSmallLayer}, options, cancel));
     if (sha256_hex(small.body) != layer.sha256) {
-      return error(Code::kCorrupt, "{}: the {} layer has another digest than the manifest says", source.text, layer.type);
+      return error(Code::kCorrupt, "{}: the {} layer has another digest than the manifest says", source.text,
+                   layer.type);
     }
     if (layer.type == "system") listing.system = small.body;
     if (layer.type == "license" && listing.licence.empty()) {
