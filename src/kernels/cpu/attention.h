@@ -1,0 +1,421 @@
+// Keys and values into the cache and attention over them (docs/arithmetic.md, "Attention").
+// A row is one query of one head. Rows are taken in chunks; for each tile of 32 positions the keys and values become
+// f32 in scratch once for the whole chunk, then
+//   scores: kAttentionRows rows x 32 keys in registers, a lane owns a key; the softmax of a row is two vectors;
+//   output: kAttentionRows rows x 32 dimensions in registers, a lane owns a dimension.
+// What a head width or type not covered here asks for is left to the reference.
+#pragma once
+
+#include "kernels/cpu/cpu_kernels.h"
+
+namespace still {
+namespace {
+
+constexpr int64_t kMaxHeadDim = 512;
+constexpr int64_t kChunkRows = 96;  // a chunk is whole queries; a larger group is one query
+constexpr int64_t kMaxGroup = 128;
+constexpr float kMinusInfinity = -__builtin_inff();
+
+STILL_INLINE int64_t group_dims(int64_t head_dim) {
+  return head_dim % 32 == 0 ? 32 : head_dim;
+}
+
+struct TileScratch {
+  float* k;        // [head_dim][32]
+  float* v;        // [32][padded_dim]
+  float* k_scale;  // [n_groups][32], int8 only
+  float* v_scale;  // [n_groups][32]
+  float* scaled;   // [kMaxGroup][32]: p times the values' scale
+  float* p;        // [rows][32]: scores, then probabilities
+  float* o;        // [rows][padded_dim]: the segment's output
+};
+
+STILL_INLINE TileScratch attention_scratch(uint8_t* bytes, int64_t head_dim, int64_t padded_dim, int64_t n_groups) {
+  float* at = reinterpret_cast<float*>(bytes);
+  const auto take = [&](int64_t n) STILL_UNROLLED {
+    float* start = at;
+    at += (n + 15) / 16 * 16;
+    return start;
+  };
+  TileScratch s;
+  s.k = take(head_dim * 32);
+  s.v = take(32 * padded_dim);
+  s.k_scale = take(n_groups * 32);
+  s.v_scale = take(n_groups * 32);
+  s.scaled = take(kMaxGroup * 32);
+  s.p = take(kMaxGroup * 32);
+  s.o = take(kMaxGroup * padded_dim);
+  return s;
+}
+// k, v, scales, scaled, p, o at their largest.
+static_assert((kMaxHeadDim * 32 * 2 + kMaxHeadDim * 2 + kMaxGroup * (64 + kMaxHeadDim)) * 4 < kAttentionScratchBytes);
+
+STILL_INLINE float f16_at(const uint8_t* p) {
+  uint16_t bits;
+  __builtin_memcpy(&bits, p, 2);
+  return _cvtsh_ss(bits);
+}
+
+// The 32 positions from `pos` on, a multiple of 32, to f32.
+void load_tile(const KvHeadView& kv, int64_t pos, int64_t padded_dim, const TileScratch& s) {
+  const int64_t head_dim = kv.head_dim, offset = pos % kv.block_size;
+  const uint8_t* block = kv.base + kv.block_table[pos / kv.block_size] * kv.block_bytes;
+  const int64_t whole = head_dim / 16 * 16;
+  if (kv.type == KvType::kF16) {
+    const uint8_t* k = block + kv.k_offset + offset * head_dim * 2;
+    const uint8_t* v = block + kv.v_offset + offset * head_dim * 2;
+    for (int64_t i = 0; i < head_dim * 32; i += 16) f_store(s.k + i, f_from_f16(k + 2 * i));
+    for (int64_t j = 0; j < 32; ++j, v += 2 * head_dim) {
+      for (int64_t d = 0; d < whole; d += 16) f_store(s.v + j * padded_dim + d, f_from_f16(v + 2 * d));
+      for (int64_t d = whole; d < head_dim; ++d) s.v[j * padded_dim + d] = f16_at(v + 2 * d);
+    }
+    return;
+  }
+  const int64_t n_groups = head_dim / group_dims(head_dim);
+  const uint8_t* k = block + kv.k_offset + offset * head_dim;
+  const uint8_t* v = block + kv.v_offset + offset * head_dim;
+  const uint8_t* k_scale = block + kv.k_scale_offset + offset * n_groups * 2;
+  const uint8_t* v_scale = block + kv.v_scale_offset + offset * n_groups * 2;
+  for (int64_t i = 0; i < head_dim * 32; i += 16) f_store(s.k + i, f_from_int8(k + i));
+  for (int64_t j = 0; j < 32; ++j, v += head_dim) {
+    for (int64_t d = 0; d < whole; d += 16) f_store(s.v + j * padded_dim + d, f_from_int8(v + d));
+    for (int64_t d = whole; d < head_dim; ++d) s.v[j * padded_dim + d] = static_cast<float>(static_cast<int8_t>(v[d]));
+  }
+  for (int64_t i = 0; i < n_groups * 32; i += 16) f_store(s.k_scale + i, f_from_f16(k_scale + 2 * i));
+  for (int64_t j = 0; j < 32; ++j)
+    for (int64_t g = 0; g < n_groups; ++g) s.v_scale[g * 32 + j] = f16_at(v_scale + 2 * (j * n_groups + g));
+}
+
+// scores[r] [32] = q[r] . k, unscaled.
+template <int kRows, bool kInt8>
+STILL_INLINE void score_rows(const float* const* q, const TileScratch& s, int64_t head_dim, float* scores) {
+  Floats acc[kRows][2], group_sum[kRows][2];
+  repeat<kRows>([&](auto row) STILL_UNROLLED {
+    repeat<2>([&](auto half) STILL_UNROLLED { acc[decltype(row)::value][decltype(half)::value] = f_zero(); });
+  });
+  const int64_t step = kInt8 ? group_dims(head_dim) : head_dim;
+  for (int64_t begin = 0; begin < head_dim; begin += step) {
+    if constexpr (kInt8) {
+      repeat<kRows>([&](auto row) STILL_UNROLLED {
+        repeat<2>([&](auto half) STILL_UNROLLED { group_sum[decltype(row)::value][decltype(half)::value] = f_zero(); });
+      });
+    }
+    for (int64_t d = begin; d < begin + step; ++d) {
+      const Floats low = f_load(s.k + d * 32), high = f_load(s.k + d * 32 + 16);
+      repeat<kRows>([&](auto row) STILL_UNROLLED {
+        constexpr int kRow = decltype(row)::value;
+        Floats(&sum)[2] = kInt8 ? group_sum[kRow] : acc[kRow];
+        const Floats x = f_set(q[kRow][d]);
+        sum[0] = f_fma(x, low, sum[0]);
+        sum[1] = f_fma(x, high, sum[1]);
+      });
+    }
+    if constexpr (kInt8) {
+      const float* scale = s.k_scale + begin / step * 32;
+      repeat<kRows>([&](auto row) STILL_UNROLLED {
+        repeat<2>([&](auto half) STILL_UNROLLED {
+          constexpr int kRow = decltype(row)::value, kHalf = decltype(half)::value;
+          acc[kRow][kHalf] = f_fma(group_sum[kRow][kHalf], f_load(scale + 16 * kHalf), acc[kRow][kHalf]);
+        });
+      });
+    }
+  }
+  repeat<kRows>([&](auto row) STILL_UNROLLED {
+    f_store(scores + decltype(row)::value * 32, acc[decltype(row)::value][0]);
+    f_store(scores + decltype(row)::value * 32 + 16, acc[decltype(row)::value][1]);
+  });
+}
+
+STILL_INLINE float exp_of_one(float x) {
+  float y[16];
+  f_store(y, exp_of(f_set(x)));
+  return y[0];
+}
+
+// Scores of positions [begin, end) of the tile to probabilities (0 elsewhere); returns the factor of what was summed
+// before.
+STILL_INLINE float softmax_row(float* p, int64_t begin, int64_t end, float scale, float& m, float& l) {
+  Floats low = f_mul(f_load(p), f_set(scale)), high = f_mul(f_load(p + 16), f_set(scale));
+  const bool is_whole = end - begin == 32;
+  const int64_t low_begin = min_of(begin, 16), low_end = min_of(end, 16);
+  const int64_t high_begin = max_of(begin, 16) - 16, high_end = max_of(end, 16) - 16;
+  if (!is_whole) {
+    low = f_select(low, f_set(kMinusInfinity), low_begin, low_end);
+    high = f_select(high, f_set(kMinusInfinity), high_begin, high_end);
+  }
+  const float max = f_max_lane(f_max(f_max(f_set(m), low), high));
+  low = exp_of(f_sub(low, f_set(max)));
+  high = exp_of(f_sub(high, f_set(max)));
+  if (!is_whole) {  // exp(-inf - -inf) is NaN
+    low = f_select(low, f_zero(), low_begin, low_end);
+    high = f_select(high, f_zero(), high_begin, high_end);
+  }
+  f_store(p, low);
+  f_store(p + 16, high);
+  const float correction = m == kMinusInfinity ? 0.0f : m == max ? 1.0f : exp_of_one(m - max);
+  l = __builtin_fmaf(l, correction, f_tree_sum(f_add(low, high)));
+  m = max;
+  return correction;
+}
+
+// o[r] = o[r] * correction[r], then fma(p[r][j], v[j], .) for j in [begin, end); kVectors * 16 dimensions.
+template <int kRows, int kVectors>
+STILL_INLINE void output_rows(const float* p, const float* v, int64_t padded_dim, int64_t begin, int64_t end,
+                              const float* correction, float* o) {
+  Floats acc[kRows][kVectors];
+  repeat<kRows>([&](auto row) STILL_UNROLLED {
+    repeat<kVectors>([&](auto i) STILL_UNROLLED {
+      constexpr int kRow = decltype(row)::value, I = decltype(i)::value;
+      acc[kRow][I] = f_mul(f_load(o + kRow * padded_dim + 16 * I), f_set(correction[kRow]));
+    });
+  });
+  for (int64_t j = begin; j < end; ++j) {
+    Floats value[kVectors];
+    repeat<kVectors>([&](auto i) STILL_UNROLLED {
+      value[decltype(i)::value] = f_load(v + j * padded_dim + 16 * decltype(i)::value);
+    });
+    repeat<kRows>([&](auto row) STILL_UNROLLED {
+      const Floats weight = f_set(p[decltype(row)::value * 32 + j]);
+      repeat<kVectors>([&](auto i) STILL_UNROLLED {
+        constexpr int kRow = decltype(row)::value, I = decltype(i)::value;
+        acc[kRow][I] = f_fma(weight, value[I], acc[kRow][I]);
+      });
+    });
+  }
+  repeat<kRows>([&](auto row) STILL_UNROLLED {
+    repeat<kVectors>([&](auto i) STILL_UNROLLED {
+      constexpr int kRow = decltype(row)::value, I = decltype(i)::value;
+      f_store(o + kRow * padded_dim + 16 * I, acc[kRow][I]);
+    });
+  });
+}
+
+// Rows that see the same positions of the tile.
+template <int kRows, bool kInt8>
+void output_tile(const TileScratch& s, int64_t row, int64_t head_dim, int64_t padded_dim, int64_t begin, int64_t end,
+                 const float* correction) {
+  float* o = s.o + row * padded_dim;
+  const int64_t step = kInt8 ? group_dims(head_dim) : head_dim;
+  for (int64_t first = 0; first < head_dim; first += step) {
+    const float* p = s.p + row * 32;
+    if constexpr (kInt8) {
+      const float* scale = s.v_scale + first / step * 32;
+      for (int64_t i = 0; i < kRows * 32; i += 16) f_store(s.scaled + i, f_mul(f_load(p + i), f_load(scale + i % 32)));
+      p = s.scaled;
+    }
+    const int64_t last = first + step == head_dim ? padded_dim : first + step;
+    int64_t d = first;
+    for (; d + 32 <= last; d += 32) output_rows<kRows, 2>(p, s.v + d, padded_dim, begin, end, correction + row, o + d);
+    if (d < last) output_rows<kRows, 1>(p, s.v + d, padded_dim, begin, end, correction + row, o + d);
+  }
+}
+
+// total += part (docs/arithmetic.md); both are head_dim long, part_o padded.
+STILL_INLINE void fold_part(float part_m, float part_l, const float* part_o, int64_t head_dim, float& m, float& l,
+                            float* o) {
+  if (part_l == 0.0f) return;
+  if (l == 0.0f) {
+    m = part_m;
+    l = part_l;
+    for_vectors(head_dim, [&](int64_t d, int64_t lanes)
+                              STILL_UNROLLED { store_up_to_16(o + d, load_up_to_16(part_o + d, lanes), lanes); });
+    return;
+  }
+  const float max = part_m > m ? part_m : m;
+  const float a = exp_of_one(m - max), b = exp_of_one(part_m - max);
+  l = __builtin_fmaf(l, a, part_l * b);
+  m = max;
+  for_vectors(head_dim, [&](int64_t d, int64_t lanes) STILL_UNROLLED {
+    const Floats part = f_mul(load_up_to_16(part_o + d, lanes), f_set(b));
+    store_up_to_16(o + d, f_fma(load_up_to_16(o + d, lanes), f_set(a), part), lanes);
+  });
+}
+STILL_INLINE void divide_row(float* o, int64_t head_dim, float l) {
+  for_vectors(head_dim, [&](int64_t d, int64_t lanes) STILL_UNROLLED {
+    store_up_to_16(o + d, f_div(load_up_to_16(o + d, lanes), f_set(l)), lanes);
+  });
+}
+STILL_INLINE void zero_floats(float* p, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = 0;
+}
+
+// Rows of one chunk: queries [first_query, first_query + n_queries) of all heads of the group, in this order.
+struct AttentionChunk {
+  int64_t n_rows;
+  const float* q[kMaxGroup];
+  int64_t begin[kMaxGroup], end[kMaxGroup];  // visible positions
+  float* out[kMaxGroup];
+  float m[kMaxGroup], l[kMaxGroup];  // of the segment
+  float total_m[kMaxGroup], total_l[kMaxGroup];
+  float correction[kMaxGroup];
+};
+
+// The rows [row, row_end) that see something of the tile at `pos`.
+template <bool kInt8>
+void attend_tile(const AttentionArgs& args, AttentionChunk& chunk, const TileScratch& s, int64_t padded_dim,
+                 int64_t pos, int64_t row, int64_t row_end) {
+  const int64_t head_dim = args.kv.head_dim;
+  const auto tile_begin = [&](int64_t r) STILL_UNROLLED { return max_of(chunk.begin[r] - pos, 0); };
+  const auto tile_end = [&](int64_t r) STILL_UNROLLED { return min_of(chunk.end[r] - pos, 32); };
+  const auto softmax = [&](int64_t r) STILL_UNROLLED {
+    chunk.correction[r] = softmax_row(s.p + r * 32, tile_begin(r), tile_end(r), args.scale, chunk.m[r], chunk.l[r]);
+  };
+  while (row < row_end) {
+    if (row + kAttentionRows <= row_end) {
+      score_rows<kAttentionRows, kInt8>(chunk.q + row, s, head_dim, s.p + row * 32);
+      for (int64_t r = row; r < row + kAttentionRows; ++r) softmax(r);
+      const int64_t last = row + kAttentionRows - 1;
+      if (tile_begin(row) == tile_begin(last) && tile_end(row) == tile_end(last)) {
+        output_tile<kAttentionRows, kInt8>(s, row, head_dim, padded_dim, tile_begin(row), tile_end(row),
+                                           chunk.correction);
+      } else {
+        for (int64_t r = row; r <= last; ++r)
+          output_tile<1, kInt8>(s, r, head_dim, padded_dim, tile_begin(r), tile_end(r), chunk.correction);
+      }
+      row += kAttentionRows;
+    } else {
+      score_rows<1, kInt8>(chunk.q + row, s, head_dim, s.p + row * 32);
+      softmax(row);
+      output_tile<1, kInt8>(s, row, head_dim, padded_dim, tile_begin(row), tile_end(row), chunk.correction);
+      ++row;
+    }
+  }
+}
+
+template <bool kInt8>
+void attend_chunk(const AttentionArgs& args, AttentionChunk& chunk, const TileScratch& s, int64_t padded_dim) {
+  const int64_t head_dim = args.kv.head_dim, n = chunk.n_rows;
+  for (int64_t r = 0; r < n; ++r) {
+    chunk.total_m[r] = kMinusInfinity;
+    chunk.total_l[r] = 0;
+    zero_floats(chunk.out[r], head_dim);
+  }
+  // begin and end do not decrease from row to row.
+  int64_t active = 0, active_end = 0;
+  for (int64_t segment = chunk.begin[0] / kKvSegment * kKvSegment; segment < chunk.end[n - 1]; segment += kKvSegment) {
+    for (int64_t r = 0; r < n; ++r) {
+      chunk.m[r] = kMinusInfinity;
+      chunk.l[r] = 0;
+    }
+    zero_floats(s.o, n * padded_dim);
+    for (int64_t pos = segment; pos < min_of(segment + kKvSegment, chunk.end[n - 1]); pos += kKvTile) {
+      for (active = 0; active < n && chunk.end[active] <= pos;) ++active;
+      for (active_end = active; active_end < n && chunk.begin[active_end] < pos + kKvTile;) ++active_end;
+      if (active == active_end) continue;
+      load_tile(args.kv, pos, padded_dim, s);
+      attend_tile<kInt8>(args, chunk, s, padded_dim, pos, active, active_end);
+    }
+    for (int64_t r = 0; r < n; ++r)
+      fold_part(chunk.m[r], chunk.l[r], s.o + r * padded_dim, head_dim, chunk.total_m[r], chunk.total_l[r],
+                chunk.out[r]);
+  }
+}
+
+void attention(const AttentionArgs& args) {
+  const int64_t head_dim = args.kv.head_dim;
+  if (args.kv.type == KvType::kF32 || head_dim % 8 != 0 || head_dim > kMaxHeadDim || args.group > kMaxGroup)
+    return kRefKernels.attention(args);
+  const int64_t padded_dim = (head_dim + 15) / 16 * 16;
+  const TileScratch s = attention_scratch(args.scratch, head_dim, padded_dim, head_dim / group_dims(head_dim));
+  if (padded_dim != head_dim) zero_floats(s.v, 32 * padded_dim);
+  AttentionChunk chunk;
+  const int64_t chunk_queries = max_of(1, kChunkRows / args.group);
+  for (int64_t first = 0; first < args.n_q; first += chunk_queries) {
+    const int64_t n_queries = min_of(chunk_queries, args.n_q - first);
+    chunk.n_rows = n_queries * args.group;
+    for (int64_t r = 0; r < chunk.n_rows; ++r) {
+      const int64_t i = first + r / args.group, h = r % args.group, pos = args.q_pos + i;
+      chunk.q[r] = args.q + i * args.q_stride + h * head_dim;
+      chunk.out[r] = args.out + i * args.out_stride + h * head_dim;
+      chunk.begin[r] = max_of(args.kv_begin, args.window > 0 ? pos + 1 - args.window : 0);
+      chunk.end[r] = min_of(args.kv_end, pos + 1);
+    }
+    if (args.kv.type == KvType::kInt8) {
+      attend_chunk<true>(args, chunk, s, padded_dim);
+    } else {
+      attend_chunk<false>(args, chunk, s, padded_dim);
+    }
+    for (int64_t r = 0; r < chunk.n_rows; ++r) {
+      if (args.finish) {
+        divide_row(chunk.out[r], head_dim, chunk.total_l[r]);
+      } else {
+        args.m[first * args.group + r] = chunk.total_m[r];
+        args.l[first * args.group + r] = chunk.total_l[r];
+      }
+    }
+  }
+}
+
+void attention_merge(const AttentionMergeArgs& args) {
+  for (int64_t h = 0; h < args.n_heads; ++h) {
+    float m = kMinusInfinity, l = 0;
+    float* out = args.out + h * args.head_dim;
+    zero_floats(out, args.head_dim);
+    for (int64_t part = 0; part < args.n_parts; ++part) {
+      const int64_t idx = part * args.n_heads + h;
+      fold_part(args.m[idx], args.l[idx], args.o + idx * args.head_dim, args.head_dim, m, l, out);
+    }
+    divide_row(out, args.head_dim, l);
+  }
+}
+
+// One group of a key or value to int8; returns the scale's f16 bits.
+STILL_INLINE uint16_t quantize_group(const float* x, int64_t n, int8_t* q) {
+  Ints max_bits = i_zero();
+  for_vectors(n, [&](int64_t i, int64_t lanes)
+                     STILL_UNROLLED { max_bits = i_max(max_bits, i_abs_bits(load_up_to_16(x + i, lanes))); });
+  const int32_t bits = i_max_lane(max_bits);
+  float amax;
+  __builtin_memcpy(&amax, &bits, 4);
+  if (bits >= 0x7f800000) {
+    for (int64_t i = 0; i < n; ++i) q[i] = 0;
+    return 0x7e00;
+  }
+  const uint16_t scale_bits = static_cast<uint16_t>(_cvtss_sh(amax / 127.0f, _MM_FROUND_TO_NEAREST_INT));
+  const float scale = _cvtsh_ss(scale_bits);
+  if (scale == 0.0f) {
+    for (int64_t i = 0; i < n; ++i) q[i] = 0;
+    return scale_bits;
+  }
+  for_vectors(n, [&](int64_t i, int64_t lanes) STILL_UNROLLED {
+    int8_t rounded[16];
+    // max(-127, .) then min(127, .): values are finite here, so their order does not matter.
+    const Floats scaled = f_div(load_up_to_16(x + i, lanes), f_set(scale));
+    f_to_int8(rounded, f_neg(f_max(f_neg(f_max(scaled, f_set(-127.0f))), f_set(-127.0f))));
+    __builtin_memcpy(q + i, rounded, static_cast<uint64_t>(lanes));
+  });
+  return scale_bits;
+}
+
+void kv_write(const KvHeadView& kv, int64_t pos, const float* k, const float* v) {
+  const int64_t head_dim = kv.head_dim, offset = pos % kv.block_size;
+  if (kv.type == KvType::kF32 || head_dim > kMaxHeadDim) return kRefKernels.kv_write(kv, pos, k, v);
+  uint8_t* block = kv.base + kv.block_table[pos / kv.block_size] * kv.block_bytes;
+  const int64_t tile = offset / kKvTile, lane = offset % kKvTile;
+  if (kv.type == KvType::kF16) {
+    uint8_t* key = block + kv.k_offset + (tile * head_dim * kKvTile + lane) * 2;
+    uint8_t* value = block + kv.v_offset + offset * head_dim * 2;
+    for_vectors(head_dim, [&](int64_t d, int64_t lanes) STILL_UNROLLED {
+      uint8_t halves[32];
+      f_to_f16(halves, load_up_to_16(k + d, lanes));
+      for (int64_t i = 0; i < lanes; ++i) __builtin_memcpy(key + (d + i) * kKvTile * 2, halves + 2 * i, 2);
+      f_to_f16(halves, load_up_to_16(v + d, lanes));
+      __builtin_memcpy(value + 2 * d, halves, static_cast<uint64_t>(2 * lanes));
+    });
+    return;
+  }
+  const int64_t group = group_dims(head_dim), n_groups = head_dim / group;
+  int8_t q[kMaxHeadDim];
+  for (int64_t g = 0; g < n_groups; ++g) {
+    const uint16_t k_scale = quantize_group(k + g * group, group, q);
+    __builtin_memcpy(block + kv.k_scale_offset + ((tile * n_groups + g) * kKvTile + lane) * 2, &k_scale, 2);
+    uint8_t* key = block + kv.k_offset + (tile * head_dim + g * group) * kKvTile + lane;
+    for (int64_t i = 0; i < group; ++i) key[i * kKvTile] = static_cast<uint8_t>(q[i]);
+    const uint16_t v_scale = quantize_group(v + g * group, group, q);
+    __builtin_memcpy(block + kv.v_scale_offset + (offset * n_groups + g) * 2, &v_scale, 2);
+    __builtin_memcpy(block + kv.v_offset + offset * head_dim + g * group, q, static_cast<uint64_t>(group));
+  }
+}
+
+}  // namespace
+}  // namespace still

@@ -1,0 +1,11 @@
+// What the files of this folder put into the table.
+#pragma once
+
+#include "kernels/kernel_table.h"
+
+namespace still {
+
+void avx512_vnni_set_linear_32(CpuKernels& table);
+void avx512_vnni_set_linear_256(CpuKernels& table);
+
+}  // namespace still

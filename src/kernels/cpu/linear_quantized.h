@@ -1,0 +1,347 @@
+// y = W x for quantised weights (docs/arithmetic.md, "Products with quantised weights"; docs/cpu-kernels.md).
+// Activations are first regrouped so that everything a block of weights needs of all columns lies in one run of memory.
+//   few columns (up to kMaxColumns): the weights are read once and unpacked in registers, for all columns;
+//   many columns: a panel's weights are unpacked once per chunk of k into scratch, then used for every group of
+//   columns.
+#pragma once
+
+#include "kernels/cpu/formats.h"
+
+namespace still {
+namespace {
+
+// Activations of kColumns rows, regrouped; int32 words of one block:
+//   q [kBlock / 4][kColumns], four int8 a word;  scale [kColumns] f32;
+//   32-wide:  [kColumns], -kOffset * sum(q) as int32, or with a minimum f32(sum(q));
+//   256-wide: [kSubs / 2][kColumns], the sums of two neighbouring sub-blocks as int16 pairs.
+template <class F>
+struct ColumnLayout {
+  static constexpr int kScaleAt = F::kBlock / 4, kSumsAt = kScaleAt + 1;
+  static constexpr int kWords = kSumsAt + (F::kBlock == 32 ? 1 : F::kSubs / 2);
+};
+
+STILL_INLINE int32_t pair_word(int32_t low, int32_t high) {
+  return static_cast<int32_t>((static_cast<uint32_t>(low) & 0xffffu) | static_cast<uint32_t>(high) << 16);
+}
+
+template <class F>
+STILL_INLINE void regroup_sums(const int16_t* sums, int32_t* out, int n_columns) {
+  if constexpr (F::kBlock == 32) {
+    const int32_t sum = sums[0] + sums[1];
+    if constexpr (F::kHasMin) {
+      const float value = static_cast<float>(sum);
+      __builtin_memcpy(out, &value, 4);
+    } else {
+      *out = -F::kOffset * sum;
+    }
+  } else {
+    for (int i = 0; i < F::kSubs / 2; ++i) {
+      out[i * n_columns] = F::kVectors == 4
+                               ? pair_word(sums[2 * i], sums[2 * i + 1])
+                               : pair_word(sums[4 * i] + sums[4 * i + 1], sums[4 * i + 2] + sums[4 * i + 3]);
+    }
+  }
+}
+
+// Blocks [block, block + n_blocks) of the rows [row, row + n_rows); columns past n_rows repeat the last one.
+template <class F, int kColumns>
+void regroup_columns(const QuantizedRows& x, int64_t row, int64_t n_rows, int64_t block, int64_t n_blocks,
+                     int32_t* out) {
+  using Layout = ColumnLayout<F>;
+  const int64_t blocks_of_row = x.k / F::kBlock;
+  const uint8_t* q[kColumns];
+  int64_t rows[kColumns];
+  for (int c = 0; c < kColumns; ++c) {
+    rows[c] = row + min_of(c, n_rows - 1);
+    q[c] = reinterpret_cast<const uint8_t*>(x.q) + rows[c] * x.k;
+  }
+  for (int64_t b = block; b < block + n_blocks; ++b, out += Layout::kWords * kColumns) {
+    if constexpr (kColumns == 16) {
+      for (int piece = 0; piece < F::kBlock / 16; ++piece) {
+        Bytes words[4];
+        gather_pieces(q, b * F::kBlock + 16 * piece, words);
+        repeat<4>([&](auto v) STILL_UNROLLED {
+          b_store_unaligned(out + (4 * piece + decltype(v)::value) * 16, words[decltype(v)::value]);
+        });
+      }
+    } else {
+      for (int c = 0; c < kColumns; ++c)
+        for (int i = 0; i < F::kBlock / 4; ++i)
+          __builtin_memcpy(out + i * kColumns + c, q[c] + b * F::kBlock + 4 * i, 4);
+    }
+    for (int c = 0; c < kColumns; ++c) {
+      __builtin_memcpy(out + Layout::kScaleAt * kColumns + c, x.scale + rows[c] * blocks_of_row + b, 4);
+      regroup_sums<F>(x.sums + (rows[c] * x.k + b * F::kBlock) / 16, out + Layout::kSumsAt * kColumns + c, kColumns);
+    }
+  }
+}
+
+// A part of a panel and the outputs it adds to.
+struct PanelPart {
+  const uint8_t* quants;  // packed, or unpacked by unpack_blocks
+  const uint8_t* scales;
+  float* y;         // element of the first row of the panel, first column
+  int64_t n_lanes;  // rows of the panel that exist
+};
+struct ColumnRange {
+  int64_t n;  // columns that exist
+  int64_t y_stride;
+  bool is_first;  // y starts at 0, else at what it holds
+};
+
+template <class F, bool kUnpacked>
+constexpr int kPartBytes = kUnpacked ? F::kSubs * F::kVectors * F::Sub::kParts * 64 : F::kQuantBytes;
+
+template <class F, bool kUnpacked, int J>
+STILL_INLINE typename F::Sub sub_block(const uint8_t* quants, int step) {
+  if constexpr (kUnpacked) {
+    typename F::Sub w;
+    w.load(quants + (step * F::kStepSubs + J) * F::kVectors * F::Sub::kParts * 64);
+    return w;
+  } else {
+    return F::template unpack<J>(quants, step);
+  }
+}
+
+// body(step): unrolled where that is little code, so that shifts have immediate counts.
+template <int kSteps, int kColumns, class Body>
+STILL_INLINE void for_steps(const Body& body) {
+  if constexpr (kColumns <= 2) {
+    repeat<kSteps>([&](auto step) STILL_UNROLLED { body(decltype(step)::value); });
+  } else {
+    for (int step = 0; step < kSteps; ++step) body(step);
+  }
+}
+
+template <class F>
+STILL_INLINE Pairs scale_pairs(const uint8_t* p) {
+  if constexpr (F::kHasMin) {
+    return p_from_u8(p);
+  } else {
+    return p_from_int8(p);
+  }
+}
+
+constexpr int log2_of(int x) {
+  return x <= 1 ? 0 : 1 + log2_of(x / 2);
+}
+
+STILL_INLINE Floats f_broadcast(const int32_t* p) {
+  float x;
+  __builtin_memcpy(&x, p, 4);
+  return f_set(x);
+}
+
+// One block of one panel: acc[c] = fma(d * s, f32(dot), acc[c]) and the minimum's part.
+template <class F, bool kUnpacked, int kColumns>
+STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const int32_t* x, Floats* acc) {
+  using Layout = ColumnLayout<F>;
+  const Floats d = f_from_f16(scales + F::kDAt);
+  Floats m;
+  if constexpr (F::kHasMin) m = f_from_f16(scales + F::kMAt);
+  const int32_t* scale = x + Layout::kScaleAt * kColumns;
+  const int32_t* sums = x + Layout::kSumsAt * kColumns;
+  constexpr int kAtOnce = kColumns < kColumnsAtOnce ? kColumns : kColumnsAtOnce;
+  static_assert(kColumns % kAtOnce == 0);
+
+  if constexpr (F::kBlock == 32) {
+    const typename F::Sub w = sub_block<F, kUnpacked, 0>(quants, 0);
+    repeat<kColumns / kAtOnce>([&](auto group) STILL_UNROLLED {
+      constexpr int kFirst = decltype(group)::value * kAtOnce;
+      Ints dots[kAtOnce];
+      repeat<kAtOnce>([&](auto column) STILL_UNROLLED {
+        constexpr int kColumn = decltype(column)::value;
+        dots[kColumn] = F::kHasMin ? i_zero() : i_broadcast(sums + kFirst + kColumn);
+      });
+      add_dots<F::kMax, F::kVectors, kAtOnce>(dots, w, x + kFirst, kColumns);
+      repeat<kAtOnce>([&](auto column) STILL_UNROLLED {
+        constexpr int kColumn = kFirst + decltype(column)::value;
+        const Floats s = f_broadcast(scale + kColumn);
+        acc[kColumn] = f_fma(f_mul(d, s), f_from_ints(dots[decltype(column)::value]), acc[kColumn]);
+        if constexpr (F::kHasMin) acc[kColumn] = f_fma(f_mul(m, s), f_broadcast(sums + kColumn), acc[kColumn]);
+      });
+    });
+  } else {
+    Ints dots[kColumns];
+    repeat<kColumns>([&](auto column) STILL_UNROLLED { dots[decltype(column)::value] = i_zero(); });
+    for_steps<F::kSteps, kColumns>([&](int step) STILL_UNROLLED {
+      const Pairs both = scale_pairs<F>(scales + 32 * step);
+      repeat<2>([&](auto half) STILL_UNROLLED {
+        constexpr int kHalf = decltype(half)::value;
+        const Ints sub_scale = kHalf == 0 ? scale_low(both) : scale_high(both);
+        const typename F::Sub w = sub_block<F, kUnpacked, kHalf>(quants, step);
+        const int32_t* q = x + (2 * step + kHalf) * F::kVectors * kColumns;
+        repeat<kColumns / kAtOnce>([&](auto group) STILL_UNROLLED {
+          constexpr int kFirst = decltype(group)::value * kAtOnce;
+          add_scaled_dots<F::kMax, F::kVectors, kAtOnce>(dots + kFirst, w, q + kFirst, kColumns, sub_scale);
+        });
+      });
+    });
+    Pairs factors[F::kSubs / 2];  // of the activation sums: minimums, or scales for the offset
+    repeat<F::kSubs / 2>([&](auto pair) STILL_UNROLLED {
+      factors[decltype(pair)::value] =
+          scale_pairs<F>(scales + (F::kHasMin ? F::kMinAt : 0) + 32 * decltype(pair)::value);
+    });
+    if constexpr (F::kHasMin) m = f_neg(m);  // -(dmin * s) = (-dmin) * s
+    repeat<kColumns>([&](auto column) STILL_UNROLLED {
+      constexpr int kColumn = decltype(column)::value;
+      Ints sum = i_zero();
+      repeat<F::kSubs / 2>([&](auto pair) STILL_UNROLLED {
+        sum =
+            p_dot(sum, factors[decltype(pair)::value], i_broadcast(sums + decltype(pair)::value * kColumns + kColumn));
+      });
+      const Floats s = f_broadcast(scale + kColumn);
+      if constexpr (F::kHasMin) {
+        acc[kColumn] = f_fma(f_mul(d, s), f_from_ints(dots[kColumn]), acc[kColumn]);
+        acc[kColumn] = f_fma(f_mul(m, s), f_from_ints(sum), acc[kColumn]);
+      } else {
+        const Ints dot = i_sub(dots[kColumn], i_shift_left<log2_of(F::kOffset)>(sum));
+        acc[kColumn] = f_fma(f_mul(d, s), f_from_ints(dot), acc[kColumn]);
+      }
+    });
+  }
+}
+
+constexpr int64_t kPrefetchBytes = 2048;
+
+// y of kPanels panels, kColumns columns, over n_blocks blocks.
+template <class F, bool kUnpacked, int kPanels, int kColumns>
+__attribute__((noinline)) void multiply(const PanelPart (&panels)[kPanels], int64_t n_blocks, const int32_t* x,
+                                        const ColumnRange& columns) {
+  Floats acc[kPanels][kColumns];
+  for (int p = 0; p < kPanels; ++p) {
+    repeat<kColumns>([&](auto column) STILL_UNROLLED {
+      constexpr int kColumn = decltype(column)::value;
+      const bool is_zero = columns.is_first || kColumn >= columns.n;
+      acc[p][kColumn] = is_zero ? f_zero() : f_load_some(panels[p].y + kColumn * columns.y_stride, panels[p].n_lanes);
+    });
+  }
+  const uint8_t* quants[kPanels];
+  const uint8_t* scales[kPanels];
+  for (int p = 0; p < kPanels; ++p) {
+    quants[p] = panels[p].quants;
+    scales[p] = panels[p].scales;
+  }
+  for (int64_t b = 0; b < n_blocks; ++b, x += ColumnLayout<F>::kWords * kColumns) {
+    repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+      constexpr int kPanel = decltype(panel)::value;
+      if constexpr (!kUnpacked) {
+        repeat<F::kQuantBytes / 64>(
+            [&](auto line) STILL_UNROLLED { prefetch(quants[kPanel] + kPrefetchBytes + 64 * decltype(line)::value); });
+        prefetch(scales[kPanel] + 512);
+      }
+      add_block<F, kUnpacked, kColumns>(quants[kPanel], scales[kPanel], x, acc[kPanel]);
+      quants[kPanel] += kPartBytes<F, kUnpacked>;
+      scales[kPanel] += F::kScaleBytes;
+    });
+  }
+  for (int p = 0; p < kPanels; ++p) {
+    repeat<kColumns>([&](auto column) STILL_UNROLLED {
+      constexpr int kColumn = decltype(column)::value;
+      if (kColumn >= columns.n) return;
+      float* y = panels[p].y + kColumn * columns.y_stride;
+      if (panels[p].n_lanes == kPanelRows) {
+        f_store(y, acc[p][kColumn]);
+      } else {
+        f_store_some(y, acc[p][kColumn], panels[p].n_lanes);
+      }
+    });
+  }
+}
+
+template <class F>
+STILL_INLINE PanelPart panel_part(const LinearArgs& args, int64_t panel, int64_t row, int64_t block) {
+  const uint8_t* start = args.weights + panel * args.panel_bytes;
+  return {start + block * F::kQuantBytes, start + args.k / F::kBlock * F::kQuantBytes + block * F::kScaleBytes,
+          args.y + row * args.y_stride + panel * kPanelRows, min_of(kPanelRows, args.n_out - panel * kPanelRows)};
+}
+
+// Rows [row, row + n) of activations, n <= kColumns. kStreams parts of the weights are read side by side.
+template <class F, int kColumns, int kStreams>
+void multiply_few(const LinearArgs& args, int64_t row, int64_t n) {
+  constexpr int64_t kBlockBytes = ColumnLayout<F>::kWords * kColumns * 4;
+  int32_t* x = reinterpret_cast<int32_t*>(args.scratch);
+  const int64_t n_blocks = args.k / F::kBlock;
+  const int64_t step = kLinearScratchBytes / kBlockBytes;
+  for (int64_t block = 0; block < n_blocks; block += step) {
+    const int64_t count = min_of(step, n_blocks - block);
+    regroup_columns<F, kColumns>(args.x, row, n, block, count, x);
+    const ColumnRange columns{n, args.y_stride, block == 0};
+    const int64_t stream_panels = (args.panel_end - args.panel_begin) / kStreams;
+    for (int64_t i = 0; i < stream_panels; ++i) {
+      PanelPart parts[kStreams];
+      for (int s = 0; s < kStreams; ++s)
+        parts[s] = panel_part<F>(args, args.panel_begin + s * stream_panels + i, row, block);
+      multiply<F, false, kStreams, kColumns>(parts, count, x, columns);
+    }
+    for (int64_t panel = args.panel_begin + kStreams * stream_panels; panel < args.panel_end; ++panel) {
+      const PanelPart parts[1] = {panel_part<F>(args, panel, row, block)};
+      multiply<F, false, 1, kColumns>(parts, count, x, columns);
+    }
+  }
+}
+
+template <class F>
+void unpack_blocks(const uint8_t* quants, int64_t n_blocks, uint8_t* out) {
+  for (int64_t b = 0; b < n_blocks; ++b, quants += F::kQuantBytes, out += kPartBytes<F, true>) {
+    for_steps<F::kSteps, 1>([&](int step) STILL_UNROLLED {
+      repeat<F::kStepSubs>([&](auto sub) STILL_UNROLLED {
+        constexpr int J = decltype(sub)::value;
+        F::template unpack<J>(quants, step).store(out + (step * F::kStepSubs + J) * F::kVectors * F::Sub::kParts * 64);
+      });
+    });
+  }
+}
+
+// Rows [row, row + n) of activations in groups of kMaxColumns, n <= kManyRows.
+constexpr int64_t kManyRows = 512;
+constexpr int64_t kUnpackedBytes = 32 * 1024;
+template <class F>
+void multiply_many(const LinearArgs& args, int64_t row, int64_t n) {
+  constexpr int kColumns = kMaxColumns;
+  constexpr int64_t kGroupBlockWords = ColumnLayout<F>::kWords * kColumns;
+  uint8_t* unpacked = args.scratch;
+  int32_t* x = reinterpret_cast<int32_t*>(args.scratch + kUnpackedBytes);
+  const int64_t n_groups = (n + kColumns - 1) / kColumns;
+  const int64_t n_blocks = args.k / F::kBlock;
+  const int64_t fitting = min_of((kLinearScratchBytes - kUnpackedBytes) / (n_groups * kGroupBlockWords * 4),
+                                 kUnpackedBytes / kPartBytes<F, true>);
+  const int64_t n_chunks = (n_blocks + fitting - 1) / fitting;
+  const int64_t step = (n_blocks + n_chunks - 1) / n_chunks;
+  for (int64_t block = 0; block < n_blocks; block += step) {
+    const int64_t count = min_of(step, n_blocks - block);
+    for (int64_t g = 0; g < n_groups; ++g)
+      regroup_columns<F, kColumns>(args.x, row + g * kColumns, min_of(kColumns, n - g * kColumns), block, count,
+                                   x + g * count * kGroupBlockWords);
+    for (int64_t panel = args.panel_begin; panel < args.panel_end; ++panel) {
+      PanelPart parts[1] = {panel_part<F>(args, panel, row, block)};
+      unpack_blocks<F>(parts[0].quants, count, unpacked);
+      parts[0].quants = unpacked;
+      for (int64_t g = 0; g < n_groups; ++g, parts[0].y += kColumns * args.y_stride)
+        multiply<F, true, 1, kColumns>(parts, count, x + g * count * kGroupBlockWords,
+                                       {min_of(kColumns, n - g * kColumns), args.y_stride, block == 0});
+    }
+  }
+}
+
+template <class F>
+void linear_quantized(const LinearArgs& args) {
+  const int64_t n = args.n_rows;
+  if (n == 1) return multiply_few<F, 1, 2>(args, 0, n);
+  if (n == 2) return multiply_few<F, 2, 1>(args, 0, n);
+  if (n <= 4) return multiply_few<F, 4, 1>(args, 0, n);
+  if constexpr (kMaxColumns >= 16) {
+    if (n <= 8) return multiply_few<F, 8, 1>(args, 0, n);
+    if (n <= 12) return multiply_few<F, 12, 1>(args, 0, n);
+    if (n <= 16) return multiply_few<F, 16, 1>(args, 0, n);
+  }
+  for (int64_t row = 0; row < n; row += kManyRows) multiply_many<F>(args, row, min_of(kManyRows, n - row));
+}
+
+template <class F>
+constexpr void set_linear(CpuKernels& table, PackedFormat format) {
+  table.linear[static_cast<int>(format)] = linear_quantized<F>;
+}
+
+}  // namespace
+}  // namespace still
