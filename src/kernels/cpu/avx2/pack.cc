@@ -1,8 +1,9 @@
 // Packing of weights, AVX2.
-#include "kernels/cpu/pack.h"
-
+// clang-format off: what comes later is written in the terms of what comes before
 #include "kernels/cpu/avx2/parts.h"
 #include "kernels/cpu/lanes_avx2.h"
+#include "kernels/cpu/pack.h"
+// clang-format on
 
 namespace still {
 

@@ -1,9 +1,10 @@
 // Everything but products and packing, AVX2.
-#include "kernels/cpu/rows.h"
-
-#include "kernels/cpu/attention.h"
+// clang-format off: what comes later is written in the terms of what comes before
 #include "kernels/cpu/avx2/parts.h"
 #include "kernels/cpu/lanes_avx2.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/attention.h"
+// clang-format on
 
 namespace still {
 

@@ -1,8 +1,9 @@
 // Products with float weights, AVX-512.
-#include "kernels/cpu/linear_float.h"
-
+// clang-format off: what comes later is written in the terms of what comes before
 #include "kernels/cpu/avx512/parts.h"
 #include "kernels/cpu/lanes_avx512.h"
+#include "kernels/cpu/linear_float.h"
+// clang-format on
 
 namespace still {
 

@@ -1,9 +1,10 @@
 // Everything but products and packing, AVX-512.
-#include "kernels/cpu/rows.h"
-
-#include "kernels/cpu/attention.h"
+// clang-format off: what comes later is written in the terms of what comes before
 #include "kernels/cpu/avx512/parts.h"
 #include "kernels/cpu/lanes_avx512.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/attention.h"
+// clang-format on
 
 namespace still {
 
