@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "cli/input.h"
-#include "text/think_splitter.h"
+#include "engine/chat.h"
 
 namespace still {
 namespace {
@@ -39,34 +39,24 @@ std::string json_text(const Json& value) {
   return value.is_string() ? std::string(value.get_string()) : to_json(value);
 }
 
-ThinkingParams to_thinking(const ThinkSetting& think) {
-  ThinkingParams params;
-  params.budget = think.budget;
-  if (think.mode == ThinkSwitch::kOn) params.mode = ThinkingMode::kRequired;
-  if (think.mode == ThinkSwitch::kOff) params.mode = ThinkingMode::kForbidden;
-  return params;
+ChatThinking to_thinking(const ThinkSetting& think) {
+  ChatThinking thinking{.budget = think.budget};
+  if (think.mode == ThinkSwitch::kOn) thinking.mode = ThinkingMode::kRequired;
+  if (think.mode == ThinkSwitch::kOff) thinking.mode = ThinkingMode::kForbidden;
+  return thinking;
 }
 
-Request make_request(std::vector<TokenId> prompt, const ChatSettings& settings) {
-  Request request;
-  request.prompt = std::move(prompt);
+void apply(const ChatSettings& settings, Request& request) {
   request.max_tokens = settings.max_tokens;
   request.stop = settings.stop;
   request.sampling = settings.sampling;
-  request.thinking = to_thinking(settings.think);
-  return request;
 }
 
 Result<ChatTemplate> template_of(const ResolvedModel& found, const Model& model) {
   if (found.is_stored && !found.manifest.template_text.empty()) {
     return load_chat_template(found.manifest.template_text, "chat template of " + found.name);
   }
-  if (model.chat_template().empty()) return fallback_chat_template(model.tokenizer());
-  return load_chat_template(model.chat_template(), "chat template of " + found.name);
-}
-
-std::string token_text_or_empty(const Tokenizer& tokenizer, TokenId id) {
-  return id >= 0 ? std::string(tokenizer.token_text(id)) : std::string();
+  return chat_template_of(model, "chat template of " + found.name);
 }
 
 }  // namespace
@@ -93,7 +83,8 @@ std::string ThinkSetting::str() const {
 }
 
 Status check_settings(const ChatSettings& settings) {
-  Request request = make_request({0}, settings);
+  Request request{.prompt = {0}};
+  apply(settings, request);
   return check_request(request,
                        {.vocab_size = kMaxInt32, .context = std::int64_t{1} << 40, .has_thinking_tokens = true});
 }
@@ -165,20 +156,9 @@ std::vector<std::pair<std::string, std::string>> list_parameters(const ChatSetti
   return list;
 }
 
-Result<ChatSettings> default_settings(const ResolvedModel& found, const Checkpoint& checkpoint) {
+Result<ChatSettings> default_settings(const ResolvedModel& found, const Model& model) {
   ChatSettings settings;
-  settings.sampling.temperature = 0.6f;
-  settings.sampling.top_p = 0.95f;
-  const JsonObject& shipped = checkpoint.generation_config();
-  for (const std::string_view name : {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}) {
-    if (const Json* value = shipped.if_contains(name); value && value->is_number()) {
-      // What a model ships is a recommendation: one that cannot be is passed over.
-      (void)set_parameter(settings, name, json_text(*value));
-    }
-  }
-  if (const Json* sample = shipped.if_contains("do_sample"); sample && sample->is_bool() && !sample->get_bool()) {
-    settings.sampling.temperature = 0;
-  }
+  settings.sampling = default_sampling(model, {.temperature = 0.6f, .top_p = 0.95f});
   if (!found.is_stored) return settings;
   for (const auto& [name, value] : found.manifest.parameters) {
     if (name == "num_ctx") continue;  // an engine setting
@@ -213,7 +193,6 @@ Result<Chat> Chat::open(const Context& context, const ResolvedModel& found, cons
 Result<GenerateResult> Chat::answer(const std::string& text, const ChatSettings& settings,
                                     const std::function<bool(const Event&)>& on_event) {
   STILL_TRY_STATUS(check_utf8(text, "prompt"));
-  const Tokenizer& tokenizer = model_->tokenizer();
   if (!template_) {
     STILL_TRY(ChatTemplate parsed, template_of(found_, *model_));
     template_.emplace(std::move(parsed));
@@ -222,18 +201,9 @@ Result<GenerateResult> Chat::answer(const std::string& text, const ChatSettings&
   if (!settings.system.empty()) messages.push_back(JsonObject{{"role", "system"}, {"content", settings.system}});
   messages.insert(messages.end(), messages_.begin(), messages_.end());
   messages.push_back(JsonObject{{"role", "user"}, {"content", text}});
-  ChatRequest chat{.messages = messages};
-  chat.bos_token = token_text_or_empty(tokenizer, tokenizer.bos());
-  chat.eos_token = token_text_or_empty(tokenizer, tokenizer.eos());
-  // The names that templates of today use.
-  if (settings.think.mode != ThinkSwitch::kAuto) {
-    const bool is_on = settings.think.mode == ThinkSwitch::kOn;
-    chat.variables["enable_thinking"] = is_on;
-    chat.variables["thinking"] = is_on;
-  }
-  STILL_TRY(const RenderedChat rendered, render_chat(*template_, chat));
-  Request request = make_request(encode_chat(tokenizer, rendered), settings);
-  request.thinking.starts_in_thinking = prompt_ends_in_thinking(tokenizer, request.prompt);
+  STILL_TRY(Request request,
+            make_chat_request(*model_, *template_, {.messages = std::move(messages)}, to_thinking(settings.think)));
+  apply(settings, request);
   STILL_TRY(GenerateResult result, generate(*engine_, std::move(request), on_event));
 
   messages_.push_back(JsonObject{{"role", "user"}, {"content", text}});
@@ -246,8 +216,9 @@ Result<GenerateResult> Chat::answer(const std::string& text, const ChatSettings&
 Result<GenerateResult> Chat::complete(const std::string& text, const ChatSettings& settings,
                                       const std::function<bool(const Event&)>& on_event) {
   STILL_TRY_STATUS(check_utf8(text, "prompt"));
-  Request request = make_request(model_->tokenizer().encode(text, {.add_special = true}), settings);
-  request.thinking = {.mode = ThinkingMode::kUntracked};
+  Request request{.prompt = model_->tokenizer().encode(text, {.add_special = true})};
+  apply(settings, request);
+  request.thinking.mode = ThinkingMode::kUntracked;
   return generate(*engine_, std::move(request), on_event);
 }
 

@@ -42,7 +42,7 @@ std::vector<std::pair<std::string, std::string>> list_parameters(const ChatSetti
 
 // In order, each overriding the one before: 0.6 and top_p 0.95 (DeepSeek-R1's advice, good for others too), what the
 // model ships in generation_config, what the store's manifest says.
-Result<ChatSettings> default_settings(const ResolvedModel& found, const Checkpoint& checkpoint);
+Result<ChatSettings> default_settings(const ResolvedModel& found, const Model& model);
 
 class Chat {
  public:

@@ -1,10 +1,10 @@
 #include "cli/input.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 #include <utf8proc.h>
 
 #include <cerrno>
-#include <cstring>
 
 #include "hub/file_io.h"
 
@@ -14,26 +14,31 @@ namespace {
 // Far more text than any context holds, far less than memory.
 constexpr std::int64_t kMaxInputBytes = std::int64_t{1} << 30;
 
-}  // namespace
-
-Result<std::string> read_stdin() {
+Result<std::string> read_all(int fd, const std::string& what) {
   std::string text;
   char buffer[1 << 16];
   while (true) {
-    const ssize_t n = ::read(STDIN_FILENO, buffer, sizeof buffer);
+    const ssize_t n = ::read(fd, buffer, sizeof buffer);
     if (n == 0) return text;
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return error(Code::kInternal, "cannot read stdin: {}", std::strerror(errno));
+    if (n < 0) return system_error(errno, "cannot read", what);
     text.append(buffer, static_cast<std::size_t>(n));
     if (static_cast<std::int64_t>(text.size()) > kMaxInputBytes) {
-      return error(Code::kResourceExhausted, "stdin holds more than {}", format_bytes(kMaxInputBytes));
+      return error(Code::kResourceExhausted, "{} holds more than {}", what, format_bytes(kMaxInputBytes));
     }
   }
 }
 
+}  // namespace
+
+Result<std::string> read_stdin() {
+  return read_all(STDIN_FILENO, "stdin");
+}
+
 Result<std::string> read_text_argument(const std::string& path) {
   if (path == "-") return read_stdin();
-  return read_text_file(path, kMaxInputBytes);
+  STILL_TRY(const UniqueFd fd, open_file(path, O_RDONLY));
+  return read_all(fd.get(), path);
 }
 
 Status check_utf8(std::string_view text, std::string_view what) {

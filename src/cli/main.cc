@@ -3,8 +3,10 @@
 
 #include <cerrno>
 #include <clocale>
-#include <csignal>
+#include <cstdlib>
 #include <cstring>
+#include <new>
+#include <system_error>
 
 #include "cli/command.h"
 
@@ -25,13 +27,29 @@ still::Status run(int argc, const char* const* argv) {
   return still::ok();
 }
 
+// Exceptions that libraries throw from anywhere: fmt where a stream cannot be written, the allocator.
+still::Status run_caught(int argc, const char* const* argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::system_error& problem) {
+    const bool is_full = problem.code() == std::errc::no_space_on_device;
+    return still::error(is_full ? still::Code::kResourceExhausted : still::Code::kInternal,
+                        "cannot write the output: {}", problem.code().message());
+  } catch (const std::bad_alloc&) {
+    return still::error(still::Code::kResourceExhausted, "out of memory");
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::setlocale(LC_CTYPE, "");  // libedit reads characters, not bytes; numbers keep their points
-  const still::Status status = run(argc, argv);
+  // libedit reads characters, not bytes; numbers keep their points. Where no locale is set up, text is UTF-8 all the
+  // same.
+  std::setlocale(LC_CTYPE, "");
+  if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");
+  const still::Status status = run_caught(argc, argv);
   if (status) return 0;
   std::fflush(stdout);
-  fmt::print(stderr, "still: {}\n", status.error().message);
+  std::fprintf(stderr, "still: %s\n", status.error().message.c_str());
   return still::exit_code(status.error().code);
 }

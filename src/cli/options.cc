@@ -1,8 +1,11 @@
 #include "cli/options.h"
 
+#include <fmt/core.h>
+
 #include <CLI/CLI.hpp>
 
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "hub/model_name.h"
 
 namespace still {
@@ -13,6 +16,7 @@ CLI::App& app_of(void* app) {
 }
 
 void describe_program(CLI::App& app) {
+  app.name("still COMMAND");
   app.description("still: language models on your own machine");
   app.footer(
       "Try:\n"
@@ -25,11 +29,12 @@ void describe_program(CLI::App& app) {
       "Models are kept in STILL_MODELS, else in XDG_DATA_HOME/still/models, else in ~/.local/share/still/models.");
 }
 
-CLI::App* add_command(CLI::App& app, const Command& command) {
-  CLI::App* sub = app.add_subcommand(command.name, command.summary);
-  if (command.alias) sub->alias(command.alias);
-  sub->footer(std::string("Examples:\n") + command.examples);
-  return sub;
+// The program's own app knows commands by name only: a word of a prompt must not be taken for one.
+void list_commands(CLI::App& app) {
+  for (const Command* command : commands()) {
+    CLI::App* entry = app.add_subcommand(command->name, command->summary);
+    if (command->alias) entry->alias(command->alias);
+  }
 }
 
 }  // namespace
@@ -53,12 +58,18 @@ void Options::value(const std::string& names, std::optional<std::string>* value,
   app_of(app_).add_option(names, *value, help)->type_name("TEXT");
 }
 void Options::list(const std::string& names, std::vector<std::int64_t>* value, const std::string& help) {
-  app_of(app_)
-      .add_option(names, *value, help)
-      ->delimiter(',')
-      ->type_name("N,N,...")
-      ->expected(1)
-      ->allow_extra_args(false);
+  const auto read = [names, value](const std::string& text) {
+    std::vector<std::int64_t> numbers;
+    for (const std::string& word : CLI::detail::split(text, ',')) {
+      std::int64_t number = 0;
+      if (!CLI::detail::lexical_cast(word, number)) {
+        throw CLI::ValidationError(names, "\"" + text + "\": expected whole numbers with commas between them");
+      }
+      numbers.push_back(number);
+    }
+    *value = std::move(numbers);
+  };
+  app_of(app_).add_option_function<std::string>(names, read, help)->type_name("N,N,...");
 }
 void Options::choice(const std::string& names, std::string* value, const std::vector<std::string>& words,
                      const std::string& help) {
@@ -78,71 +89,74 @@ void Options::rest(const std::string& name, std::vector<std::string>* value, boo
   app_of(app_).add_option(name, *value, help)->required(at_least_one)->type_name("");
 }
 
-// Only here may Options be made.
+// One command's app: what follows the command's name on the line.
 class CommandLine {
  public:
-  static Command::Action declare(const Command& command, CLI::App* app) {
-    Options options(app);
+  explicit CommandLine(const Command& command)
+      : app_(command.summary, std::string("still ") + command.name), action_(declare(command, app_)) {
+    app_.footer(std::string("Examples:\n") + command.examples);
+  }
+  CLI::App& app() { return app_; }
+  const Command::Action& action() const { return action_; }
+
+ private:
+  // Only here may Options be made.
+  static Command::Action declare(const Command& command, CLI::App& app) {
+    Options options(&app);
     return command.declare(options);
   }
+  CLI::App app_;
+  Command::Action action_;
 };
 
 std::string program_help() {
   CLI::App app;
   describe_program(app);
-  for (const Command* command : commands()) add_command(app, *command);
+  list_commands(app);
   return app.help();
 }
 
 std::string command_help(const Command& command) {
-  CLI::App app("", "still");
-  CLI::App* sub = add_command(app, command);
-  const Command::Action action = CommandLine::declare(command, sub);
-  return sub->help("still");
+  return CommandLine(command).app().help();
 }
 
-Status run_command_line(int argc, const char* const* argv, const Context& context) {
-  CLI::App app;
-  describe_program(app);
-  bool show_version = false;
-  app.add_flag("-V,--version", show_version, "Print the version and exit");
+namespace {
 
-  const std::string_view word = argc > 1 ? argv[1] : "";
-  const Command* command = find_command(word);
-  if (!word.empty() && word.front() != '-' && !command) {
-    std::vector<std::string> names;
-    for (const Command* known : commands()) names.emplace_back(known->name);
-    const std::vector<std::string> near = closest_names(word, names, 1);
-    return error(Code::kInvalidArgument, "no command \"{}\"{}; `still --help` lists them", word,
-                 near.empty() ? std::string() : fmt::format("; did you mean \"{}\"?", near.front()));
-  }
-  // The help of one command is drawn without the others', so only it is declared.
-  for (const Command* known : commands()) {
-    if (known != command) add_command(app, *known);
-  }
-  Command::Action action;
-  CLI::App* sub = nullptr;
-  if (command) {
-    sub = add_command(app, *command);
-    action = CommandLine::declare(*command, sub);
-  }
+Status run_command(const Command& command, int argc, const char* const* argv, const Context& context) {
+  CommandLine line(command);
   try {
-    app.parse(argc, argv);
+    line.app().parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
-    const std::string text = sub && sub->parsed() ? command_help(*command) : program_help();
-    std::fwrite(text.data(), 1, text.size(), stdout);
+    fmt::print("{}", line.app().help());
     return ok();
   } catch (const CLI::ParseError& problem) {
-    return error(Code::kInvalidArgument, "{}; see `still {}--help`", problem.what(),
-                 command ? std::string(command->name) + " " : std::string());
+    return error(Code::kInvalidArgument, "{}; see `still {} --help`", problem.what(), command.name);
   }
-  if (show_version) return CommandLine::declare(*find_command("version"), &app)(context);
-  if (!command) {
-    const std::string text = program_help();
-    std::fwrite(text.data(), 1, text.size(), stdout);
+  return line.action()(context);
+}
+
+tl::unexpected<Error> unknown_command(std::string_view word) {
+  std::vector<std::string> names;
+  for (const Command* known : commands()) names.emplace_back(known->name);
+  const std::vector<std::string> near = closest_names(word, names, 1);
+  return error(Code::kInvalidArgument, "no command \"{}\"{}; `still --help` lists them", printable_line(word),
+               near.empty() ? std::string() : fmt::format("; did you mean \"{}\"?", near.front()));
+}
+
+}  // namespace
+
+Status run_command_line(int argc, const char* const* argv, const Context& context) {
+  const std::string_view word = argc > 1 ? argv[1] : "--help";
+  if (!word.starts_with('-')) {
+    const Command* command = find_command(word);
+    return command ? run_command(*command, argc - 1, argv + 1, context) : unknown_command(word);
+  }
+  if (word == "-V" || word == "--version") return run_command(*find_command("version"), 1, argv, context);
+  if (word == "-h" || word == "--help") {
+    fmt::print("{}", program_help());
     return ok();
   }
-  return action(context);
+  return error(Code::kInvalidArgument, "no option \"{}\" before a command; see `still --help`", printable_line(word));
 }
 
 }  // namespace still

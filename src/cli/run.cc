@@ -115,7 +115,7 @@ Status run(const RunOptions& options, const Context& context) {
 
   STILL_TRY(const ResolvedModel found, find_or_pull_model(context, options.model));
   STILL_TRY(Chat chat, Chat::open(context, found, options.engine));
-  STILL_TRY(ChatSettings settings, default_settings(found, chat.engine().model().checkpoint()));
+  STILL_TRY(ChatSettings settings, default_settings(found, chat.engine().model()));
   STILL_TRY_STATUS(apply(options, settings));
   if (options.json) return answer_as_json(chat, prompt, settings, options.raw);
   if (is_chat) {
