@@ -204,7 +204,8 @@ class SourcePull {
                     .size = file.size,
                     .sha256 = file.sha256};
     job.on_bytes = [&](std::int64_t done, std::int64_t total) {
-      tell_bytes(Progress::Phase::kDownloading, file.name, done, total);
+      const bool is_all_here = done == total;
+      tell_bytes(is_all_here ? Progress::Phase::kVerifying : Progress::Phase::kDownloading, file.name, done, total);
     };
     job.on_note = [&](const std::string& line) { context_.note(line); };
     STILL_TRY(const DownloadReport done, download_file(job, options_, context_.cancel));
