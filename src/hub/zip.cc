@@ -13,7 +13,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::int64_t kChunkBytes = 1 << 20;
+constexpr std::int64_t kChunkBytes = 256 << 10;
 constexpr std::int64_t kMaxDirectoryBytes = 256 << 20;
 
 // Little-endian number of n_bytes at `at`; the caller has checked the range.

@@ -32,7 +32,7 @@ class ZipReader {
 
   static Result<ZipReader> open(const std::filesystem::path& path);
   const std::vector<ZipMember>& members() const { return members_; }
-  // Gives the member's bytes to `sink` in order, in pieces of at most 1 MiB. kCorrupt if the CRC or the size differs,
+  // Gives the member's bytes to `sink` in order, in pieces of at most 256 KiB. kCorrupt if the CRC or the size differs,
   // after the sink has seen the bytes.
   Status extract(const ZipMember& member, const Sink& sink) const;
 
