@@ -9,13 +9,18 @@ namespace still {
 
 namespace {
 
-// Tokenizer, templates, stacks, allocator slack and the program's own pages, as measured on the three models of docs/plan.md.
+// Tokenizer, templates, stacks, allocator slack and the program's own pages, as measured on the three models of
+// docs/plan.md.
 constexpr std::int64_t kRuntimeBytes = std::int64_t{80} << 20;
 // Below this a chat is not possible, so a plan that only fits less is refused.
 constexpr std::int64_t kMinContext = 256;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+double gib(std::int64_t bytes) {
+  return static_cast<double>(bytes) / (1 << 30);
+}
 
 // A number from a one-line file such as cgroup's memory.max; -1 where absent or "max".
 std::int64_t read_number(const std::string& path) {
@@ -35,7 +40,8 @@ std::int64_t read_field(const std::string& path, const std::string& field) {
   return -1;
 }
 
-MemoryPlan with_blocks(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k, const EngineSettings& settings) {
+MemoryPlan with_blocks(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
+                       const EngineSettings& settings) {
   MemoryPlan plan;
   plan.settings = settings;
   const KvGeometry geometry = kv_geometry(config, settings);
@@ -52,8 +58,8 @@ MemoryPlan with_blocks(const ModelConfig& config, std::int64_t weight_bytes, std
 }
 
 // The longest context (a multiple of a block) for which one sequence fits into `limit`; 0 if none does.
-std::int64_t longest_context(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k, EngineSettings settings,
-                             std::int64_t limit) {
+std::int64_t longest_context(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
+                             EngineSettings settings, std::int64_t limit) {
   std::int64_t low = 0, high = ceil_div(config.max_seq_len, settings.block_size);
   while (low < high) {
     const std::int64_t middle = (low + high + 1) / 2;
@@ -105,14 +111,19 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
                                const EngineSettings& wanted) {
   EngineSettings settings = wanted;
   if (settings.n_threads <= 0) settings.n_threads = usable_cores();
-  if (settings.max_seqs < 1) return error(Code::kInvalidArgument, "sequences {}: expected 1 or more", settings.max_seqs);
-  if (settings.chunk_tokens < 1) return error(Code::kInvalidArgument, "chunk {}: expected 1 token or more", settings.chunk_tokens);
-  if (settings.context < 0) return error(Code::kInvalidArgument, "context {}: expected 0 (what fits) or more", settings.context);
-  if (settings.kv_tokens < 0) return error(Code::kInvalidArgument, "KV tokens {}: expected 0 (what fits) or more", settings.kv_tokens);
+  if (settings.max_seqs < 1)
+    return error(Code::kInvalidArgument, "sequences {}: expected 1 or more", settings.max_seqs);
+  if (settings.chunk_tokens < 1)
+    return error(Code::kInvalidArgument, "chunk {}: expected 1 token or more", settings.chunk_tokens);
+  if (settings.context < 0)
+    return error(Code::kInvalidArgument, "context {}: expected 0 (what fits) or more", settings.context);
+  if (settings.kv_tokens < 0)
+    return error(Code::kInvalidArgument, "KV tokens {}: expected 0 (what fits) or more", settings.kv_tokens);
   if (settings.block_size < kKvTile || settings.block_size % kKvTile != 0)
     return error(Code::kInvalidArgument, "block size {}: expected a multiple of {}", settings.block_size, kKvTile);
   if (settings.context > config.max_seq_len)
-    return error(Code::kInvalidArgument, "context {}: this model was made for at most {} tokens", settings.context, config.max_seq_len);
+    return error(Code::kInvalidArgument, "context {}: this model was made for at most {} tokens", settings.context,
+                 config.max_seq_len);
   settings.chunk_tokens = std::max(settings.chunk_tokens, settings.max_seqs);
   if (settings.memory_limit <= 0) settings.memory_limit = available_memory();
 
@@ -122,24 +133,30 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
     if (longest < std::min(kMinContext, config.max_seq_len)) {
       EngineSettings least = settings;
       least.context = least.kv_tokens = std::min(kMinContext, config.max_seq_len);
-      return error(Code::kResourceExhausted,
-                   "the model needs {:.2f} GiB with a context of {} tokens, {:.2f} GiB are available: choose a smaller model or "
-                   "quantisation",
-                   gib(with_blocks(config, weight_bytes, max_k, least).total_bytes()), least.context, gib(settings.memory_limit));
+      return error(
+          Code::kResourceExhausted,
+          "the model needs {:.2f} GiB with a context of {} tokens, {:.2f} GiB are available: choose a smaller model or "
+          "quantisation",
+          gib(with_blocks(config, weight_bytes, max_k, least).total_bytes()), least.context,
+          gib(settings.memory_limit));
     }
   }
-  const std::int64_t wanted_tokens =
-      settings.kv_tokens > 0 ? settings.kv_tokens : ceil_div(settings.context, settings.block_size) * settings.block_size;
+  const std::int64_t wanted_tokens = settings.kv_tokens > 0
+                                         ? settings.kv_tokens
+                                         : ceil_div(settings.context, settings.block_size) * settings.block_size;
   if (wanted_tokens < settings.context)
-    return error(Code::kInvalidArgument, "KV tokens {}: less than one context of {} tokens", wanted_tokens, settings.context);
+    return error(Code::kInvalidArgument, "KV tokens {}: less than one context of {} tokens", wanted_tokens,
+                 settings.context);
   settings.kv_tokens = wanted_tokens;
   MemoryPlan plan = with_blocks(config, weight_bytes, max_k, settings);
   if (plan.total_bytes() > settings.memory_limit) {
-    return error(Code::kResourceExhausted,
-                 "a context of {} tokens needs {:.2f} GiB (weights {:.2f}, KV cache {:.2f}), {:.2f} GiB are available: {}",
-                 settings.context, gib(plan.total_bytes()), gib(plan.weight_bytes), gib(plan.kv_bytes), gib(settings.memory_limit),
-                 longest >= kMinContext ? fmt::format("the longest context that fits is {}", longest)
-                                        : std::string("choose a smaller model or quantisation"));
+    return error(
+        Code::kResourceExhausted,
+        "a context of {} tokens needs {:.2f} GiB (weights {:.2f}, KV cache {:.2f}), {:.2f} GiB are available: {}",
+        settings.context, gib(plan.total_bytes()), gib(plan.weight_bytes), gib(plan.kv_bytes),
+        gib(settings.memory_limit),
+        longest >= kMinContext ? fmt::format("the longest context that fits is {}", longest)
+                               : std::string("choose a smaller model or quantisation"));
   }
   if (wanted.kv_tokens == 0 && settings.max_seqs > 1) {
     // Room for every sequence's whole context, or as much of it as fits.

@@ -9,23 +9,23 @@
 namespace still {
 
 struct EngineSettings {
-  int n_threads = 0;                   // 0: the physical cores
-  std::int64_t context = 0;            // tokens of one sequence at most; 0: what fits, at most the model's
-  std::int64_t max_seqs = 1;           // sequences decoded together
-  std::int64_t kv_tokens = 0;          // tokens the KV cache holds in all; 0: context * max_seqs, or what fits
-  std::int64_t chunk_tokens = 512;     // tokens of one step at most
-  std::int64_t block_size = 32;        // positions of a KV block
+  int n_threads = 0;                // 0: the physical cores
+  std::int64_t context = 0;         // tokens of one sequence at most; 0: what fits, at most the model's
+  std::int64_t max_seqs = 1;        // sequences decoded together
+  std::int64_t kv_tokens = 0;       // tokens the KV cache holds in all; 0: context * max_seqs, or what fits
+  std::int64_t chunk_tokens = 512;  // tokens of one step at most
+  std::int64_t block_size = 32;     // positions of a KV block
   KvType kv_type = KvType::kF16;
-  std::int64_t memory_limit = 0;       // bytes this engine may take; 0: what the machine has available
+  std::int64_t memory_limit = 0;  // bytes this engine may take; 0: what the machine has available
 };
 
 struct MemoryPlan {
-  EngineSettings settings;             // with every 0 replaced by what was chosen
-  std::int64_t weight_bytes = 0;       // packed weights
+  EngineSettings settings;        // with every 0 replaced by what was chosen
+  std::int64_t weight_bytes = 0;  // packed weights
   std::int64_t kv_bytes = 0;
-  std::int64_t workspace_bytes = 0;    // activations, logits, kernels' scratch
+  std::int64_t workspace_bytes = 0;  // activations, logits, kernels' scratch
   std::int64_t rope_bytes = 0;
-  std::int64_t runtime_bytes = 0;      // tokenizer, stacks, the program itself: an estimate, the only one here
+  std::int64_t runtime_bytes = 0;  // tokenizer, stacks, the program itself: an estimate, the only one here
   std::int64_t kv_bytes_per_token = 0;
   std::int64_t n_blocks = 0;
   std::int64_t max_logit_rows = 0;
@@ -36,7 +36,8 @@ KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings
 ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const MemoryPlan& plan);
 
 // kResourceExhausted with the nearest setting that fits, in one sentence, when the wanted one does not.
-Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k, const EngineSettings& wanted);
+Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
+                               const EngineSettings& wanted);
 
 // Bytes that this process may still take: MemAvailable and the cgroup's limit, whichever is less.
 std::int64_t available_memory();

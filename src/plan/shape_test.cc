@@ -1,0 +1,154 @@
+// Shapes and sizes against the published totals (parameters, bytes of files) of real models.
+#include <gtest/gtest.h>
+
+#include "plan/plan_data.h"
+#include "plan/quantisation.h"
+
+namespace still {
+namespace {
+
+ModelShape known(const char* name) {
+  auto models = read_known_models();
+  EXPECT_TRUE(models) << (models ? "" : models.error().message);
+  auto shape = find_known_shape(*models, name);
+  EXPECT_TRUE(shape) << (shape ? "" : shape.error().message);
+  return *shape;
+}
+Quantisation quant(std::string_view name) {
+  return *find_quantisation(name);
+}
+
+TEST(Shape, HoldsThePublishedNumberOfParameters) {
+  EXPECT_EQ(known("deepseek-r1:1.5b").n_params(), 1'777'088'000);
+  EXPECT_EQ(known("deepseek-r1:7b").n_params(), 7'615'616'512);
+  EXPECT_EQ(known("deepseek-r1:8b").n_params(), 8'030'261'248);
+  EXPECT_EQ(known("deepseek-r1:14b").n_params(), 14'770'033'664);
+  EXPECT_EQ(known("deepseek-r1:32b").n_params(), 32'763'876'352);
+  EXPECT_EQ(known("deepseek-r1:70b").n_params(), 70'553'706'496);
+  EXPECT_EQ(known("deepseek-r1:671b").n_params() - 58 * 256, 671'026'404'352);  // + the 58 routers' biases
+  EXPECT_NEAR(static_cast<double>(known("deepseek-v2:236b").n_params()), 235.74e9, 0.01e9);
+  EXPECT_NEAR(static_cast<double>(known("deepseek-v2:16b").n_params()), 15.71e9, 0.01e9);
+}
+
+TEST(Shape, HoldsThePublishedActiveParameters) {
+  EXPECT_NEAR(static_cast<double>(known("deepseek-r1:671b").n_active_params()), 36.63e9, 0.02e9);
+  EXPECT_NEAR(static_cast<double>(known("deepseek-v2:236b").n_active_params()), 20.85e9, 0.02e9);
+  EXPECT_NEAR(static_cast<double>(known("deepseek-v2:16b").n_active_params()), 2.45e9, 0.02e9);
+  const ModelShape r1 = known("r1");
+  EXPECT_NEAR(static_cast<double>(r1.n_routed_params()) / static_cast<double>(r1.n_params()), 0.974, 0.001);
+  EXPECT_NEAR(static_cast<double>(r1.n_params(true) - r1.n_params()), 11.61e9 + 2 * 129280.0 * 7168, 0.01e9);
+}
+
+// GB = 1e9. Q4_K_M: tensors alone, as llama.cpp writes them.
+TEST(Quantisation, GivesThePublishedSizes) {
+  struct Row {
+    const char* model;
+    double bf16, q8, q4km;
+    double tolerance;
+  };
+  for (const Row& row :
+       {Row{"1.5b", 3.55, 1.89, 1.111, .005}, Row{"7b", 15.23, 8.09, 4.677, .005}, Row{"8b", 16.06, 8.53, 4.913, .005},
+        Row{"14b", 29.54, 15.69, 8.982, .006}, Row{"32b", 65.53, 34.81, 19.85, .01},
+        Row{"70b", 141.11, 74.96, 42.51, .01}, Row{"r1", 1342.05, 713.1, 404.0, .6}}) {
+    const ModelShape shape = known(row.model);
+    EXPECT_NEAR(static_cast<double>(weight_file_bytes(quant("bf16"), shape)) * 1e-9, row.bf16, row.tolerance)
+        << row.model;
+    EXPECT_NEAR(static_cast<double>(weight_file_bytes(quant("q8_0"), shape)) * 1e-9, row.q8, row.tolerance)
+        << row.model;
+    EXPECT_NEAR(static_cast<double>(weight_file_bytes(quant("q4_k_m"), shape)) * 1e-9, row.q4km, row.tolerance)
+        << row.model;
+  }
+}
+
+// The type of every tensor of a published file is what the rule says, so the bytes are equal.
+TEST(Quantisation, EqualsARealFileToTheByte) {
+  auto checkpoint =
+      Checkpoint::open(std::string(STILL_SOURCE_DIR) + "/testdata/files/r1-distill-qwen-7b-q4_k_m-header.gguf",
+                       {.allow_missing_data = true});
+  ASSERT_TRUE(checkpoint) << checkpoint.error().message;
+  auto own = shape_from_checkpoint(*checkpoint, "7b");
+  ASSERT_TRUE(own) << own.error().message;
+  EXPECT_EQ(weight_file_bytes(quant("own"), *own), weight_file_bytes(quant("q4_k_m"), known("7b")));
+  EXPECT_EQ(weight_file_bytes(quant("q4_k_m"), *own), weight_file_bytes(quant("q4_k_m"), known("7b")));
+  std::int64_t n_other = 0;
+  for (const PlannedTensor& tensor : own->tensors) {
+    EXPECT_EQ(planned_bytes(quant("own"), *own, tensor), tensor.own_bytes);
+    n_other += planned_type(quant("q4_k_m"), *own, tensor) != *tensor.own_type;
+  }
+  EXPECT_EQ(n_other, 0);
+  EXPECT_EQ(own->own_type_name, "Q4_K");
+}
+
+TEST(Quantisation, OfR1InEveryPublishedForm) {
+  const ModelShape r1 = known("r1");
+  const auto gb = [&](const char* name, bool with_mtp = false) {
+    return static_cast<double>(weight_file_bytes(quant(name), r1, with_mtp)) * 1e-9;
+  };
+  EXPECT_NEAR(gb("bf16"), 1342, 1);
+  EXPECT_NEAR(gb("fp8-block", true), 689, 1);
+  EXPECT_NEAR(gb("4.0bpw"), 335.5, .1);
+  EXPECT_NEAR(gb("4.25bpw"), 356.5, .1);
+  EXPECT_NEAR(gb("q4_k_m") * 8 / 671.03, 4.82, .01);
+}
+
+TEST(Quantisation, EveryNameIsFoundAndOrdersByBits) {
+  const ModelShape shape = known("8b");
+  for (const Quantisation& q : all_quantisations()) {
+    auto found = find_quantisation(q.name);
+    ASSERT_TRUE(found) << q.name;
+    EXPECT_EQ(found->name, q.name);
+    EXPECT_GT(weight_file_bytes(q, shape), 0) << q.name;
+  }
+  std::int64_t last = 0;
+  for (const char* name :
+       {"IQ1_S",  "IQ1_M",  "IQ2_XXS", "IQ2_XS", "IQ2_S",  "IQ2_M",  "Q2_K", "IQ3_XXS", "IQ3_XS", "Q3_K_S",
+        "Q3_K_M", "Q3_K_L", "Q4_K_S",  "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0",    "BF16",   "F32"}) {
+    const std::int64_t bytes = weight_file_bytes(quant(name), shape);
+    EXPECT_GT(bytes, last) << name;
+    last = bytes;
+  }
+}
+
+TEST(Quantisation, FallsBackWhereRowsAreNoWholeBlocks) {
+  const ModelShape smol = known("smollm2:135m");  // rows of 576 are not whole blocks of 256
+  for (const PlannedTensor& tensor : smol.tensors) {
+    if (tensor.part == TensorPart::kQuery) {
+      EXPECT_EQ(planned_type(quant("q4_k_m"), smol, tensor), DType::kQ5_0);
+      EXPECT_EQ(planned_type(quant("q2_k"), smol, tensor), DType::kQ4_0);
+    }
+  }
+}
+
+TEST(Quantisation, NamesTheClosest) {
+  const auto wrong = find_quantisation("q4_k_n");
+  ASSERT_FALSE(wrong);
+  EXPECT_NE(wrong.error().message.find("Q4_K_M"), std::string::npos) << wrong.error().message;
+  EXPECT_FALSE(find_quantisation("0bpw"));
+  EXPECT_FALSE(find_quantisation("abcbpw"));
+  EXPECT_FALSE(find_quantisation(""));
+}
+
+TEST(Shape, RefusesWhatNoModelHas) {
+  ModelConfig config = known("7b").config;
+  config.n_layers = 0;
+  EXPECT_FALSE(shape_from_config(config, "x"));
+  config = known("7b").config;
+  config.n_kv_heads = 3;
+  const auto wrong = shape_from_config(config, "x");
+  ASSERT_FALSE(wrong);
+  EXPECT_EQ(wrong.error().message, "28 heads cannot share 3 KV heads: expected a multiple");
+  config = known("r1").config;
+  config.n_experts_per_tok = 300;
+  EXPECT_FALSE(shape_from_config(config, "x"));
+  config = known("r1").config;
+  config.n_experts = 65536;
+  config.moe_intermediate_size = 1 << 20;
+  EXPECT_FALSE(shape_from_config(config, "x"));
+  const auto models = read_known_models();
+  const auto unknown = find_known_shape(*models, "deepseek-r1:77b");
+  ASSERT_FALSE(unknown);
+  EXPECT_NE(unknown.error().message.find("deepseek-r1:7b"), std::string::npos) << unknown.error().message;
+}
+
+}  // namespace
+}  // namespace still
