@@ -211,6 +211,9 @@ STILL_INLINE Bytes b_lookup(const uint8_t (&table)[16], Bytes idx) {
   const __m256i lanes = _mm256_broadcastsi128_si256(load_half(table));
   return {_mm256_shuffle_epi8(lanes, idx.a), _mm256_shuffle_epi8(lanes, idx.b)};
 }
+STILL_INLINE void prefetch_l2(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}
 STILL_INLINE void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
 }

@@ -14,7 +14,7 @@ using Pairs = __m512i;  // 16 x 2 int16
 
 // How many columns of activations one pass over the weights serves, and how many share unpacked weights in registers.
 constexpr int kMaxColumns = 16;
-constexpr int kColumnsAtOnce = 4;
+constexpr int kColumnsAtOnce = 8;
 // Rows (a query of a head) whose attention is computed side by side.
 constexpr int kAttentionRows = 6;
 
@@ -177,6 +177,9 @@ STILL_INLINE Bytes b_shift_right_by(Bytes a, int n) {
 STILL_INLINE Bytes b_lookup(const uint8_t (&table)[16], Bytes idx) {
   const __m128i lane = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(lane), idx);
+}
+STILL_INLINE void prefetch_l2(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 STILL_INLINE void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);

@@ -76,7 +76,7 @@ void regroup_columns(const QuantizedRows& x, int64_t row, int64_t n_rows, int64_
   }
 }
 
-// A part of a panel and the outputs it adds to.
+// A part of a panel and the outputs that it adds to.
 struct PanelPart {
   const uint8_t* quants;  // packed, or unpacked by unpack_blocks
   const uint8_t* scales;
@@ -132,6 +132,24 @@ STILL_INLINE Floats f_broadcast(const int32_t* p) {
   return f_set(x);
 }
 
+// Columns whose dot products run side by side: the largest divisor up to kColumnsAtOnce.
+constexpr int columns_at_once(int n_columns) {
+  int n = n_columns < kColumnsAtOnce ? n_columns : kColumnsAtOnce;
+  while (n_columns % n != 0) --n;
+  return n;
+}
+
+// Part `step` of the lines that the block kPrefetchBytes further on will read, into L2: into L1 that many lines at once
+// would wait for its few fill buffers. The distance is long because the hardware's own prefetch stops at 4 KiB pages.
+constexpr int64_t kPrefetchBytes = 16 * 1024;
+template <class F>
+STILL_INLINE void prefetch_part(const uint8_t* quants, int step) {
+  constexpr int kLines = F::kQuantBytes / 64 / F::kSteps;
+  repeat<kLines>([&](auto line) STILL_UNROLLED {
+    prefetch_l2(quants + kPrefetchBytes + 64 * (step * kLines + decltype(line)::value));
+  });
+}
+
 // One block of one panel: acc[c] = fma(d * s, f32(dot), acc[c]) and the minimum's part.
 template <class F, bool kUnpacked, int kColumns>
 STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const int32_t* x, Floats* acc) {
@@ -141,10 +159,11 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
   if constexpr (F::kHasMin) m = f_from_f16(scales + F::kMAt);
   const int32_t* scale = x + Layout::kScaleAt * kColumns;
   const int32_t* sums = x + Layout::kSumsAt * kColumns;
-  constexpr int kAtOnce = kColumns < kColumnsAtOnce ? kColumns : kColumnsAtOnce;
+  constexpr int kAtOnce = columns_at_once(kColumns);
   static_assert(kColumns % kAtOnce == 0);
 
   if constexpr (F::kBlock == 32) {
+    if constexpr (!kUnpacked) prefetch_part<F>(quants, 0);
     const typename F::Sub w = sub_block<F, kUnpacked, 0>(quants, 0);
     repeat<kColumns / kAtOnce>([&](auto group) STILL_UNROLLED {
       constexpr int kFirst = decltype(group)::value * kAtOnce;
@@ -165,6 +184,7 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
     Ints dots[kColumns];
     repeat<kColumns>([&](auto column) STILL_UNROLLED { dots[decltype(column)::value] = i_zero(); });
     for_steps<F::kSteps, kColumns>([&](int step) STILL_UNROLLED {
+      if constexpr (!kUnpacked) prefetch_part<F>(quants, step);
       const Pairs both = scale_pairs<F>(scales + 32 * step);
       repeat<2>([&](auto half) STILL_UNROLLED {
         constexpr int kHalf = decltype(half)::value;
@@ -202,51 +222,34 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
   }
 }
 
-constexpr int64_t kPrefetchBytes = 2048;
-
-// y of kPanels panels, kColumns columns, over n_blocks blocks.
-template <class F, bool kUnpacked, int kPanels, int kColumns>
-__attribute__((noinline)) void multiply(const PanelPart (&panels)[kPanels], int64_t n_blocks, const int32_t* x,
+// y of one panel and kColumns columns, over n_blocks blocks.
+template <class F, bool kUnpacked, int kColumns>
+__attribute__((noinline)) void multiply(const PanelPart& panel, int64_t n_blocks, const int32_t* x,
                                         const ColumnRange& columns) {
-  Floats acc[kPanels][kColumns];
-  for (int p = 0; p < kPanels; ++p) {
-    repeat<kColumns>([&](auto column) STILL_UNROLLED {
-      constexpr int kColumn = decltype(column)::value;
-      const bool is_zero = columns.is_first || kColumn >= columns.n;
-      acc[p][kColumn] = is_zero ? f_zero() : f_load_some(panels[p].y + kColumn * columns.y_stride, panels[p].n_lanes);
-    });
+  Floats acc[kColumns];
+  repeat<kColumns>([&](auto column) STILL_UNROLLED {
+    constexpr int kColumn = decltype(column)::value;
+    const bool is_zero = columns.is_first || kColumn >= columns.n;
+    acc[kColumn] = is_zero ? f_zero() : f_load_some(panel.y + kColumn * columns.y_stride, panel.n_lanes);
+  });
+  const uint8_t* quants = panel.quants;
+  const uint8_t* scales = panel.scales;
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    add_block<F, kUnpacked, kColumns>(quants, scales, x, acc);
+    quants += kPartBytes<F, kUnpacked>;
+    scales += F::kScaleBytes;
+    x += ColumnLayout<F>::kWords * kColumns;
   }
-  const uint8_t* quants[kPanels];
-  const uint8_t* scales[kPanels];
-  for (int p = 0; p < kPanels; ++p) {
-    quants[p] = panels[p].quants;
-    scales[p] = panels[p].scales;
-  }
-  for (int64_t b = 0; b < n_blocks; ++b, x += ColumnLayout<F>::kWords * kColumns) {
-    repeat<kPanels>([&](auto panel) STILL_UNROLLED {
-      constexpr int kPanel = decltype(panel)::value;
-      if constexpr (!kUnpacked) {
-        repeat<F::kQuantBytes / 64>(
-            [&](auto line) STILL_UNROLLED { prefetch(quants[kPanel] + kPrefetchBytes + 64 * decltype(line)::value); });
-        prefetch(scales[kPanel] + 512);
-      }
-      add_block<F, kUnpacked, kColumns>(quants[kPanel], scales[kPanel], x, acc[kPanel]);
-      quants[kPanel] += kPartBytes<F, kUnpacked>;
-      scales[kPanel] += F::kScaleBytes;
-    });
-  }
-  for (int p = 0; p < kPanels; ++p) {
-    repeat<kColumns>([&](auto column) STILL_UNROLLED {
-      constexpr int kColumn = decltype(column)::value;
-      if (kColumn >= columns.n) return;
-      float* y = panels[p].y + kColumn * columns.y_stride;
-      if (panels[p].n_lanes == kPanelRows) {
-        f_store(y, acc[p][kColumn]);
-      } else {
-        f_store_some(y, acc[p][kColumn], panels[p].n_lanes);
-      }
-    });
-  }
+  repeat<kColumns>([&](auto column) STILL_UNROLLED {
+    constexpr int kColumn = decltype(column)::value;
+    if (kColumn >= columns.n) return;
+    float* y = panel.y + kColumn * columns.y_stride;
+    if (panel.n_lanes == kPanelRows) {
+      f_store(y, acc[kColumn]);
+    } else {
+      f_store_some(y, acc[kColumn], panel.n_lanes);
+    }
+  });
 }
 
 template <class F>
@@ -256,28 +259,19 @@ STILL_INLINE PanelPart panel_part(const LinearArgs& args, int64_t panel, int64_t
           args.y + row * args.y_stride + panel * kPanelRows, min_of(kPanelRows, args.n_out - panel * kPanelRows)};
 }
 
-// Rows [row, row + n) of activations, n <= kColumns. kStreams parts of the weights are read side by side.
-template <class F, int kColumns, int kStreams>
-void multiply_few(const LinearArgs& args, int64_t row, int64_t n) {
+// Rows [0, n_rows) of activations, at most kColumns.
+template <class F, int kColumns>
+void multiply_few(const LinearArgs& args) {
   constexpr int64_t kBlockBytes = ColumnLayout<F>::kWords * kColumns * 4;
   int32_t* x = reinterpret_cast<int32_t*>(args.scratch);
   const int64_t n_blocks = args.k / F::kBlock;
   const int64_t step = kLinearScratchBytes / kBlockBytes;
   for (int64_t block = 0; block < n_blocks; block += step) {
     const int64_t count = min_of(step, n_blocks - block);
-    regroup_columns<F, kColumns>(args.x, row, n, block, count, x);
-    const ColumnRange columns{n, args.y_stride, block == 0};
-    const int64_t stream_panels = (args.panel_end - args.panel_begin) / kStreams;
-    for (int64_t i = 0; i < stream_panels; ++i) {
-      PanelPart parts[kStreams];
-      for (int s = 0; s < kStreams; ++s)
-        parts[s] = panel_part<F>(args, args.panel_begin + s * stream_panels + i, row, block);
-      multiply<F, false, kStreams, kColumns>(parts, count, x, columns);
-    }
-    for (int64_t panel = args.panel_begin + kStreams * stream_panels; panel < args.panel_end; ++panel) {
-      const PanelPart parts[1] = {panel_part<F>(args, panel, row, block)};
-      multiply<F, false, 1, kColumns>(parts, count, x, columns);
-    }
+    regroup_columns<F, kColumns>(args.x, 0, args.n_rows, block, count, x);
+    const ColumnRange columns{args.n_rows, args.y_stride, block == 0};
+    for (int64_t panel = args.panel_begin; panel < args.panel_end; ++panel)
+      multiply<F, false, kColumns>(panel_part<F>(args, panel, 0, block), count, x, columns);
   }
 }
 
@@ -285,6 +279,7 @@ template <class F>
 void unpack_blocks(const uint8_t* quants, int64_t n_blocks, uint8_t* out) {
   for (int64_t b = 0; b < n_blocks; ++b, quants += F::kQuantBytes, out += kPartBytes<F, true>) {
     for_steps<F::kSteps, 1>([&](int step) STILL_UNROLLED {
+      prefetch_part<F>(quants, step);
       repeat<F::kStepSubs>([&](auto sub) STILL_UNROLLED {
         constexpr int J = decltype(sub)::value;
         F::template unpack<J>(quants, step).store(out + (step * F::kStepSubs + J) * F::kVectors * F::Sub::kParts * 64);
@@ -293,19 +288,22 @@ void unpack_blocks(const uint8_t* quants, int64_t n_blocks, uint8_t* out) {
   }
 }
 
-// Rows [row, row + n) of activations in groups of kMaxColumns, n <= kManyRows.
-constexpr int64_t kManyRows = 512;
-constexpr int64_t kUnpackedBytes = 32 * 1024;
-template <class F>
+// Rows [row, row + n) of activations in groups of kColumns, n <= kManyRows.
+constexpr int64_t kManyRows = 256;
+// Unpacked weights at once: kPanelsAtOnce panels of a chunk of k. They and a group's activations of the chunk stay in
+// L1.
+constexpr int kPanelsAtOnce = 2;
+constexpr int64_t kChunkWeights = 512;  // of a row
+template <class F, int kColumns>
 void multiply_many(const LinearArgs& args, int64_t row, int64_t n) {
-  constexpr int kColumns = kMaxColumns;
   constexpr int64_t kGroupBlockWords = ColumnLayout<F>::kWords * kColumns;
+  constexpr int64_t kUnpackedBytes = kChunkWeights / F::kBlock * kPartBytes<F, true>;  // of a panel
   uint8_t* unpacked = args.scratch;
-  int32_t* x = reinterpret_cast<int32_t*>(args.scratch + kUnpackedBytes);
+  int32_t* x = reinterpret_cast<int32_t*>(args.scratch + kPanelsAtOnce * kUnpackedBytes);
   const int64_t n_groups = (n + kColumns - 1) / kColumns;
   const int64_t n_blocks = args.k / F::kBlock;
-  const int64_t fitting = min_of((kLinearScratchBytes - kUnpackedBytes) / (n_groups * kGroupBlockWords * 4),
-                                 kUnpackedBytes / kPartBytes<F, true>);
+  const int64_t x_bytes = kLinearScratchBytes - kPanelsAtOnce * kUnpackedBytes;
+  const int64_t fitting = min_of(x_bytes / (n_groups * kGroupBlockWords * 4), kChunkWeights / F::kBlock);
   const int64_t n_chunks = (n_blocks + fitting - 1) / fitting;
   const int64_t step = (n_blocks + n_chunks - 1) / n_chunks;
   for (int64_t block = 0; block < n_blocks; block += step) {
@@ -313,13 +311,23 @@ void multiply_many(const LinearArgs& args, int64_t row, int64_t n) {
     for (int64_t g = 0; g < n_groups; ++g)
       regroup_columns<F, kColumns>(args.x, row + g * kColumns, min_of(kColumns, n - g * kColumns), block, count,
                                    x + g * count * kGroupBlockWords);
-    for (int64_t panel = args.panel_begin; panel < args.panel_end; ++panel) {
-      PanelPart parts[1] = {panel_part<F>(args, panel, row, block)};
-      unpack_blocks<F>(parts[0].quants, count, unpacked);
-      parts[0].quants = unpacked;
-      for (int64_t g = 0; g < n_groups; ++g, parts[0].y += kColumns * args.y_stride)
-        multiply<F, true, 1, kColumns>(parts, count, x + g * count * kGroupBlockWords,
-                                       {min_of(kColumns, n - g * kColumns), args.y_stride, block == 0});
+    for (int64_t panel = args.panel_begin; panel < args.panel_end; panel += kPanelsAtOnce) {
+      const int n_panels = static_cast<int>(min_of(kPanelsAtOnce, args.panel_end - panel));
+      PanelPart parts[kPanelsAtOnce];
+      for (int p = 0; p < n_panels; ++p) {
+        parts[p] = panel_part<F>(args, panel + p, row, block);
+        uint8_t* out = unpacked + p * kUnpackedBytes;
+        unpack_blocks<F>(parts[p].quants, count, out);
+        parts[p].quants = out;
+      }
+      for (int64_t g = 0; g < n_groups; ++g) {
+        const ColumnRange columns{min_of(kColumns, n - g * kColumns), args.y_stride, block == 0};
+        for (int c = kColumns; c < 2 * kColumns; ++c) prefetch(parts[0].y + c * args.y_stride);  // the next group's
+        for (int p = 0; p < n_panels; ++p) {
+          multiply<F, true, kColumns>(parts[p], count, x + g * count * kGroupBlockWords, columns);
+          parts[p].y += kColumns * args.y_stride;
+        }
+      }
     }
   }
 }
@@ -327,15 +335,16 @@ void multiply_many(const LinearArgs& args, int64_t row, int64_t n) {
 template <class F>
 void linear_quantized(const LinearArgs& args) {
   const int64_t n = args.n_rows;
-  if (n == 1) return multiply_few<F, 1, 2>(args, 0, n);
-  if (n == 2) return multiply_few<F, 2, 1>(args, 0, n);
-  if (n <= 4) return multiply_few<F, 4, 1>(args, 0, n);
-  if constexpr (kMaxColumns >= 16) {
-    if (n <= 8) return multiply_few<F, 8, 1>(args, 0, n);
-    if (n <= 12) return multiply_few<F, 12, 1>(args, 0, n);
-    if (n <= 16) return multiply_few<F, 16, 1>(args, 0, n);
+  if (n == 1) return multiply_few<F, 1>(args);
+  if (n == 2) return multiply_few<F, 2>(args);
+  if (n <= 4) return multiply_few<F, 4>(args);
+  if constexpr (kMaxColumns == 16) {
+    if (n <= 8) return multiply_few<F, 8>(args);
+    if (n <= 12) return multiply_few<F, 12>(args);
+    if (n <= 16) return multiply_few<F, 16>(args);
+    if (n <= 24 || (n > 32 && n <= 36)) return multiply_many<F, 12>(args, 0, n);
   }
-  for (int64_t row = 0; row < n; row += kManyRows) multiply_many<F>(args, row, min_of(kManyRows, n - row));
+  for (int64_t row = 0; row < n; row += kManyRows) multiply_many<F, kMaxColumns>(args, row, min_of(kManyRows, n - row));
 }
 
 template <class F>
