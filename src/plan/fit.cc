@@ -1,0 +1,224 @@
+#include "plan/fit.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+namespace still {
+
+namespace {
+
+constexpr std::int64_t kUsefulContext = 2048;  // below this no reasoning model answers anything
+
+std::int64_t capacity_of(const Device& device, const EngineProfile& engine) {
+  return static_cast<std::int64_t>(static_cast<double>(device.usable_bytes) * engine.utilisation);
+}
+
+Status check_settings(const ModelShape& shape, const DeploymentSettings& s) {
+  if (s.context < 1) return error(Code::kInvalidArgument, "context {}: expected 1 token or more", s.context);
+  if (s.context > shape.config.max_seq_len)
+    return error(Code::kInvalidArgument, "context {}: {} was made for at most {} tokens", s.context, shape.name,
+                 shape.config.max_seq_len);
+  if (s.concurrency < 1 || s.concurrency > 1'000'000)
+    return error(Code::kInvalidArgument, "concurrency {}: expected 1 to 1000000", s.concurrency);
+  if (s.chunk_tokens < 1 || s.chunk_tokens > 1 << 20)
+    return error(Code::kInvalidArgument, "chunk {}: expected 1 to 1048576 tokens", s.chunk_tokens);
+  if (s.block_size < 1 || s.block_size > 4096)
+    return error(Code::kInvalidArgument, "block size {}: expected 1 to 4096", s.block_size);
+  if (!(s.engine.utilisation > 0) || s.engine.utilisation > 1)
+    return error(Code::kInvalidArgument, "utilisation {}: expected above 0, at most 1", s.engine.utilisation);
+  return ok();
+}
+
+void fill(FitAnswer& a, const ModelShape& shape, const DeploymentSettings& s) {
+  a.memory = plan_rank_memory(shape, a.weights, s);
+  a.fits = a.memory.need() <= a.capacity;
+  const std::int64_t room = a.capacity - (a.memory.need() - a.memory.kv_bytes);
+  const std::int64_t per_token = a.weights.kv_bytes_per_token + a.weights.window_kv_bytes_per_token;
+  a.max_kv_tokens = room <= 0 || per_token == 0 ? 0 : room / per_token;
+  a.max_context =
+      std::min<std::int64_t>(shape.config.max_seq_len, a.max_kv_tokens / s.concurrency / s.block_size * s.block_size);
+  // More sequences also need more logits; the bound is found by stepping down from the KV's.
+  DeploymentSettings wider = s;
+  std::int64_t low = 0,
+               high = std::min<std::int64_t>(
+                   1'000'000, a.max_kv_tokens / std::max<std::int64_t>(1, std::min(s.context, a.max_kv_tokens)) + 1);
+  while (low < high) {
+    wider.concurrency = (low + high + 1) / 2;
+    if (plan_rank_memory(shape, a.weights, wider).need() <= a.capacity)
+      low = wider.concurrency;
+    else
+      high = wider.concurrency - 1;
+  }
+  a.max_concurrency = low;
+}
+
+void note_hardware(FitAnswer& a, const Device& d, const Quantisation& q) {
+  using Compute = Quantisation::Compute;
+  if (d.sm == 0) return;
+  if (q.compute == Compute::kBF16 && d.sm < 80)
+    a.notes.push_back(fmt::format(
+        "{} does not compute BF16 (needs compute capability 8.0): convert to F16 and check for overflow", d.name));
+  if (q.compute == Compute::kFp8 && d.sm < 89)
+    a.notes.push_back(
+        fmt::format("{} has no FP8 units (needs 8.9): the weights are read as FP8 and multiplied as F16", d.name));
+  if (q.compute == Compute::kInt8 && d.sm < 75)
+    a.notes.push_back(fmt::format("{} has no INT8 tensor units (needs 7.5)", d.name));
+  if (d.sm < 80) a.notes.push_back(fmt::format("{} cannot run FlashAttention-2 (needs 8.0)", d.name));
+}
+
+void find_nearest(FitAnswer& a, const ModelShape& shape, const Quantisation& q, const DeviceSet& devices,
+                  const DeploymentSettings& s) {
+  const auto try_it = [&](const Quantisation& quant, const DeviceSet& set, const DeploymentSettings& settings) {
+    auto answer = check_fit(shape, quant, set, settings, false);
+    return answer && answer->fits;
+  };
+  if (a.max_context >= kUsefulContext)
+    a.nearest.push_back(fmt::format("context {} instead of {}", a.max_context, s.context));
+  if (a.max_concurrency >= 1)
+    a.nearest.push_back(fmt::format("{} sequences at once instead of {}", a.max_concurrency, s.concurrency));
+  if (s.kv.block_elements == 1 && s.kv.block_bytes >= 2) {
+    DeploymentSettings other = s;
+    other.kv = *find_kv_storage("q8_0");
+    if (try_it(q, devices, other)) a.nearest.push_back("KV cache in q8_0");
+  }
+  for (const char* name : {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", "IQ2_XXS", "IQ1_S"}) {
+    const Quantisation smaller = *find_quantisation(name);
+    if (weight_file_bytes(smaller, shape) >= a.weights.file_bytes) continue;
+    DeploymentSettings other = s;
+    if (auto p = choose_parallelism(shape, smaller, s.parallelism.n_ranks())) other.parallelism = *p;
+    if (!try_it(smaller, devices, other)) continue;
+    a.nearest.push_back(
+        fmt::format("{} instead of {} ({})", smaller.name, q.name, both_units(weight_file_bytes(smaller, shape))));
+    break;
+  }
+  for (std::int64_t n = devices.count + 1; n <= std::max<std::int64_t>(64, 2 * devices.count); ++n) {
+    auto p = choose_parallelism(shape, q, n);
+    if (!p || (p->pipeline > 1 && p->tensor < 8 && n > 8)) continue;
+    DeploymentSettings other = s;
+    other.parallelism = *p;
+    if (!try_it(q, {devices.device, n}, other)) continue;
+    a.nearest.push_back(fmt::format("{}x {} (tensor {}, pipeline {})", n, devices.device.name, p->tensor, p->pipeline));
+    break;
+  }
+}
+
+}  // namespace
+
+Result<FitAnswer> check_fit(const ModelShape& shape, const Quantisation& q, const DeviceSet& devices,
+                            const DeploymentSettings& s, bool with_nearest) {
+  STILL_TRY_STATUS(check_settings(shape, s));
+  if (s.parallelism.n_ranks() != devices.count)
+    return error(Code::kInvalidArgument, "tensor {} x pipeline {} makes {} ranks, but there are {} devices",
+                 s.parallelism.tensor, s.parallelism.pipeline, s.parallelism.n_ranks(), devices.count);
+  FitAnswer a;
+  STILL_TRY(a.weights, plan_rank_weights(shape, q, s));
+  a.capacity = capacity_of(devices.device, s.engine);
+  fill(a, shape, s);
+  if (s.engine.reserves) a.reserved = a.capacity;
+  note_hardware(a, devices.device, q);
+  if (a.fits) return a;
+  const std::int64_t fixed = a.memory.need() - a.memory.kv_bytes;
+  if (a.memory.weight_bytes > a.capacity)
+    a.reason = fmt::format("the weights alone take {:.2f} GiB a device, {:.2f} GiB are usable",
+                           to_gib(a.memory.weight_bytes), to_gib(a.capacity));
+  else if (fixed > a.capacity)
+    a.reason = fmt::format(
+        "weights {:.2f} GiB, workspace and runtime {:.2f} GiB a device leave no room for a KV cache in {:.2f} GiB",
+        to_gib(a.memory.weight_bytes), to_gib(fixed - a.memory.weight_bytes), to_gib(a.capacity));
+  else
+    a.reason =
+        fmt::format("{} x {} tokens of KV take {:.2f} GiB a device, {:.2f} GiB are left ({} tokens)", s.concurrency,
+                    s.context, to_gib(a.memory.kv_bytes), to_gib(a.capacity - fixed), a.max_kv_tokens);
+  if (with_nearest) find_nearest(a, shape, q, devices, s);
+  return a;
+}
+
+Result<std::vector<FitCell>> fit_grid(const ModelShape& shape, const Quantisation& q, const DeviceSet& devices,
+                                      DeploymentSettings s, const std::vector<std::int64_t>& contexts,
+                                      const std::vector<std::int64_t>& concurrencies) {
+  STILL_TRY(const RankWeights weights, plan_rank_weights(shape, q, s));
+  const std::int64_t capacity = capacity_of(devices.device, s.engine);
+  const std::int64_t per_token =
+      std::max<std::int64_t>(1, weights.kv_bytes_per_token + weights.window_kv_bytes_per_token);
+  std::vector<FitCell> cells;
+  cells.reserve(contexts.size() * concurrencies.size());
+  for (const std::int64_t context : contexts) {
+    for (const std::int64_t concurrency : concurrencies) {
+      s.context = context;
+      s.concurrency = concurrency;
+      STILL_TRY_STATUS(check_settings(shape, s));
+      const RankMemory memory = plan_rank_memory(shape, weights, s);
+      const std::int64_t room = capacity - (memory.need() - memory.kv_bytes);
+      cells.push_back({.fits = memory.need() <= capacity,
+                       .need = memory.need(),
+                       .capacity = capacity,
+                       .max_kv_tokens = room <= 0 ? 0 : room / per_token});
+    }
+  }
+  return cells;
+}
+
+Result<OffloadPlan> plan_offload(const ModelShape& shape, const Quantisation& q, const DeviceSet& gpus,
+                                 std::int64_t host_capacity, const DeploymentSettings& wanted) {
+  STILL_TRY_STATUS(check_settings(shape, wanted));
+  if (q.kind == Quantisation::Kind::kOwn && !shape.has_own_types)
+    return error(Code::kInvalidArgument, "{} is a shape without a file: name a quantisation", shape.name);
+  const std::int64_t capacity = capacity_of(gpus.device, wanted.engine) * gpus.count;
+  const std::int64_t n_layers = shape.config.n_layers;
+  std::vector<std::int64_t> layer_bytes(static_cast<std::size_t>(n_layers)), expert_bytes(layer_bytes.size());
+  std::int64_t head_bytes = 0, embedding_bytes = 0;
+  for (const PlannedTensor& t : shape.tensors) {
+    if (t.group == WeightGroup::kMtp) continue;
+    const std::int64_t bytes = planned_bytes(q, shape, t);
+    if (t.layer >= 0) {
+      (t.group == WeightGroup::kExperts ? expert_bytes : layer_bytes)[static_cast<std::size_t>(t.layer)] += bytes;
+    } else {
+      (t.part == TensorPart::kEmbedding ? embedding_bytes : head_bytes) += bytes;
+    }
+  }
+  DeploymentSettings s = wanted;
+  s.parallelism = {};
+  const RankMemory rest = plan_rank_memory(shape, RankWeights{}, s);
+  const std::int64_t fixed = rest.activation_bytes + rest.logit_bytes + rest.runtime_bytes * gpus.count;
+  const std::int64_t kv_layer = kv_bytes_of_sequence(shape, s.kv, s.context, s.block_size) * s.concurrency / n_layers;
+
+  OffloadPlan plan;
+  plan.gpu_bytes = fixed;
+  plan.host_bytes =
+      embedding_bytes + (std::int64_t{1} << 30);  // the table is looked up on the host; 1 GiB for the process
+  std::int64_t dense = head_bytes;
+  for (const std::int64_t bytes : layer_bytes) dense += bytes + kv_layer;
+  const auto place = [&](std::int64_t bytes, bool on_gpu) { (on_gpu ? plan.gpu_bytes : plan.host_bytes) += bytes; };
+  plan.experts_on_host = shape.is_moe() && fixed + dense <= capacity;
+  if (plan.experts_on_host) {
+    plan.gpu_bytes += dense;
+    for (std::size_t i = 0; i < expert_bytes.size(); ++i) {
+      const bool on_gpu = plan.gpu_bytes + expert_bytes[i] <= capacity;
+      place(expert_bytes[i], on_gpu);
+      plan.gpu_layers += on_gpu;
+    }
+  } else {
+    // The head goes first: it is read for every token and is a large matrix. Then the last layers, as others do.
+    bool head_on_gpu = plan.gpu_bytes + head_bytes <= capacity;
+    place(head_bytes, head_on_gpu);
+    for (std::size_t i = expert_bytes.size(); i-- > 0;) {
+      const std::int64_t bytes = layer_bytes[i] + expert_bytes[i] + kv_layer;
+      const bool on_gpu = head_on_gpu && plan.gpu_bytes + bytes <= capacity &&
+                          plan.gpu_layers == static_cast<std::int64_t>(expert_bytes.size() - 1 - i);
+      place(bytes, on_gpu);
+      plan.gpu_layers += on_gpu;
+    }
+  }
+  plan.fits = plan.gpu_bytes <= capacity && plan.host_bytes <= host_capacity;
+  if (plan.gpu_bytes > capacity)
+    plan.reason =
+        fmt::format("the GPU's own workspace takes {:.2f} GiB of {:.2f} GiB", to_gib(plan.gpu_bytes), to_gib(capacity));
+  else if (!plan.fits)
+    plan.reason = fmt::format("{:.2f} GiB must lie in host memory, {:.2f} GiB are there", to_gib(plan.host_bytes),
+                              to_gib(host_capacity));
+  return plan;
+}
+
+}  // namespace still
