@@ -116,7 +116,7 @@ LineEditor::Outcome LineEditor::read_line(const char* prompt, std::string& line)
   std::fflush(stdout);
   int n = 0;
   const char* text = el_gets(state.edit, &n);
-  std::fputs("\033[?2004l", stdout);
+  std::fputs(state.was_interrupted ? "\033[?2004l\n" : "\033[?2004l", stdout);
   std::fflush(stdout);
   if (state.was_interrupted) return Outcome::kInterrupted;
   if (!text || n <= 0) return Outcome::kEnd;

@@ -52,13 +52,13 @@ void show_progress(ProgressLine& line, const Progress& progress) {
   line.update(fmt::format("{} {}", verb, progress.message), share, tail);
 }
 
+}  // namespace
+
 bool can_be_pulled(const std::string& model) {
   if (is_source(model)) return true;
   const Result<ModelName> name = ModelName::parse(model);
   return name && find_in_catalogue(*name).has_value();
 }
-
-}  // namespace
 
 Result<PullReport> pull_with_progress(const Context& context, Store& store, const std::string& what,
                                       const std::string& name) {
@@ -77,7 +77,7 @@ Result<ResolvedModel> find_model(const Context& context, const std::string& mode
 Result<ResolvedModel> find_or_pull_model(const Context& context, const std::string& model) {
   STILL_TRY(Store store, Store::open(context.environment.models));
   Result<ResolvedModel> found = resolve_model(store, model);
-  if (found || found.error().code != Code::kNotFound || !can_be_pulled(model)) return found;
+  if (found || !is_absent(found.error()) || !can_be_pulled(model)) return found;
   fmt::print(stderr, "{} is not here yet: pulling it into {}\n", model, store.root().string());
   STILL_TRY(PullReport report, pull_with_progress(context, store, model, ""));
   return ResolvedModel{.name = report.manifest.name.str(),

@@ -15,6 +15,14 @@ Result<ResolvedModel> find_model(const Context& context, const std::string& mode
 // with progress on stderr.
 Result<ResolvedModel> find_or_pull_model(const Context& context, const std::string& model);
 
+// Nothing of that name is here; a source ("hf:...") is no name at all. Other errors mean that something is, but
+// damaged.
+inline bool is_absent(const Error& problem) {
+  return problem.code == Code::kNotFound || problem.code == Code::kInvalidArgument;
+}
+// Whether `still pull` knows it: a source, or a name of the catalogue.
+bool can_be_pulled(const std::string& model);
+
 // Pulls with a progress line on stderr; Ctrl-C keeps what came. name: empty, or what to store it under.
 Result<PullReport> pull_with_progress(const Context& context, Store& store, const std::string& what,
                                       const std::string& name);

@@ -4,15 +4,20 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <memory>
 
 #include "base/json.h"
 #include "cli/command.h"
+#include "cli/interrupt.h"
 #include "cli/model_ref.h"
 #include "cli/table.h"
 #include "files/checkpoint.h"
 #include "hub/file_io.h"
+#include "hub/remote_header.h"
 #include "kernels/packing.h"
 #include "models/model.h"
 #include "models/registry.h"
@@ -251,8 +256,41 @@ void print_metadata(const Checkpoint& checkpoint) {
   }
 }
 
+// A folder of headers that goes away with the object.
+class HeaderFolder {
+ public:
+  HeaderFolder() = default;
+  ~HeaderFolder() {
+    std::error_code ignored;  // a temporary folder that stays behind is no reason to fail
+    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+  }
+  HeaderFolder(const HeaderFolder&) = delete;
+  HeaderFolder& operator=(const HeaderFolder&) = delete;
+  Result<std::filesystem::path> create() {
+    std::string name = (std::filesystem::temp_directory_path() / "still-show-XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) return system_error(errno, "cannot make the folder", name);
+    path_ = name;
+    return path_;
+  }
+
+ private:
+  std::filesystem::path path_;
+};
+
+// What is not here but can be pulled: its header alone is fetched, into `folder`.
+Result<ResolvedModel> find_or_fetch_header(const Context& context, const std::string& model, HeaderFolder& folder) {
+  Result<ResolvedModel> found = find_model(context, model);
+  if (found || !is_absent(found.error()) || !can_be_pulled(model)) return found;
+  const InterruptScope interrupt;
+  STILL_TRY(const RemoteModel remote, read_remote_model(model, context.environment.hub, interrupt.token()));
+  STILL_TRY(const std::filesystem::path path, folder.create());
+  STILL_TRY(const std::filesystem::path header, save_headers(remote, path));
+  return ResolvedModel{.name = fmt::format("{} (not pulled; from {})", remote.name, remote.source), .path = header};
+}
+
 Status show(const ShowOptions& options, const Context& context) {
-  STILL_TRY(const ResolvedModel found, find_model(context, options.model));
+  HeaderFolder folder;
+  STILL_TRY(const ResolvedModel found, find_or_fetch_header(context, options.model, folder));
   STILL_TRY(const Checkpoint checkpoint, Checkpoint::open(found.path, {.allow_missing_data = true}));
   STILL_TRY(const Facts facts, gather(checkpoint));
   if (options.chat_template) {
@@ -273,7 +311,8 @@ Status show(const ShowOptions& options, const Context& context) {
 
 Command::Action declare(Options& options) {
   auto chosen = std::make_shared<ShowOptions>();
-  options.required("MODEL", &chosen->model, "A store name, or the path of a file or folder (a header is enough)");
+  options.required("MODEL", &chosen->model,
+                   "A store name, the path of a file or folder (a header is enough), or what `still pull` takes");
   options.flag("--tensors", &chosen->tensors, "Every tensor with type and shape");
   options.flag("--metadata", &chosen->metadata, "The file's own keys and values");
   options.flag("--template", &chosen->chat_template, "The chat template");
@@ -292,6 +331,7 @@ const Command kShowCommand{.name = "show",
                                "  still show smollm2:135m\n"
                                "  still show ./model-00001-of-00002.gguf --tensors\n"
                                "  still show deepseek-r1:7b --template\n"
+                               "  still show hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF:q4_k_m   reads its header only\n"
                                "  still show ./model.gguf --json | jq .parameters",
                            .declare = declare};
 
