@@ -4,7 +4,7 @@
 A case is a paragraph:
     # what it claims
     $ a shell command; `still` is the program under test, $TINY the tiny models, the current folder an empty scratch one
-    exit 3              the wanted exit status (0 where the line is missing)
+    exit 3              the wanted exit status (0 where the line is missing); with a line `exit!` it is not still that fails
     out: some text      stdout holds it        out! some text    stdout does not        out= text    stdout is just that line
     err: some text      stderr holds it        err~ regex        stderr matches (out~ likewise)
 Besides, every failing command must say one line "still: ..." on stderr, and none may die of a signal. Cases of a file run in
