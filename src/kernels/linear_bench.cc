@@ -120,10 +120,11 @@ std::vector<std::string> split(const std::string& text) {
   return words;
 }
 
-void fill_finite(AlignedBytes& bytes) {  // no f16, bf16 or f32 pattern of these bytes is infinite
+// Random bytes of which every f16, bf16 and f32 is a normal number.
+void fill_finite(AlignedBytes& bytes) {
   Rng rng(1);
   for (std::int64_t i = 0; i < bytes.size(); i += 8) {
-    const std::uint64_t word = rng.next() & 0x3b3b3b3b3b3b3b3bull;
+    const std::uint64_t word = (rng.next() & 0x83ff83ff83ff83ffull) | 0x3000300030003000ull;
     std::memcpy(bytes.data() + i, &word, 8);
   }
 }

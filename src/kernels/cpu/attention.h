@@ -20,6 +20,15 @@ STILL_INLINE int64_t group_dims(int64_t head_dim) {
   return head_dim % 32 == 0 ? 32 : head_dim;
 }
 
+// Keys and values of a tile: where and of which type the kernels read them.
+enum class Element { kF32, kF16, kInt8 };
+template <Element kElement>
+STILL_INLINE Floats load_elements(const uint8_t* p, int64_t idx) {
+  if constexpr (kElement == Element::kF32) return f_load(reinterpret_cast<const float*>(p) + idx);
+  if constexpr (kElement == Element::kF16) return f_from_f16(p + 2 * idx);
+  return f_from_int8(p + idx);
+}
+
 struct TileScratch {
   float* k;        // [head_dim][32]
   float* v;        // [32][padded_dim]
@@ -28,7 +37,18 @@ struct TileScratch {
   float* scaled;   // [kMaxGroup][32]: p times the values' scale
   float* p;        // [rows][32]: scores, then probabilities
   float* o;        // [rows][padded_dim]: the segment's output
+  // The tile at hand: in k and v above, or in the cache itself.
+  const uint8_t* keys;
+  const uint8_t* values;
+  int64_t value_stride;
+  // In the cache itself: the tile after it, which the kernels prefetch line by line.
+  const uint8_t* next_keys;
+  const uint8_t* next_values;
 };
+template <Element kElement>
+constexpr int64_t kElementSize = kElement == Element::kF32   ? 4
+                                 : kElement == Element::kF16 ? 2
+                                                             : 1;
 
 STILL_INLINE TileScratch attention_scratch(uint8_t* bytes, int64_t head_dim, int64_t padded_dim, int64_t n_groups) {
   float* at = reinterpret_cast<float*>(bytes);
@@ -37,7 +57,7 @@ STILL_INLINE TileScratch attention_scratch(uint8_t* bytes, int64_t head_dim, int
     at += (n + 15) / 16 * 16;
     return start;
   };
-  TileScratch s;
+  TileScratch s{};
   s.k = take(head_dim * 32);
   s.v = take(32 * padded_dim);
   s.k_scale = take(n_groups * 32);
@@ -56,38 +76,63 @@ STILL_INLINE float f16_at(const uint8_t* p) {
   return _cvtsh_ss(bits);
 }
 
-// The 32 positions from `pos` on, a multiple of 32, to f32.
-void load_tile(const KvHeadView& kv, int64_t pos, int64_t padded_dim, const TileScratch& s) {
+// Where the tile at `pos`, a multiple of 32, lies in the cache.
+struct CachedTile {
+  const uint8_t *k, *v, *k_scale, *v_scale;
+};
+STILL_INLINE CachedTile cached_tile(const KvHeadView& kv, int64_t pos) {
   const int64_t head_dim = kv.head_dim, offset = pos % kv.block_size;
+  const int64_t n_groups = head_dim / group_dims(head_dim), element = kv.type == KvType::kF16 ? 2 : 1;
   const uint8_t* block = kv.base + kv.block_table[pos / kv.block_size] * kv.block_bytes;
-  const int64_t whole = head_dim / 16 * 16;
-  if (kv.type == KvType::kF16) {
-    const uint8_t* k = block + kv.k_offset + offset * head_dim * 2;
-    const uint8_t* v = block + kv.v_offset + offset * head_dim * 2;
-    for (int64_t i = 0; i < head_dim * 32; i += 16) f_store(s.k + i, f_from_f16(k + 2 * i));
-    for (int64_t j = 0; j < 32; ++j, v += 2 * head_dim) {
-      for (int64_t d = 0; d < whole; d += 16) f_store(s.v + j * padded_dim + d, f_from_f16(v + 2 * d));
-      for (int64_t d = whole; d < head_dim; ++d) s.v[j * padded_dim + d] = f16_at(v + 2 * d);
-    }
+  return {block + kv.k_offset + offset * head_dim * element, block + kv.v_offset + offset * head_dim * element,
+          block + kv.k_scale_offset + offset * n_groups * 2, block + kv.v_scale_offset + offset * n_groups * 2};
+}
+
+STILL_INLINE void load_scales(const KvHeadView& kv, const CachedTile& tile, const TileScratch& s) {
+  const int64_t n_groups = kv.head_dim / group_dims(kv.head_dim);
+  for (int64_t i = 0; i < n_groups * 32; i += 16) f_store(s.k_scale + i, f_from_f16(tile.k_scale + 2 * i));
+  if (n_groups == 1) {
+    for (int64_t i = 0; i < 32; i += 16) f_store(s.v_scale + i, f_from_f16(tile.v_scale + 2 * i));
     return;
   }
-  const int64_t n_groups = head_dim / group_dims(head_dim);
-  const uint8_t* k = block + kv.k_offset + offset * head_dim;
-  const uint8_t* v = block + kv.v_offset + offset * head_dim;
-  const uint8_t* k_scale = block + kv.k_scale_offset + offset * n_groups * 2;
-  const uint8_t* v_scale = block + kv.v_scale_offset + offset * n_groups * 2;
-  for (int64_t i = 0; i < head_dim * 32; i += 16) f_store(s.k + i, f_from_int8(k + i));
-  for (int64_t j = 0; j < 32; ++j, v += head_dim) {
-    for (int64_t d = 0; d < whole; d += 16) f_store(s.v + j * padded_dim + d, f_from_int8(v + d));
-    for (int64_t d = whole; d < head_dim; ++d) s.v[j * padded_dim + d] = static_cast<float>(static_cast<int8_t>(v[d]));
-  }
-  for (int64_t i = 0; i < n_groups * 32; i += 16) f_store(s.k_scale + i, f_from_f16(k_scale + 2 * i));
   for (int64_t j = 0; j < 32; ++j)
-    for (int64_t g = 0; g < n_groups; ++g) s.v_scale[g * 32 + j] = f16_at(v_scale + 2 * (j * n_groups + g));
+    for (int64_t g = 0; g < n_groups; ++g) s.v_scale[g * 32 + j] = f16_at(tile.v_scale + 2 * (j * n_groups + g));
+}
+
+// The tile as f32 in scratch.
+template <bool kInt8>
+void convert_tile(const KvHeadView& kv, int64_t pos, int64_t padded_dim, TileScratch& s) {
+  constexpr Element kElement = kInt8 ? Element::kInt8 : Element::kF16;
+  const int64_t head_dim = kv.head_dim, whole = head_dim / 16 * 16;
+  const CachedTile tile = cached_tile(kv, pos);
+  for (int64_t i = 0; i < head_dim * 32; i += 16) f_store(s.k + i, load_elements<kElement>(tile.k, i));
+  for (int64_t j = 0; j < 32; ++j) {
+    for (int64_t d = 0; d < whole; d += 16)
+      f_store(s.v + j * padded_dim + d, load_elements<kElement>(tile.v, j * head_dim + d));
+    for (int64_t d = whole; d < head_dim; ++d)
+      s.v[j * padded_dim + d] = kInt8 ? static_cast<float>(static_cast<int8_t>(tile.v[j * head_dim + d]))
+                                      : f16_at(tile.v + 2 * (j * head_dim + d));
+  }
+  if constexpr (kInt8) load_scales(kv, tile, s);
+  s.keys = reinterpret_cast<const uint8_t*>(s.k);
+  s.values = reinterpret_cast<const uint8_t*>(s.v);
+  s.value_stride = padded_dim;
+}
+
+// The tile as it lies in the cache.
+template <bool kInt8>
+void point_at_tile(const KvHeadView& kv, int64_t pos, bool is_last, TileScratch& s) {
+  const CachedTile tile = cached_tile(kv, pos), next = cached_tile(kv, is_last ? pos : pos + kKvTile);
+  if constexpr (kInt8) load_scales(kv, tile, s);
+  s.keys = tile.k;
+  s.values = tile.v;
+  s.value_stride = kv.head_dim;
+  s.next_keys = next.k;
+  s.next_values = next.v;
 }
 
 // scores[r] [32] = q[r] . k, unscaled.
-template <int kRows, bool kInt8>
+template <int kRows, bool kInt8, Element kElement>
 STILL_INLINE void score_rows(const float* const* q, const TileScratch& s, int64_t head_dim, float* scores) {
   Floats acc[kRows][2], group_sum[kRows][2];
   repeat<kRows>([&](auto row) STILL_UNROLLED {
@@ -101,7 +146,8 @@ STILL_INLINE void score_rows(const float* const* q, const TileScratch& s, int64_
       });
     }
     for (int64_t d = begin; d < begin + step; ++d) {
-      const Floats low = f_load(s.k + d * 32), high = f_load(s.k + d * 32 + 16);
+      const Floats low = load_elements<kElement>(s.keys, d * 32), high = load_elements<kElement>(s.keys, d * 32 + 16);
+      if constexpr (kElement != Element::kF32) prefetch_l2(s.next_keys + d * 32 * kElementSize<kElement>);
       repeat<kRows>([&](auto row) STILL_UNROLLED {
         constexpr int kRow = decltype(row)::value;
         Floats(&sum)[2] = kInt8 ? group_sum[kRow] : acc[kRow];
@@ -159,9 +205,9 @@ STILL_INLINE float softmax_row(float* p, int64_t begin, int64_t end, float scale
 }
 
 // o[r] = o[r] * correction[r], then fma(p[r][j], v[j], .) for j in [begin, end); kVectors * 16 dimensions.
-template <int kRows, int kVectors>
-STILL_INLINE void output_rows(const float* p, const float* v, int64_t padded_dim, int64_t begin, int64_t end,
-                              const float* correction, float* o) {
+template <int kRows, int kVectors, Element kElement>
+STILL_INLINE void output_rows(const float* p, const TileScratch& s, int64_t d, int64_t padded_dim, int64_t begin,
+                              int64_t end, const float* correction, float* o) {
   Floats acc[kRows][kVectors];
   repeat<kRows>([&](auto row) STILL_UNROLLED {
     repeat<kVectors>([&](auto i) STILL_UNROLLED {
@@ -170,9 +216,11 @@ STILL_INLINE void output_rows(const float* p, const float* v, int64_t padded_dim
     });
   });
   for (int64_t j = begin; j < end; ++j) {
+    if constexpr (kElement != Element::kF32)
+      prefetch_l2(s.next_values + (j * s.value_stride + d) * kElementSize<kElement>);
     Floats value[kVectors];
     repeat<kVectors>([&](auto i) STILL_UNROLLED {
-      value[decltype(i)::value] = f_load(v + j * padded_dim + 16 * decltype(i)::value);
+      value[decltype(i)::value] = load_elements<kElement>(s.values, j * s.value_stride + d + 16 * decltype(i)::value);
     });
     repeat<kRows>([&](auto row) STILL_UNROLLED {
       const Floats weight = f_set(p[decltype(row)::value * 32 + j]);
@@ -191,7 +239,7 @@ STILL_INLINE void output_rows(const float* p, const float* v, int64_t padded_dim
 }
 
 // Rows that see the same positions of the tile.
-template <int kRows, bool kInt8>
+template <int kRows, bool kInt8, Element kElement>
 void output_tile(const TileScratch& s, int64_t row, int64_t head_dim, int64_t padded_dim, int64_t begin, int64_t end,
                  const float* correction) {
   float* o = s.o + row * padded_dim;
@@ -205,8 +253,9 @@ void output_tile(const TileScratch& s, int64_t row, int64_t head_dim, int64_t pa
     }
     const int64_t last = first + step == head_dim ? padded_dim : first + step;
     int64_t d = first;
-    for (; d + 32 <= last; d += 32) output_rows<kRows, 2>(p, s.v + d, padded_dim, begin, end, correction + row, o + d);
-    if (d < last) output_rows<kRows, 1>(p, s.v + d, padded_dim, begin, end, correction + row, o + d);
+    for (; d + 32 <= last; d += 32)
+      output_rows<kRows, 2, kElement>(p, s, d, padded_dim, begin, end, correction + row, o + d);
+    if (d < last) output_rows<kRows, 1, kElement>(p, s, d, padded_dim, begin, end, correction + row, o + d);
   }
 }
 
@@ -250,41 +299,44 @@ struct AttentionChunk {
   float correction[kMaxGroup];
 };
 
+// body(Int<n>) for n in 1..kAttentionRows
+template <int N = kAttentionRows, class Body>
+STILL_INLINE void with_rows(int64_t n, const Body& body) {
+  if constexpr (N > 1) {
+    if (n < N) return with_rows<N - 1>(n, body);
+  }
+  body(Int<N>{});
+}
+
 // The rows [row, row_end) that see something of the tile at `pos`.
-template <bool kInt8>
+template <bool kInt8, Element kElement>
 void attend_tile(const AttentionArgs& args, AttentionChunk& chunk, const TileScratch& s, int64_t padded_dim,
                  int64_t pos, int64_t row, int64_t row_end) {
   const int64_t head_dim = args.kv.head_dim;
   const auto tile_begin = [&](int64_t r) STILL_UNROLLED { return max_of(chunk.begin[r] - pos, 0); };
   const auto tile_end = [&](int64_t r) STILL_UNROLLED { return min_of(chunk.end[r] - pos, 32); };
-  const auto softmax = [&](int64_t r) STILL_UNROLLED {
-    chunk.correction[r] = softmax_row(s.p + r * 32, tile_begin(r), tile_end(r), args.scale, chunk.m[r], chunk.l[r]);
-  };
-  while (row < row_end) {
-    if (row + kAttentionRows <= row_end) {
-      score_rows<kAttentionRows, kInt8>(chunk.q + row, s, head_dim, s.p + row * 32);
-      for (int64_t r = row; r < row + kAttentionRows; ++r) softmax(r);
-      const int64_t last = row + kAttentionRows - 1;
-      if (tile_begin(row) == tile_begin(last) && tile_end(row) == tile_end(last)) {
-        output_tile<kAttentionRows, kInt8>(s, row, head_dim, padded_dim, tile_begin(row), tile_end(row),
-                                           chunk.correction);
-      } else {
-        for (int64_t r = row; r <= last; ++r)
-          output_tile<1, kInt8>(s, r, head_dim, padded_dim, tile_begin(r), tile_end(r), chunk.correction);
-      }
-      row += kAttentionRows;
-    } else {
-      score_rows<1, kInt8>(chunk.q + row, s, head_dim, s.p + row * 32);
-      softmax(row);
-      output_tile<1, kInt8>(s, row, head_dim, padded_dim, tile_begin(row), tile_end(row), chunk.correction);
-      ++row;
+  for (; row < row_end; row += kAttentionRows) {
+    const int64_t last = min_of(row + kAttentionRows, row_end);
+    with_rows(last - row, [&](auto n) STILL_UNROLLED {
+      score_rows<decltype(n)::value, kInt8, kElement>(chunk.q + row, s, head_dim, s.p + row * 32);
+    });
+    for (int64_t r = row; r < last; ++r)
+      chunk.correction[r] = softmax_row(s.p + r * 32, tile_begin(r), tile_end(r), args.scale, chunk.m[r], chunk.l[r]);
+    // Runs of rows that see the same positions; all of them except at the causal border and a window's edge.
+    for (int64_t first = row, end = row; first < last; first = end) {
+      while (end < last && tile_begin(end) == tile_begin(first) && tile_end(end) == tile_end(first)) ++end;
+      with_rows(end - first, [&](auto n) STILL_UNROLLED {
+        output_tile<decltype(n)::value, kInt8, kElement>(s, first, head_dim, padded_dim, tile_begin(first),
+                                                         tile_end(first), chunk.correction);
+      });
     }
   }
 }
 
 template <bool kInt8>
-void attend_chunk(const AttentionArgs& args, AttentionChunk& chunk, const TileScratch& s, int64_t padded_dim) {
+void attend_chunk(const AttentionArgs& args, AttentionChunk& chunk, TileScratch& s, int64_t padded_dim) {
   const int64_t head_dim = args.kv.head_dim, n = chunk.n_rows;
+  const bool is_direct = n <= kAttentionRows && padded_dim == head_dim;
   for (int64_t r = 0; r < n; ++r) {
     chunk.total_m[r] = kMinusInfinity;
     chunk.total_l[r] = 0;
@@ -302,8 +354,13 @@ void attend_chunk(const AttentionArgs& args, AttentionChunk& chunk, const TileSc
       for (active = 0; active < n && chunk.end[active] <= pos;) ++active;
       for (active_end = active; active_end < n && chunk.begin[active_end] < pos + kKvTile;) ++active_end;
       if (active == active_end) continue;
-      load_tile(args.kv, pos, padded_dim, s);
-      attend_tile<kInt8>(args, chunk, s, padded_dim, pos, active, active_end);
+      if (is_direct) {
+        point_at_tile<kInt8>(args.kv, pos, pos + kKvTile >= chunk.end[n - 1], s);
+        attend_tile<kInt8, kInt8 ? Element::kInt8 : Element::kF16>(args, chunk, s, padded_dim, pos, active, active_end);
+      } else {
+        convert_tile<kInt8>(args.kv, pos, padded_dim, s);
+        attend_tile<kInt8, Element::kF32>(args, chunk, s, padded_dim, pos, active, active_end);
+      }
     }
     for (int64_t r = 0; r < n; ++r)
       fold_part(chunk.m[r], chunk.l[r], s.o + r * padded_dim, head_dim, chunk.total_m[r], chunk.total_l[r],
@@ -316,7 +373,7 @@ void attention(const AttentionArgs& args) {
   if (args.kv.type == KvType::kF32 || head_dim % 8 != 0 || head_dim > kMaxHeadDim || args.group > kMaxGroup)
     return kRefKernels.attention(args);
   const int64_t padded_dim = (head_dim + 15) / 16 * 16;
-  const TileScratch s = attention_scratch(args.scratch, head_dim, padded_dim, head_dim / group_dims(head_dim));
+  TileScratch s = attention_scratch(args.scratch, head_dim, padded_dim, head_dim / group_dims(head_dim));
   if (padded_dim != head_dim) zero_floats(s.v, 32 * padded_dim);
   AttentionChunk chunk;
   const int64_t chunk_queries = max_of(1, kChunkRows / args.group);

@@ -18,7 +18,7 @@ using Pairs = Ints;
 
 constexpr int kMaxColumns = 4;
 constexpr int kColumnsAtOnce = 4;
-constexpr int kAttentionRows = 2;
+constexpr int kAttentionRows = 3;
 
 STILL_INLINE Floats f_zero() {
   return {_mm256_setzero_ps(), _mm256_setzero_ps()};

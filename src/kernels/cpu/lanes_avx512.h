@@ -16,7 +16,7 @@ using Pairs = __m512i;  // 16 x 2 int16
 constexpr int kMaxColumns = 16;
 constexpr int kColumnsAtOnce = 8;
 // Rows (a query of a head) whose attention is computed side by side.
-constexpr int kAttentionRows = 6;
+constexpr int kAttentionRows = 8;
 
 STILL_INLINE Floats f_zero() {
   return _mm512_setzero_ps();
