@@ -185,7 +185,8 @@ std::string_view group_name(WeightGroup group) {
 std::int64_t ModelShape::n_params(bool with_mtp) const {
   std::int64_t n = 0;
   for (const PlannedTensor& tensor : tensors)
-    if (with_mtp || tensor.group != WeightGroup::kMtp) n += tensor.n_params();
+    if ((with_mtp || tensor.group != WeightGroup::kMtp) && !(tensor.part == TensorPart::kOther && tensor.is_vector))
+      n += tensor.n_params();  // rope_freqs and the like are no weights
   return n;
 }
 
@@ -253,6 +254,10 @@ Result<ModelConfig> read_plan_config(const JsonObject& json) {
   config.n_shared_experts = static_cast<std::int32_t>(shared);
   config.n_dense_layers = static_cast<std::int32_t>(dense);
   config.n_mtp_layers = static_cast<std::int32_t>(mtp);
+  STILL_TRY(const std::int64_t groups, small("n_group", 0));
+  STILL_TRY(const std::int64_t chosen_groups, small("topk_group", 0));
+  config.n_groups = static_cast<std::int32_t>(groups);
+  config.topk_group = static_cast<std::int32_t>(chosen_groups);
   return config;
 }
 

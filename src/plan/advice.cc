@@ -1,0 +1,130 @@
+#include "plan/advice.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+namespace still {
+
+namespace {
+
+Result<std::string> benchmark_of(const std::string& task) {
+  if (task == "math") return std::string("aime24");
+  if (task == "code") return std::string("lcb");
+  if (task == "science" || task == "general") return std::string("gpqa");
+  return error(Code::kInvalidArgument, "task \"{}\": expected math, code, science or general", task);
+}
+
+constexpr std::array kUsual = {"BF16", "FP8-BLOCK", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M"};
+
+double recovery_of(const QualityData& quality, const std::string& name) {
+  const auto found = quality.recovery.find(name == "FP8-BLOCK" ? "FP8" : name);
+  return found == quality.recovery.end() ? 1.0 : found->second;
+}
+
+Result<Candidate> judge(const ClaimWorld& world, const AdviceRequest& r, const KnownModel& known, const Quantisation& q,
+                        const std::string& benchmark) {
+  STILL_TRY(const ModelShape shape, find_known_shape(world.models, known.name));
+  Candidate c{
+      .model = known.name, .title = known.title, .quantisation = q.name, .weight_bytes = weight_file_bytes(q, shape)};
+  if (const auto score = world.quality.score(known.quality_key, benchmark)) {
+    c.has_score = true;
+    c.score = *score * recovery_of(world.quality, q.name);
+  }
+  c.licence_ok = !r.permissive_licence || known.licence.find("Community") == std::string::npos;
+  const auto parallelism = choose_parallelism(shape, q, r.devices.count);
+  if (!parallelism) {
+    c.reason = parallelism.error().message;
+    return c;
+  }
+  DeploymentSettings settings{.context = std::min(r.context, shape.config.max_seq_len),
+                              .concurrency = r.concurrency,
+                              .parallelism = *parallelism};
+  STILL_TRY(const FitAnswer fit, check_fit(shape, q, r.devices, settings, false));
+  c.fits = fit.fits;
+  c.max_context = fit.max_context;
+  c.max_concurrency = fit.max_concurrency;
+  c.reason = fit.reason;
+  const SpeedModel speed = make_speed_model(shape, q, r.devices.device, fit.weights, settings);
+  const SpeedPoint point = predict_decode(speed, r.concurrency, static_cast<double>(settings.context) / 2);
+  c.tok_per_s_user = point.tok_per_s_user;
+  c.tok_per_s_total = point.tok_per_s_total;
+  c.fast_enough = point.tok_per_s_user.value >= r.min_tok_per_s;
+  const double price = r.usd_per_hour.value_or(r.devices.device.price.middle() * static_cast<double>(r.devices.count));
+  if (price > 0) {
+    c.usd_per_million = usd_per_million(price, point.tok_per_s_total.value);
+    if (c.has_score) c.usd_per_correct = usd_per_correct(r.answer_tokens, c.usd_per_million, c.score / 100);
+  }
+  if (c.fits && !c.licence_ok)
+    c.reason = "its licence is the base model's community licence: " + known.licence;
+  else if (c.fits && !c.fast_enough)
+    c.reason =
+        fmt::format("about {:.1f} tokens/s for a user, {:.1f} are wanted", point.tok_per_s_user.value, r.min_tok_per_s);
+  return c;
+}
+
+}  // namespace
+
+Result<Advice> advise(const ClaimWorld& world, const AdviceRequest& r) {
+  STILL_TRY(const std::string benchmark, benchmark_of(r.task));
+  if (r.context < 1 || r.concurrency < 1)
+    return error(Code::kInvalidArgument, "context and concurrency must be 1 or more");
+  Advice advice;
+  for (const KnownModel& known : world.models) {
+    if (!known.name.starts_with("deepseek-r1:")) continue;
+    std::vector<std::string> names(kUsual.begin(), kUsual.end());
+    if (!r.quantisation.empty()) names = {r.quantisation};
+    for (const std::string& name : names) {
+      STILL_TRY(const Quantisation q, find_quantisation(name));
+      // FP8 blocks are how the large models were published.
+      if (r.quantisation.empty() &&
+          (q.kind == Quantisation::Kind::kBlockFp8) != (known.config.n_experts > 0 && q.name == "FP8-BLOCK"))
+        continue;
+      STILL_TRY(Candidate candidate, judge(world, r, known, q, benchmark));
+      advice.candidates.push_back(std::move(candidate));
+    }
+  }
+  const auto is_good = [](const Candidate& c) { return c.fits && c.fast_enough && c.licence_ok; };
+  // Half a point is below the noise of these benchmarks: there the faster one wins.
+  std::stable_sort(advice.candidates.begin(), advice.candidates.end(), [&](const Candidate& a, const Candidate& b) {
+    if (is_good(a) != is_good(b)) return is_good(a);
+    if (static_cast<int>(a.score * 2) != static_cast<int>(b.score * 2)) return a.score > b.score;
+    return a.tok_per_s_user.value > b.tok_per_s_user.value;
+  });
+  advice.unknowns = {fmt::format("tokens of an answer: {:.0f} is assumed; measure yours (still eval)", r.answer_tokens),
+                     "the score after quantisation is the published 16-bit score times an average loss; AIME has 30 "
+                     "questions, so 8 points are noise",
+                     "speed is a roofline with the stated interval, not a measurement on your machine"};
+  if (r.task == "general")
+    advice.unknowns.push_back("no general benchmark was published for the distills: GPQA stands in");
+  if (!r.usd_per_hour && r.devices.device.price.middle() <= 0)
+    advice.unknowns.push_back("no price is known for " + r.devices.device.name + ": give --usd-per-hour");
+  if (r.devices.device.efficiency.n == 0)
+    advice.unknowns.push_back("no measured efficiency is known for " + r.devices.device.name +
+                              ": the interval is wide");
+  if (r.devices.device.confidence == "low")
+    advice.unknowns.push_back("the figures of " + r.devices.device.name + " are uncertain: " + r.devices.device.source);
+  if (advice.candidates.empty() || !is_good(advice.candidates.front())) {
+    advice.because.push_back(
+        fmt::format("nothing of the family fits {} with a context of {}, {} at once and {:.0f} tokens/s",
+                    r.devices.label(), r.context, r.concurrency, r.min_tok_per_s));
+    return advice;
+  }
+  const Candidate& best = advice.candidates.front();
+  advice.because.push_back(fmt::format(
+      "{} in {} has the best published {} result that fits: {:.1f} (with {:.1f} % kept by the quantisation)",
+      best.title, best.quantisation, benchmark, best.score, 100 * recovery_of(world.quality, best.quantisation)));
+  advice.because.push_back(
+      fmt::format("its weights are {}; {} tokens of context fit {} at once, up to {} sequences of {}",
+                  both_units(best.weight_bytes), best.max_context, r.concurrency, best.max_concurrency, r.context));
+  advice.because.push_back(fmt::format("about {:.0f} tokens/s for a user ({:.0f} to {:.0f}), {:.0f} in all",
+                                       best.tok_per_s_user.value, best.tok_per_s_user.low, best.tok_per_s_user.high,
+                                       best.tok_per_s_total.value));
+  if (best.usd_per_million > 0)
+    advice.because.push_back(
+        fmt::format("${:.2f} a million tokens, ${:.4f} a correct answer", best.usd_per_million, best.usd_per_correct));
+  return advice;
+}
+
+}  // namespace still

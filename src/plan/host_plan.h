@@ -1,0 +1,34 @@
+// This machine: what it is, and what this program's own engine takes on it for a model that need not be here. The bytes
+// are those of memory.h, exact: the weights are planned with the sizes that the loader packs to.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "plan/device.h"
+#include "plan/memory.h"
+#include "plan/quantisation.h"
+
+namespace still {
+
+struct Machine {
+  std::string cpu;
+  std::vector<std::string> isas;  // of our kernels, lowest first
+  int n_cores = 0, n_numa_nodes = 1;
+  std::int64_t memory_bytes = 0, available_bytes = 0;
+  std::vector<Device> gpus;  // by NVML; empty without a driver
+};
+Machine detect_machine(const std::vector<Device>& database);
+
+struct HostWeights {
+  std::int64_t arena_bytes = 0;   // packed matrices and f32 vectors: what WeightLayout::arena_bytes will be
+  std::int64_t mapped_bytes = 0;  // embedding rows, read in the file
+  std::int64_t max_k = 0;
+};
+// kUnsupported where the engine does not run this architecture or a type of the mixture.
+Result<HostWeights> plan_host_weights(const ModelShape& shape, const Quantisation& quantisation);
+Result<MemoryPlan> plan_host_memory(const ModelShape& shape, const Quantisation& quantisation,
+                                    const EngineSettings& settings);
+
+}  // namespace still
