@@ -67,6 +67,7 @@ Result<ModelShape> find_known_shape(const std::vector<KnownModel>& models, std::
   };
   for (const KnownModel& model : models) {
     names.push_back(model.name);
+    names.insert(names.end(), model.aliases.begin(), model.aliases.end());
     if (!matches(model)) continue;
     STILL_TRY(ModelShape shape, shape_from_config(model.config, model.name));
     shape.title = model.title;
