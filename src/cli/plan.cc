@@ -16,6 +16,7 @@
 #include "cli/table.h"
 #include "hub/remote_header.h"
 #include "plan/advice.h"
+#include "plan/calibrate.h"
 #include "plan/chart.h"
 #include "plan/claims.h"
 #include "plan/host_plan.h"
@@ -32,7 +33,7 @@ struct PlanOptions {
   std::optional<std::int64_t> tensor, pipeline, expert, chunk, layers, hidden, heads, kv_heads, head_dim, ffn, vocab;
   std::optional<double> utilisation, overhead_gib, latency_ms, usd_per_hour, answer_tokens, min_rate, host_gib;
   bool explain = false, json = false, csv = false, advise = false, fit = false, permissive = false, mtp = false,
-       tied = false;
+       tied = false, calibrate = false;
 };
 
 // The two languages of the tables.
@@ -382,7 +383,6 @@ void print_one(const PlannedCell& c, const ModelShape& shape, const Quantisation
 
 Status plan_here(const Context& context, const PlanOptions& o, const World& world, const ModelShape& shape,
                  const Quantisation& q) {
-  (void)context;
   const Machine machine = detect_machine(world.data.devices);
   EngineSettings settings;
   settings.context = o.contexts.empty() ? 0 : o.contexts.front();
@@ -390,6 +390,12 @@ Status plan_here(const Context& context, const PlanOptions& o, const World& worl
   if (o.chunk) settings.chunk_tokens = *o.chunk;
   settings.kv_type = o.kv == "f32" ? KvType::kF32 : o.kv == "int8" ? KvType::kInt8 : KvType::kF16;
   if (o.host_gib) settings.memory_limit = static_cast<std::int64_t>(*o.host_gib * (std::int64_t{1} << 30));
+  HostSpeed speed;
+  if (o.calibrate) {
+    ProgressLine line(context.err, std::chrono::milliseconds(0));
+    line.update("measuring a slice of the model's layers", -1, "");
+    STILL_TRY(speed, calibrate_host(shape, q, {}));
+  }
   STILL_TRY(const HostWeights weights, plan_host_weights(shape, q));
   STILL_TRY(const MemoryPlan plan, plan_memory(shape.config, weights.arena_bytes, weights.max_k, settings));
   if (o.json) {
@@ -406,7 +412,9 @@ Status plan_here(const Context& context, const PlanOptions& o, const World& worl
                                           {"runtime_bytes", plan.runtime_bytes},
                                           {"mapped_bytes", weights.mapped_bytes},
                                           {"total_bytes", plan.total_bytes()},
-                                          {"available_bytes", machine.available_bytes}}));
+                                          {"available_bytes", machine.available_bytes},
+                                          {"decode_tok_per_s", speed.decode_tok_per_s},
+                                          {"prefill_tok_per_s", speed.prefill_tok_per_s}}));
     return ok();
   }
   const Words& say = world.say;
@@ -433,6 +441,11 @@ Status plan_here(const Context& context, const PlanOptions& o, const World& worl
   fmt::print("{}", format_table({kLeft, kRight, kRight, kRight}, rows));
   fmt::print("{} {} x {}, {}\n", say("context", "\u4e0a\u4e0b\u6587"), plan.settings.context, plan.settings.max_seqs,
              say("fits", "\u80fd\u8fd0\u884c"));
+  if (o.calibrate)
+    fmt::print("{}: {:.1f} tok/s, {}: {:.1f} tok/s ({} {} {}, {:.1f} s)\n", say("decode", "\u89e3\u7801"),
+               speed.decode_tok_per_s, say("prefill of 512", "\u9884\u586b\u5145 512"), speed.prefill_tok_per_s,
+               say("measured on a slice of", "\u5b9e\u6d4b\u5c42\u6570"), speed.slice_layers, say("layers", "\u5c42"),
+               speed.seconds);
   return ok();
 }
 
@@ -737,6 +750,7 @@ Command::Action declare(Options& options) {
   options.value("--ffn", &o->ffn, "of the shape");
   options.value("--vocab", &o->vocab, "of the shape");
   options.flag("--tied", &o->tied, "Head and embedding of the shape are one");
+  options.flag("--calibrate", &o->calibrate, "On this machine: measure a slice of the layers and predict tokens/s");
   options.flag("--explain", &o->explain, "Every line with its formula");
   options.flag("--json", &o->json, "JSON");
   options.flag("--csv", &o->csv, "CSV");

@@ -175,6 +175,12 @@ std::int32_t layer_of(std::string_view name) {
 
 }  // namespace
 
+TensorPart part_of_name(std::string_view name) {
+  for (const PartRule& rule : kPartRules)
+    if (name.find(rule.text) != std::string_view::npos) return rule.part;
+  return TensorPart::kOther;
+}
+
 std::string_view group_name(WeightGroup group) {
   static constexpr std::array<std::string_view, kWeightGroupCount> kNames = {
       "embedding", "attention", "feed-forward", "routed experts", "shared experts",
@@ -312,11 +318,7 @@ Result<ModelShape> shape_from_checkpoint(const Checkpoint& checkpoint, std::stri
   std::map<DType, std::int64_t> bytes_of_type;
   for (const CheckpointTensor& source : checkpoint.tensors()) {
     PlannedTensor tensor{.layer = layer_of(source.name), .own_type = source.dtype, .own_bytes = source.n_bytes};
-    for (const PartRule& rule : kPartRules) {
-      if (source.name.find(rule.text) == std::string::npos) continue;
-      tensor.part = rule.part;
-      break;
-    }
+    tensor.part = part_of_name(source.name);
     tensor.group = group_of(source.name, tensor.part);
     tensor.is_vector = source.shape.rank < 2;
     if (tensor.is_vector && tensor.part != TensorPart::kNorm && tensor.part != TensorPart::kRouteBias &&

@@ -52,6 +52,9 @@ enum class WeightGroup : std::uint8_t {
 inline constexpr int kWeightGroupCount = 10;
 std::string_view group_name(WeightGroup group);
 
+// By the tensor's canonical name.
+TensorPart part_of_name(std::string_view name);
+
 struct PlannedTensor {
   TensorPart part = TensorPart::kOther;
   WeightGroup group = WeightGroup::kOther;
