@@ -2,11 +2,13 @@
 #include <fmt/core.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/dispatch.h"
@@ -16,6 +18,9 @@
 #include "tensor/float16.h"
 
 namespace still {
+
+const CpuKernels& emulated_tile_kernels();  // cpu/avx512_vnni/emulated_tiles_test.cc
+
 namespace {
 
 using testing::AlignedBytes;
@@ -53,15 +58,22 @@ void expect_same(const std::vector<T>& got, const std::vector<T>& want, const st
                     << +want[static_cast<std::size_t>(at)];
 }
 
+// The machine's levels, and AMX's products with an emulated matrix unit where its other instructions run.
+constexpr std::string_view kEmulatedTiles = "emulated_tiles";
+const CpuKernels& kernels_named(const std::string& name) {
+  return name == kEmulatedTiles ? emulated_tile_kernels() : **select_cpu_kernels(name);
+}
+
 class CpuKernelsTest : public ::testing::TestWithParam<std::string> {
  protected:
-  CpuKernelsTest() : kernels(**select_cpu_kernels(GetParam())), rng(seed_of_run()) {}
+  CpuKernelsTest() : kernels(kernels_named(GetParam())), rng(seed_of_run()) {}
   const CpuKernels& kernels;
   Rng rng;
 };
 std::vector<std::string> isas_above_ref() {
   std::vector<std::string> names = available_isas();
   names.erase(names.begin());
+  if (std::find(names.begin(), names.end(), "avx512_vnni") != names.end()) names.emplace_back(kEmulatedTiles);
   return names;
 }
 INSTANTIATE_TEST_SUITE_P(Isa, CpuKernelsTest, ::testing::ValuesIn(isas_above_ref()),
