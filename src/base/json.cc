@@ -21,7 +21,9 @@ Result<Json> parse_json(std::string_view text, std::string_view what) {
   return parser.release();
 }
 
-std::string to_json(const Json& value) { return boost::json::serialize(value); }
+std::string to_json(const Json& value) {
+  return boost::json::serialize(value);
+}
 
 namespace {
 void write_pretty(std::string& out, const Json& value, int indent) {

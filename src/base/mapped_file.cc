@@ -17,7 +17,7 @@ Result<MappedFile> MappedFile::open(const std::filesystem::path& path) {
     const Code code = errno == ENOENT ? Code::kNotFound : errno == EACCES ? Code::kPermissionDenied : Code::kInternal;
     return error(code, "{}: cannot open: {}", path.string(), std::strerror(errno));
   }
-  struct stat info {};
+  struct stat info{};
   if (::fstat(fd, &info) != 0) {
     const int saved = errno;
     ::close(fd);
@@ -45,9 +45,7 @@ Result<MappedFile> MappedFile::open(const std::filesystem::path& path) {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)),
-      size_(std::exchange(other.size_, 0)),
-      path_(std::move(other.path_)) {}
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), path_(std::move(other.path_)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(data_, other.data_);
@@ -62,7 +60,8 @@ MappedFile::~MappedFile() {
 
 namespace {
 // The whole pages inside [offset, offset + size), as madvise wants them.
-bool page_range(std::int64_t offset, std::int64_t size, std::int64_t file_size, std::int64_t& begin, std::int64_t& end) {
+bool page_range(std::int64_t offset, std::int64_t size, std::int64_t file_size, std::int64_t& begin,
+                std::int64_t& end) {
   const std::int64_t page = ::sysconf(_SC_PAGESIZE);
   begin = (offset + page - 1) / page * page;
   end = offset + size >= file_size ? file_size : (offset + size) / page * page;

@@ -27,7 +27,8 @@ class MappedFile {
 
   // Asks the system to read [offset, offset + size) ahead.
   void will_need(std::int64_t offset, std::int64_t size) const;
-  // Takes the pages of [offset, offset + size) out of this process; they stay in the page cache and come back on access.
+  // Takes the pages of [offset, offset + size) out of this process; they stay in the page cache and come back on
+  // access.
   void release(std::int64_t offset, std::int64_t size) const;
 
  private:

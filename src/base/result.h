@@ -36,7 +36,9 @@ class [[nodiscard]] Result : public tl::expected<T, Error> {
 
 using Status = Result<void>;
 
-inline Status ok() { return Status(); }
+inline Status ok() {
+  return Status();
+}
 
 // error(Code::kCorrupt, "{}: truncated at byte {}", path, n)
 template <class... Args>
@@ -48,16 +50,16 @@ tl::unexpected<Error> error(Code code, fmt::format_string<Args...> format, Args&
 #define STILL_CONCAT(a, b) STILL_CONCAT_INNER(a, b)
 
 // STILL_TRY(ModelConfig config, read_config(json)): declares `config`, or returns the error to the caller.
-#define STILL_TRY(declaration, ...)                                         \
-  auto STILL_CONCAT(still_try_, __LINE__) = (__VA_ARGS__);                  \
-  if (!STILL_CONCAT(still_try_, __LINE__))                                  \
+#define STILL_TRY(declaration, ...)                                               \
+  auto STILL_CONCAT(still_try_, __LINE__) = (__VA_ARGS__);                        \
+  if (!STILL_CONCAT(still_try_, __LINE__))                                        \
     return tl::unexpected(std::move(STILL_CONCAT(still_try_, __LINE__)).error()); \
   declaration = std::move(*STILL_CONCAT(still_try_, __LINE__))
 
 // STILL_TRY_STATUS(write(path)): returns the error to the caller, or goes on.
-#define STILL_TRY_STATUS(...)                                                  \
-  do {                                                                         \
-    auto still_try_status = (__VA_ARGS__);                                     \
+#define STILL_TRY_STATUS(...)                                                          \
+  do {                                                                                 \
+    auto still_try_status = (__VA_ARGS__);                                             \
     if (!still_try_status) return tl::unexpected(std::move(still_try_status).error()); \
   } while (0)
 

@@ -21,7 +21,9 @@ constexpr std::uint64_t counter_random(std::uint64_t seed, std::uint64_t counter
 }
 
 // [0, 1) with 53 random bits.
-constexpr double to_unit(std::uint64_t bits) { return static_cast<double>(bits >> 11) * 0x1.0p-53; }
+constexpr double to_unit(std::uint64_t bits) {
+  return static_cast<double>(bits >> 11) * 0x1.0p-53;
+}
 
 class Rng {
  public:
@@ -41,7 +43,9 @@ class Rng {
   }
   constexpr double uniform() { return to_unit(next()); }
   // [0, n); the bias of the modulus is below n / 2^64.
-  constexpr std::int64_t below(std::int64_t n) { return static_cast<std::int64_t>(next() % static_cast<std::uint64_t>(n)); }
+  constexpr std::int64_t below(std::int64_t n) {
+    return static_cast<std::int64_t>(next() % static_cast<std::uint64_t>(n));
+  }
 
  private:
   static constexpr std::uint64_t rotate(std::uint64_t x, int k) { return (x << k) | (x >> (64 - k)); }

@@ -11,9 +11,9 @@ namespace still {
 class ThreadPool {
  public:
   struct Options {
-    int n_threads = 0;      // 0: the physical cores this process may use
-    bool pin = true;        // one core per thread where the system allows it
-    int spin_us = 200;      // how long an idle thread spins before it sleeps
+    int n_threads = 0;  // 0: the physical cores this process may use
+    bool pin = true;    // one core per thread where the system allows it
+    int spin_us = 200;  // how long an idle thread spins before it sleeps
   };
   explicit ThreadPool(const Options& options);
   ~ThreadPool();
@@ -25,8 +25,9 @@ class ThreadPool {
   // Runs body(thread_idx) on every thread, 0 <= thread_idx < size(), and returns when all are done.
   template <class Body>
   void run(Body&& body) {
-    run_erased([](void* context, int thread_idx) { (*static_cast<std::remove_reference_t<Body>*>(context))(thread_idx); },
-               const_cast<void*>(static_cast<const void*>(&body)));
+    run_erased(
+        [](void* context, int thread_idx) { (*static_cast<std::remove_reference_t<Body>*>(context))(thread_idx); },
+        const_cast<void*>(static_cast<const void*>(&body)));
   }
   // Inside run(): waits until every thread has come here.
   void barrier();

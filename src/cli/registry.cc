@@ -5,14 +5,14 @@
 
 namespace still {
 
-#define STILL_COMMANDS(X)                                                                                         \
-  X(kRunCommand)                                                                                                  \
-  X(kPullCommand)                                                                                                 \
-  X(kListCommand)                                                                                                 \
-  X(kShowCommand)                                                                                                 \
-  X(kPlanCommand)                                                                                                 \
-  X(kCopyCommand) X(kRemoveCommand) X(kTokenizeCommand) X(kPerplexityCommand) X(kBenchCommand) X(kVersionCommand) \
-      X(kHelpCommand)
+#define STILL_COMMANDS(X) \
+  X(kRunCommand)          \
+  X(kPullCommand)         \
+  X(kListCommand)         \
+  X(kShowCommand)         \
+  X(kPlanCommand)         \
+  X(kCopyCommand)         \
+  X(kRemoveCommand) X(kTokenizeCommand) X(kPerplexityCommand) X(kBenchCommand) X(kVersionCommand) X(kHelpCommand)
 
 #define STILL_DECLARE(name) extern const Command name;
 STILL_COMMANDS(STILL_DECLARE)

@@ -1,4 +1,5 @@
-// Which kernel table this machine runs: the highest level that CPU and operating system support, or what the caller forces.
+// Which kernel table this machine runs: the highest level that CPU and operating system support, or what the caller
+// forces.
 #pragma once
 
 #include <string>

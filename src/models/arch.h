@@ -32,8 +32,8 @@ struct TensorSpec {
 // What the loader made of the specs. Lookups by name happen at load only.
 class WeightSet {
  public:
-  const Weight* matrix(std::string_view name) const;      // null where absent
-  TensorView vector(std::string_view name) const;         // data null where absent
+  const Weight* matrix(std::string_view name) const;  // null where absent
+  TensorView vector(std::string_view name) const;     // data null where absent
   const EmbeddingTable* embedding(std::string_view name) const;
 
   std::vector<Weight> matrices;
@@ -49,18 +49,19 @@ class WeightSet {
 // Widths come from the config; an architecture with other needs adds its own.
 struct StepBuffers {
   std::int64_t max_tokens = 0, max_logit_rows = 0;
-  float* hidden = nullptr;      // [max_tokens, hidden_size], the residual stream
-  float* normed = nullptr;      // [max_tokens, hidden_size]
-  float* q = nullptr;           // [max_tokens, n_heads * head_dim]
-  float* k = nullptr;           // [max_tokens, n_kv_heads * head_dim]
-  float* v = nullptr;           // [max_tokens, n_kv_heads * head_dim]
-  float* attn = nullptr;        // [max_tokens, n_heads * head_dim]
-  float* ffn = nullptr;         // [max_tokens, intermediate_size]
-  float* gathered = nullptr;    // [max_logit_rows, hidden_size]
-  float* logits = nullptr;      // [max_logit_rows, vocab_size]
+  float* hidden = nullptr;    // [max_tokens, hidden_size], the residual stream
+  float* normed = nullptr;    // [max_tokens, hidden_size]
+  float* q = nullptr;         // [max_tokens, n_heads * head_dim]
+  float* k = nullptr;         // [max_tokens, n_kv_heads * head_dim]
+  float* v = nullptr;         // [max_tokens, n_kv_heads * head_dim]
+  float* attn = nullptr;      // [max_tokens, n_heads * head_dim]
+  float* ffn = nullptr;       // [max_tokens, intermediate_size]
+  float* gathered = nullptr;  // [max_logit_rows, hidden_size]
+  float* logits = nullptr;    // [max_logit_rows, vocab_size]
 
   static std::int64_t bytes(const ModelConfig& config, std::int64_t max_tokens, std::int64_t max_logit_rows);
-  static Result<StepBuffers> create(const ModelConfig& config, std::int64_t max_tokens, std::int64_t max_logit_rows, Arena& arena);
+  static Result<StepBuffers> create(const ModelConfig& config, std::int64_t max_tokens, std::int64_t max_logit_rows,
+                                    Arena& arena);
 };
 
 // Weights bound to the places where the forward pass reads them; each architecture derives its own.

@@ -16,7 +16,9 @@ constexpr std::int64_t kMaxTokens = std::int64_t{1} << 31;
 
 }  // namespace
 
-bool ConfigReader::has(std::string_view key) const { return find_member(json_, key) != nullptr; }
+bool ConfigReader::has(std::string_view key) const {
+  return find_member(json_, key) != nullptr;
+}
 
 Result<std::int64_t> ConfigReader::integer(std::string_view key, std::int64_t min, std::int64_t max) const {
   const Json* value = find_member(json_, key);
@@ -58,7 +60,8 @@ Result<bool> ConfigReader::boolean_or(std::string_view key, bool fallback) const
 Result<std::string> ConfigReader::string_or(std::string_view key, std::string fallback) const {
   const Json* value = find_member(json_, key);
   if (value == nullptr) return fallback;
-  if (!value->is_string()) return error(Code::kCorrupt, "config: \"{}\" is {}, expected a string", key, to_json(*value));
+  if (!value->is_string())
+    return error(Code::kCorrupt, "config: \"{}\" is {}, expected a string", key, to_json(*value));
   return std::string(value->get_string());
 }
 
@@ -95,8 +98,8 @@ Status read_rope_scaling(const JsonObject& json, RopeConfig& rope) {
   } else if (type == "yarn") {
     rope.scaling = RopeScaling::kYarn;
   } else {
-    return error(Code::kUnsupported, "config: rope_scaling type \"{}\" is not supported (default, linear, llama3, yarn are)",
-                 type);
+    return error(Code::kUnsupported,
+                 "config: rope_scaling type \"{}\" is not supported (default, linear, llama3, yarn are)", type);
   }
   if ((rope.scaling == RopeScaling::kLlama3 || rope.scaling == RopeScaling::kYarn) && rope.orig_len < 1.0)
     return error(Code::kCorrupt, "config: rope_scaling of type \"{}\" needs original_max_position_embeddings", type);
@@ -124,7 +127,8 @@ Result<ModelConfig> read_decoder_config(const JsonObject& json) {
   if (n_heads % n_kv_heads != 0)
     return error(Code::kCorrupt, "config: num_attention_heads {} is not a multiple of num_key_value_heads {}", n_heads,
                  n_kv_heads);
-  if (head_dim % 2 != 0) return error(Code::kCorrupt, "config: head_dim {} is odd, rotary embedding needs pairs", head_dim);
+  if (head_dim % 2 != 0)
+    return error(Code::kCorrupt, "config: head_dim {} is odd, rotary embedding needs pairs", head_dim);
   config.n_layers = static_cast<std::int32_t>(n_layers);
   config.n_heads = static_cast<std::int32_t>(n_heads);
   config.n_kv_heads = static_cast<std::int32_t>(n_kv_heads);

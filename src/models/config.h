@@ -12,18 +12,18 @@
 namespace still {
 
 struct ModelConfig {
-  std::string model_type;             // Hugging Face's model_type: "qwen2", "llama"
+  std::string model_type;  // Hugging Face's model_type: "qwen2", "llama"
   std::int32_t n_layers = 0;
-  std::int32_t n_dense_layers = 0;    // leading layers with a dense FFN (MoE models)
+  std::int32_t n_dense_layers = 0;  // leading layers with a dense FFN (MoE models)
   std::int64_t hidden_size = 0;
   std::int64_t intermediate_size = 0;
   std::int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
   std::int64_t vocab_size = 0;
-  std::int64_t max_seq_len = 0;       // tokens
+  std::int64_t max_seq_len = 0;  // tokens
   float rms_norm_eps = 1e-6f;
   bool tied_embeddings = false;
-  bool attention_bias = false;        // biases on q, k, v
-  std::int64_t sliding_window = 0;    // tokens; 0: none
+  bool attention_bias = false;      // biases on q, k, v
+  std::int64_t sliding_window = 0;  // tokens; 0: none
   RopeConfig rope;
 
   // Multi-head latent attention.  DeepSeek-V2, arXiv:2405.04434, section 2.1
@@ -44,7 +44,8 @@ class ConfigReader {
  public:
   explicit ConfigReader(const JsonObject& json) : json_(json) {}
   Result<std::int64_t> integer(std::string_view key, std::int64_t min, std::int64_t max) const;
-  Result<std::int64_t> integer_or(std::string_view key, std::int64_t fallback, std::int64_t min, std::int64_t max) const;
+  Result<std::int64_t> integer_or(std::string_view key, std::int64_t fallback, std::int64_t min,
+                                  std::int64_t max) const;
   Result<double> number_or(std::string_view key, double fallback, double min, double max) const;
   Result<bool> boolean_or(std::string_view key, bool fallback) const;
   Result<std::string> string_or(std::string_view key, std::string fallback) const;

@@ -1,5 +1,6 @@
-// Llama 1 to 3.x and what shares its shape (SmolLM2, R1-Distill-Llama).  Touvron et al. 2023, arXiv:2302.13971; Llama 3:
-// arXiv:2407.21783. No biases; the head may be tied; rope may have Llama 3's scaling or a file's own frequency divisors.
+// Llama 1 to 3.x and what shares its shape (SmolLM2, R1-Distill-Llama).  Touvron et al. 2023, arXiv:2302.13971; Llama
+// 3: arXiv:2407.21783. No biases; the head may be tied; rope may have Llama 3's scaling or a file's own frequency
+// divisors.
 #include "models/blocks/decoder.h"
 #include "models/registry.h"
 
@@ -11,7 +12,8 @@ Result<ModelConfig> read_config(const JsonObject& json) {
   const ConfigReader reader(json);
   STILL_TRY(config.attention_bias, reader.boolean_or("attention_bias", false));
   STILL_TRY(const bool mlp_bias, reader.boolean_or("mlp_bias", false));
-  if (mlp_bias) return error(Code::kUnsupported, "config: \"mlp_bias\" is true; llama with MLP biases is not supported");
+  if (mlp_bias)
+    return error(Code::kUnsupported, "config: \"mlp_bias\" is true; llama with MLP biases is not supported");
   return config;
 }
 }  // namespace

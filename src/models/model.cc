@@ -21,8 +21,8 @@ Status check_shape(const TensorSpec& spec, const CheckpointTensor& tensor) {
 Result<PackedFormat> format_of(const TensorSpec& spec, DType type) {
   const std::optional<PackedFormat> format = packed_format(type);
   if (!format)
-    return error(Code::kUnsupported, "{}: type {} does not compute here; convert the model to another quantisation", spec.name,
-                 dtype_name(type));
+    return error(Code::kUnsupported, "{}: type {} does not compute here; convert the model to another quantisation",
+                 spec.name, dtype_name(type));
   if (spec.shape[1] % packed_tile_k(*format) != 0)
     return error(Code::kCorrupt, "{}: rows of {} elements are not whole blocks of {} ({})", spec.name, spec.shape[1],
                  packed_tile_k(*format), dtype_name(type));
@@ -37,7 +37,9 @@ Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, 
     WeightLayout::Item item;
     item.source = checkpoint.find(spec.name);
     if (item.source == nullptr) {
-      if (!spec.optional) return error(Code::kCorrupt, "{}: missing from the model (expected shape {})", spec.name, to_string(spec.shape));
+      if (!spec.optional)
+        return error(Code::kCorrupt, "{}: missing from the model (expected shape {})", spec.name,
+                     to_string(spec.shape));
       item.spec = std::move(spec);
       layout.items.push_back(std::move(item));
       continue;
@@ -112,7 +114,8 @@ void pack(const PackTask& task, const CpuKernels& kernels) {
 
 }  // namespace
 
-Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoint> checkpoint, const LoadOptions& options) {
+Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoint> checkpoint,
+                                                 const LoadOptions& options) {
   std::shared_ptr<Model> model(new Model());
   model->checkpoint_ = checkpoint;
   STILL_TRY(model->arch_, find_arch(checkpoint->architecture()));
@@ -121,8 +124,8 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
   STILL_TRY(const WeightLayout layout, weight_layout(*model->arch_, config, *checkpoint));
   STILL_TRY(model->tokenizer_, load_tokenizer(*checkpoint));
   if (model->tokenizer_->vocab_size() > config.vocab_size)
-    return error(Code::kCorrupt, "tokenizer: {} tokens, but the model's vocabulary has {}", model->tokenizer_->vocab_size(),
-                 config.vocab_size);
+    return error(Code::kCorrupt, "tokenizer: {} tokens, but the model's vocabulary has {}",
+                 model->tokenizer_->vocab_size(), config.vocab_size);
   STILL_TRY(const TokenizerSource text, checkpoint->tokenizer_source());
   model->chat_template_ = text.chat_template;
   for (const WeightLayout::Item& item : layout.items) {
@@ -131,7 +134,8 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
   }
   // GGUF keeps Llama 3's rope scaling as divisors of the frequencies instead of a formula.
   if (const CheckpointTensor* divisors = checkpoint->find("rope_freqs.weight"); divisors != nullptr) {
-    if (divisors->dtype != DType::kF32 || divisors->shape.n_elements() != config.rope.n_rot / 2 || divisors->data.empty())
+    if (divisors->dtype != DType::kF32 || divisors->shape.n_elements() != config.rope.n_rot / 2 ||
+        divisors->data.empty())
       return error(Code::kCorrupt, "rope_freqs.weight: {} {}, expected F32 [{}]", dtype_name(divisors->dtype),
                    to_string(divisors->shape), config.rope.n_rot / 2);
     config.rope.freq_divisors.resize(static_cast<std::size_t>(config.rope.n_rot / 2));
@@ -152,21 +156,30 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
     if (item.source == nullptr) continue;
     const CheckpointTensor& source = *item.source;
     if (item.spec.role == TensorRole::kEmbedding) {
-      model->weights_.embeddings.push_back({.name = item.spec.name, .dtype = source.dtype, .n_rows = source.shape[0],
-                                            .row_size = source.shape[1], .data = source.data.data()});
+      model->weights_.embeddings.push_back({.name = item.spec.name,
+                                            .dtype = source.dtype,
+                                            .n_rows = source.shape[0],
+                                            .row_size = source.shape[1],
+                                            .data = source.data.data()});
       continue;
     }
     std::byte* memory = model->arena_.allocate(item.bytes);
     if (item.spec.role == TensorRole::kVector) {
-      find_format(source.dtype)->decode_row(reinterpret_cast<const std::uint8_t*>(source.data.data()), reinterpret_cast<float*>(memory), source.shape.n_elements());
+      find_format(source.dtype)
+          ->decode_row(reinterpret_cast<const std::uint8_t*>(source.data.data()), reinterpret_cast<float*>(memory),
+                       source.shape.n_elements());
       model->weights_.vectors.push_back({item.spec.name, {memory, DType::kF32, source.shape}});
       continue;
     }
     const PackedFormat format = *packed_format(source.dtype);
     const std::int64_t n_out = source.shape[0], k = source.shape[1];
     const std::int64_t panel_bytes = packed_panel_bytes(format, k);
-    model->weights_.matrices.push_back({.name = item.spec.name, .format = format, .n_out = n_out, .k = k,
-                                        .packed = reinterpret_cast<const std::uint8_t*>(memory), .panel_bytes = panel_bytes});
+    model->weights_.matrices.push_back({.name = item.spec.name,
+                                        .format = format,
+                                        .n_out = n_out,
+                                        .k = k,
+                                        .packed = reinterpret_cast<const std::uint8_t*>(memory),
+                                        .panel_bytes = panel_bytes});
     const bool is_head = item.spec.shape[0] == config.vocab_size && item.spec.shape[1] == config.hidden_size;
     (is_head ? model->head_macs_ : model->macs_per_token_) += n_out * k;
     model->bytes_per_token_ += item.bytes;
@@ -180,7 +193,8 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
     const std::int64_t n_panels = (n_out + kPanelRows - 1) / kPanelRows;
     const std::int64_t step = std::max<std::int64_t>(1, kPackTaskBytes / panel_bytes);
     for (std::int64_t begin = 0; begin < n_panels; begin += step)
-      tasks.push_back({&item, reinterpret_cast<std::uint8_t*>(memory), format, begin, std::min(begin + step, n_panels), row_map});
+      tasks.push_back(
+          {&item, reinterpret_cast<std::uint8_t*>(memory), format, begin, std::min(begin + step, n_panels), row_map});
     total_file_bytes += item.file_bytes;
   }
 
@@ -188,24 +202,34 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
   std::atomic<std::int64_t> done_bytes{0};
   threads.run([&](int thread_idx) {
     // Interleaved, so that all threads read the file front to back together.
-    for (std::size_t i = static_cast<std::size_t>(thread_idx); i < tasks.size(); i += static_cast<std::size_t>(threads.size())) {
+    for (std::size_t i = static_cast<std::size_t>(thread_idx); i < tasks.size();
+         i += static_cast<std::size_t>(threads.size())) {
       const PackTask& task = tasks[i];
       pack(task, *kernels);
-      const std::int64_t bytes = (task.panel_end - task.panel_begin) * packed_panel_bytes(task.format, task.item->spec.shape[1]);
+      const std::int64_t bytes =
+          (task.panel_end - task.panel_begin) * packed_panel_bytes(task.format, task.item->spec.shape[1]);
       const std::int64_t done = done_bytes.fetch_add(bytes) + bytes;
       if (thread_idx == 0 && options.progress) options.progress(std::min(done, total_file_bytes), total_file_bytes);
     }
   });
   for (const WeightLayout::Item& item : layout.items) {
-    if (item.source != nullptr && item.source->file != nullptr && item.spec.role != TensorRole::kEmbedding && item.source->permuted_rows())
+    if (item.source != nullptr && item.source->file != nullptr && item.spec.role != TensorRole::kEmbedding &&
+        item.source->permuted_rows())
       item.source->file->release(item.source->offset, item.file_bytes);
   }
   model->bound_ = model->arch_->bind(config, model->weights_);
   return std::shared_ptr<const Model>(std::move(model));
 }
 
-void Model::forward(Exec& exec, const RaggedBatch& batch, KvCache& cache, const RopeTable& rope, StepBuffers& buffers) const {
-  arch_->forward({.exec = exec, .config = config_, .weights = *bound_, .rope = rope, .batch = batch, .cache = cache, .buffers = buffers});
+void Model::forward(Exec& exec, const RaggedBatch& batch, KvCache& cache, const RopeTable& rope,
+                    StepBuffers& buffers) const {
+  arch_->forward({.exec = exec,
+                  .config = config_,
+                  .weights = *bound_,
+                  .rope = rope,
+                  .batch = batch,
+                  .cache = cache,
+                  .buffers = buffers});
 }
 
 }  // namespace still

@@ -18,31 +18,32 @@ struct WeightLayout {
   struct Item {
     TensorSpec spec;
     const CheckpointTensor* source = nullptr;  // null: an absent optional tensor
-    std::int64_t bytes = 0;                     // in the weight arena; 0 for an embedding that stays in the file
+    std::int64_t bytes = 0;                    // in the weight arena; 0 for an embedding that stays in the file
     std::int64_t file_bytes = 0;
   };
   std::vector<Item> items;
-  std::int64_t arena_bytes = 0;      // packed matrices and f32 vectors
-  std::int64_t mapped_bytes = 0;     // embedding rows, read in place
+  std::int64_t arena_bytes = 0;   // packed matrices and f32 vectors
+  std::int64_t mapped_bytes = 0;  // embedding rows, read in place
 };
 // Checks that every tensor exists, has the wanted shape and a type that computes.
 Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint);
 
 struct LoadOptions {
   int n_threads = 0;
-  const CpuKernels* kernels = nullptr;                             // null: default_cpu_kernels()
+  const CpuKernels* kernels = nullptr;                                  // null: default_cpu_kernels()
   std::function<void(std::int64_t done, std::int64_t total)> progress;  // bytes of the file
 };
 
 class Model {
  public:
   static Result<std::shared_ptr<const Model>> load(const std::filesystem::path& path, const LoadOptions& options);
-  static Result<std::shared_ptr<const Model>> load(std::shared_ptr<const Checkpoint> checkpoint, const LoadOptions& options);
+  static Result<std::shared_ptr<const Model>> load(std::shared_ptr<const Checkpoint> checkpoint,
+                                                   const LoadOptions& options);
 
   const Arch& arch() const { return *arch_; }
   const ModelConfig& config() const { return config_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
-  const std::string& chat_template() const { return chat_template_; }   // empty: the model ships none
+  const std::string& chat_template() const { return chat_template_; }  // empty: the model ships none
   const Checkpoint& checkpoint() const { return *checkpoint_; }
   std::int64_t weight_bytes() const { return arena_.size(); }
   // Bytes of packed weights and KV-independent data read for one decoded token: the bandwidth bound of `bench`.

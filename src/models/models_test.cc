@@ -26,7 +26,8 @@ std::string read_file(const std::string& path) {
 // A two-dimensional f32 array of NumPy's format version 1.
 std::vector<float> read_npy(const std::string& path) {
   const std::string bytes = read_file(path);
-  const std::size_t header = 10 + static_cast<unsigned char>(bytes.at(8)) + 256 * static_cast<unsigned char>(bytes.at(9));
+  const std::size_t header =
+      10 + static_cast<unsigned char>(bytes.at(8)) + 256 * static_cast<unsigned char>(bytes.at(9));
   std::vector<float> values((bytes.size() - header) / sizeof(float));
   std::memcpy(values.data(), bytes.data() + header, values.size() * sizeof(float));
   return values;
@@ -48,7 +49,8 @@ struct Runner {
   StepBuffers buffers;
   std::int64_t max_blocks = 8;
 
-  static Runner make(const std::string& path, int n_threads = 1, KvType kv_type = KvType::kF32, const CpuKernels* kernels = nullptr) {
+  static Runner make(const std::string& path, int n_threads = 1, KvType kv_type = KvType::kF32,
+                     const CpuKernels* kernels = nullptr) {
     Runner runner;
     auto model = Model::load(path, {.n_threads = n_threads, .kernels = kernels});
     EXPECT_TRUE(model) << (model ? "" : model.error().message);
@@ -59,7 +61,8 @@ struct Runner {
     options.head_dim = config.head_dim;
     options.n_heads = config.n_heads;
     runner.exec = std::move(*Exec::create(options));
-    const KvGeometry geometry{.n_layers = config.n_layers, .n_kv_heads = config.n_kv_heads, .head_dim = config.head_dim, .type = kv_type};
+    const KvGeometry geometry{
+        .n_layers = config.n_layers, .n_kv_heads = config.n_kv_heads, .head_dim = config.head_dim, .type = kv_type};
     runner.cache = std::move(*KvCache::create(geometry, 4 * runner.max_blocks));
     runner.rope = RopeTable(config.rope, 256);
     runner.buffers = *StepBuffers::create(config, 256, 256, runner.arena);
@@ -94,7 +97,8 @@ TEST_P(TinyModel, LogitsEqualThePublishedImplementation) {
     const std::vector<float> got = runner.step(prompt, 0);
     ASSERT_EQ(got.size(), want.size()) << path;
     double worst = 0;
-    for (std::size_t i = 0; i < got.size(); ++i) worst = std::max(worst, std::abs(static_cast<double>(got[i]) - want[i]));
+    for (std::size_t i = 0; i < got.size(); ++i)
+      worst = std::max(worst, std::abs(static_cast<double>(got[i]) - want[i]));
     EXPECT_LE(worst, 1e-4) << path;
   }
 }
@@ -119,7 +123,8 @@ TEST_P(TinyModel, GreedyTokensEqualThePublishedImplementation) {
 
 TEST_P(TinyModel, SameBitsWhateverTheChunkTheThreadsAndTheKernels) {
   const std::string folder = kTiny + GetParam();
-  const std::vector<TokenId> prompt = int_array(parse_json(read_file(folder + "/expect.json"), "expect.json")->at("prompt"));
+  const std::vector<TokenId> prompt =
+      int_array(parse_json(read_file(folder + "/expect.json"), "expect.json")->at("prompt"));
   for (const KvType kv_type : {KvType::kF32, KvType::kF16, KvType::kInt8}) {
     Runner whole = Runner::make(folder + "/model.gguf", 1, kv_type);
     const std::vector<float> want = whole.step(prompt, 0);
@@ -133,7 +138,8 @@ TEST_P(TinyModel, SameBitsWhateverTheChunkTheThreadsAndTheKernels) {
         i += n;
       }
       ASSERT_EQ(got.size(), want.size());
-      EXPECT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0) << isa << ", KV type " << static_cast<int>(kv_type);
+      EXPECT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0)
+          << isa << ", KV type " << static_cast<int>(kv_type);
     }
   }
 }
@@ -160,7 +166,8 @@ TEST(ModelLoad, NamesAMissingTensor) {
   config->n_layers = 3;
   const auto layout = weight_layout(**find_arch("qwen2"), *config, *checkpoint);
   ASSERT_FALSE(layout);
-  EXPECT_EQ(layout.error().message, "model.layers.2.input_layernorm.weight: missing from the model (expected shape [80])");
+  EXPECT_EQ(layout.error().message,
+            "model.layers.2.input_layernorm.weight: missing from the model (expected shape [80])");
 }
 
 TEST(ModelLoad, AllocatesWhatTheLayoutSays) {
@@ -186,8 +193,10 @@ TEST(Config, RefusesWhatCannotBe) {
   EXPECT_EQ(read("{" + base + R"(, "num_attention_heads": 4, "num_key_value_heads": 3})").error().message,
             "config: num_attention_heads 4 is not a multiple of num_key_value_heads 3");
   EXPECT_EQ(read("{" + base + "}").error().message, "config: \"num_attention_heads\" is missing");
-  EXPECT_EQ(read(R"({"num_hidden_layers": -1})").error().message, "config: \"num_hidden_layers\" is -1, expected 1 to 4096");
-  EXPECT_EQ(read(R"({"num_hidden_layers": "two"})").error().message, "config: \"num_hidden_layers\" is \"two\", expected an integer");
+  EXPECT_EQ(read(R"({"num_hidden_layers": -1})").error().message,
+            "config: \"num_hidden_layers\" is -1, expected 1 to 4096");
+  EXPECT_EQ(read(R"({"num_hidden_layers": "two"})").error().message,
+            "config: \"num_hidden_layers\" is \"two\", expected an integer");
 }
 
 }  // namespace

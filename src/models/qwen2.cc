@@ -1,4 +1,5 @@
-// Qwen2 and Qwen2.5 (R1-Distill-Qwen).  Yang et al. 2024, arXiv:2407.10671, section 2.2.1: biases on q, k, v and nowhere else.
+// Qwen2 and Qwen2.5 (R1-Distill-Qwen).  Yang et al. 2024, arXiv:2407.10671, section 2.2.1: biases on q, k, v and
+// nowhere else.
 #include "models/blocks/decoder.h"
 #include "models/registry.h"
 
@@ -11,7 +12,8 @@ Result<ModelConfig> read_config(const JsonObject& json) {
   config.attention_bias = true;
   STILL_TRY(const bool use_sliding_window, reader.boolean_or("use_sliding_window", false));
   if (use_sliding_window)
-    return error(Code::kUnsupported, "config: \"use_sliding_window\" is true; qwen2 with windows in some layers is not supported");
+    return error(Code::kUnsupported,
+                 "config: \"use_sliding_window\" is true; qwen2 with windows in some layers is not supported");
   return config;
 }
 }  // namespace

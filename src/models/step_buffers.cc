@@ -15,9 +15,9 @@ Widths widths(const ModelConfig& config) {
 std::int64_t StepBuffers::bytes(const ModelConfig& config, std::int64_t max_tokens, std::int64_t max_logit_rows) {
   const Widths width = widths(config);
   const auto floats = [](std::int64_t n) { return Arena::rounded(n * static_cast<std::int64_t>(sizeof(float))); };
-  return 2 * floats(max_tokens * config.hidden_size) + 2 * floats(max_tokens * width.q) + 2 * floats(max_tokens * width.kv) +
-         floats(max_tokens * config.intermediate_size) + floats(max_logit_rows * config.hidden_size) +
-         floats(max_logit_rows * config.vocab_size);
+  return 2 * floats(max_tokens * config.hidden_size) + 2 * floats(max_tokens * width.q) +
+         2 * floats(max_tokens * width.kv) + floats(max_tokens * config.intermediate_size) +
+         floats(max_logit_rows * config.hidden_size) + floats(max_logit_rows * config.vocab_size);
 }
 
 Result<StepBuffers> StepBuffers::create(const ModelConfig& config, std::int64_t max_tokens, std::int64_t max_logit_rows,

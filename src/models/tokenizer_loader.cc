@@ -29,7 +29,8 @@ Result<Tokenizer> load_tokenizer(const Checkpoint& checkpoint) {
   STILL_TRY(const TokenizerSource source, checkpoint.tokenizer_source());
   switch (source.kind) {
     case TokenizerSource::Kind::kNone:
-      return error(Code::kNotFound, "{}: no tokenizer (expected tokenizer.json beside the weights, or tokenizer.ggml.* keys)",
+      return error(Code::kNotFound,
+                   "{}: no tokenizer (expected tokenizer.json beside the weights, or tokenizer.ggml.* keys)",
                    checkpoint.path().string());
     case TokenizerSource::Kind::kGguf:
       return Tokenizer::make(from_gguf(source));

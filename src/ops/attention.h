@@ -1,5 +1,6 @@
 // Attention of a ragged batch over KV blocks: prefill chunks and decodes in one call.  Vaswani et al. 2017,
-// arXiv:1706.03762, eq. (1); grouped heads: Ainslie et al. 2023, arXiv:2305.13245; paged: Kwon et al. 2023, arXiv:2309.06180.
+// arXiv:1706.03762, eq. (1); grouped heads: Ainslie et al. 2023, arXiv:2305.13245; paged: Kwon et al. 2023,
+// arXiv:2309.06180.
 #pragma once
 
 #include <cstdint>
@@ -11,16 +12,16 @@
 
 namespace still {
 
-// One step's tokens of all sequences, flattened. Sequence s has tokens [q_start[s], q_start[s+1]), which stand at positions
-// [kv_len[s] - q_len, kv_len[s]); its blocks are block_tables[s * max_blocks ...].
+// One step's tokens of all sequences, flattened. Sequence s has tokens [q_start[s], q_start[s+1]), which stand at
+// positions [kv_len[s] - q_len, kv_len[s]); its blocks are block_tables[s * max_blocks ...].
 struct RaggedBatch {
-  std::span<const TokenId> ids;             // [n_tokens]
-  std::span<const std::int32_t> positions;  // [n_tokens]
-  std::span<const std::int32_t> q_start;    // [n_seqs + 1]
-  std::span<const std::int32_t> kv_len;     // [n_seqs], this step's tokens included
+  std::span<const TokenId> ids;                // [n_tokens]
+  std::span<const std::int32_t> positions;     // [n_tokens]
+  std::span<const std::int32_t> q_start;       // [n_seqs + 1]
+  std::span<const std::int32_t> kv_len;        // [n_seqs], this step's tokens included
   std::span<const std::int32_t> block_tables;  // [n_seqs, max_blocks]
   std::int64_t max_blocks = 0;
-  std::span<const std::int32_t> logit_rows; // tokens whose logits are wanted, indices into ids
+  std::span<const std::int32_t> logit_rows;  // tokens whose logits are wanted, indices into ids
 
   std::int64_t n_tokens() const { return static_cast<std::int64_t>(ids.size()); }
   std::int64_t n_seqs() const { return static_cast<std::int64_t>(kv_len.size()); }
@@ -32,7 +33,7 @@ void kv_write(Exec& exec, KvCache& cache, std::int32_t layer, TensorView k, Tens
 
 // softmax(q k^T scale) v with grouped heads, causal, and over the last `window` positions only where window > 0.
 // out, q: [n_tokens, n_heads * head_dim] f32. This step's keys and values are already in the cache.
-void attention(Exec& exec, TensorView out, TensorView q, const KvCache& cache, std::int32_t layer, const RaggedBatch& batch,
-               std::int64_t n_heads, float scale, std::int64_t window = 0);
+void attention(Exec& exec, TensorView out, TensorView q, const KvCache& cache, std::int32_t layer,
+               const RaggedBatch& batch, std::int64_t n_heads, float scale, std::int64_t window = 0);
 
 }  // namespace still

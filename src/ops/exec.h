@@ -1,5 +1,5 @@
-// Exec: where operators run. Carries the device, the threads, the kernel table and per-thread scratch; one owner at a time.
-// A CUDA device will stand beside the CPU behind the same operators; nobody outside ops/ asks which one it is.
+// Exec: where operators run. Carries the device, the threads, the kernel table and per-thread scratch; one owner at a
+// time. A CUDA device will stand beside the CPU behind the same operators; nobody outside ops/ asks which one it is.
 #pragma once
 
 #include <cstdint>
@@ -15,11 +15,12 @@
 namespace still {
 
 struct ExecOptions {
-  int n_threads = 0;                 // 0: the physical cores
+  int n_threads = 0;                    // 0: the physical cores
   const CpuKernels* kernels = nullptr;  // null: default_cpu_kernels()
-  std::int64_t max_tokens = 512;     // most tokens of one forward: sizes the scratch
-  std::int64_t max_k = 0;            // widest input of a linear: sizes the quantised activations
-  std::int64_t max_attention_parts = 0;  // most (sequence, query head, segment) partial results of one attention call; more are not split
+  std::int64_t max_tokens = 512;        // most tokens of one forward: sizes the scratch
+  std::int64_t max_k = 0;               // widest input of a linear: sizes the quantised activations
+  std::int64_t max_attention_parts =
+      0;  // most (sequence, query head, segment) partial results of one attention call; more are not split
   std::int32_t head_dim = 0, n_heads = 0;
 };
 
@@ -30,12 +31,13 @@ struct ActivationBuffers {
   std::int16_t* sums = nullptr;
 };
 
-// A piece of an attention call: n_q queries of a sequence (or one query's segments [segment_begin, segment_end)) and one KV head.
+// A piece of an attention call: n_q queries of a sequence (or one query's segments [segment_begin, segment_end)) and
+// one KV head.
 struct AttentionTask {
   std::int64_t seq, kv_head, q_begin, n_q;
   std::int64_t segment_begin, segment_end;  // of the whole query when first_part is -1
-  std::int64_t first_part;                  // where in attention_partials the query's parts begin; -1: finished in one go
-  std::int64_t cost;                        // multiply-adds
+  std::int64_t first_part;  // where in attention_partials the query's parts begin; -1: finished in one go
+  std::int64_t cost;        // multiply-adds
 };
 
 class Exec {

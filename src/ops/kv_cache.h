@@ -13,7 +13,7 @@ namespace still {
 
 struct KvGeometry {
   std::int32_t n_layers = 0, n_kv_heads = 0, head_dim = 0;
-  std::int64_t block_size = 32;     // positions; a multiple of kKvTile
+  std::int64_t block_size = 32;  // positions; a multiple of kKvTile
   KvType type = KvType::kF16;
 
   // Bytes of one head's keys and values in one block of one layer (the four parts of KvHeadView).

@@ -11,7 +11,7 @@ namespace still {
 
 // y = W x with W [n_out, k], packed in panels (kernels/packing.h).
 struct Weight {
-  std::string name;               // canonical, for messages
+  std::string name;  // canonical, for messages
   PackedFormat format = PackedFormat::kF32;
   std::int64_t n_out = 0, k = 0;
   const std::uint8_t* packed = nullptr;

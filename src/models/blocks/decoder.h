@@ -1,5 +1,5 @@
-// The dense decoder that llama and qwen2 are: embedding, layers of attention and gated MLP with norms before each, head.
-// The two differ in their config (biases, rope scaling) and nowhere else.
+// The dense decoder that llama and qwen2 are: embedding, layers of attention and gated MLP with norms before each,
+// head. The two differ in their config (biases, rope scaling) and nowhere else.
 #pragma once
 
 #include "models/arch.h"

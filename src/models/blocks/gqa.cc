@@ -44,7 +44,8 @@ void gqa_attention(const ForwardArgs& args, const GqaWeights& weights, std::int3
   const TensorView v{args.buffers.v, DType::kF32, k.shape};
   const TensorView attn{args.buffers.attn, DType::kF32, q.shape};
 
-  linear(args.exec, normed, {{q, weights.q, weights.q_bias}, {k, weights.k, weights.k_bias}, {v, weights.v, weights.v_bias}});
+  linear(args.exec, normed,
+         {{q, weights.q, weights.q_bias}, {k, weights.k, weights.k_bias}, {v, weights.v, weights.v_bias}});
   rope(args.exec, q, config.n_heads, args.rope, args.batch.positions);
   rope(args.exec, k, config.n_kv_heads, args.rope, args.batch.positions);
   kv_write(args.exec, args.cache, layer, k, v, args.batch);
