@@ -1,10 +1,11 @@
 // Products with quantised weights on AMX-int8 tiles. dispatch.cc has asked the system for the tile registers; their
 // shapes are set and given back within a call, on the calling thread.
+// clang-format off: what comes later is written in the terms of what comes before
 #include "kernels/cpu/amx/parts.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/lanes_avx512.h"
-//
 #include "kernels/cpu/linear_tiles.h"
+// clang-format on
 
 namespace still {
 

@@ -1,9 +1,10 @@
 // The products on tiles with a matrix unit spelled out in loops (Intel SDM vol. 2, TDPBSUD, TDPBSSD), for cpu_test.cc:
 // everything but the eight instructions themselves is tested where there is no AMX.
+// clang-format off: what comes later is written in the terms of what comes before
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/lanes_avx512.h"
-//
 #include "kernels/cpu/linear_tiles.h"
+// clang-format on
 
 namespace still {
 
