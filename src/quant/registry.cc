@@ -2,12 +2,12 @@
 
 namespace still {
 
-#define STILL_QUANT_FORMATS(X)                                                                             \
-  X(kFormatF32)                                                                                            \
-  X(kFormatF16)                                                                                            \
-  X(kFormatBF16)                                                                                           \
-  X(kFormatQ4_0) X(kFormatQ4_1) X(kFormatQ5_0) X(kFormatQ5_1) X(kFormatQ8_0) X(kFormatQ2_K) X(kFormatQ3_K) \
-      X(kFormatQ4_K) X(kFormatQ5_K) X(kFormatQ6_K) X(kFormatIQ4_NL) X(kFormatIQ4_XS)
+// clang-format off: it does not settle on one layout of this list
+#define STILL_QUANT_FORMATS(X) \
+  X(kFormatF32) X(kFormatF16) X(kFormatBF16) \
+  X(kFormatQ4_0) X(kFormatQ4_1) X(kFormatQ5_0) X(kFormatQ5_1) X(kFormatQ8_0) X(kFormatIQ4_NL) \
+  X(kFormatQ2_K) X(kFormatQ3_K) X(kFormatQ4_K) X(kFormatQ5_K) X(kFormatQ6_K) X(kFormatIQ4_XS)
+// clang-format on
 
 #define STILL_DECLARE(name) extern const QuantFormat name;
 STILL_QUANT_FORMATS(STILL_DECLARE)
