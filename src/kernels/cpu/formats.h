@@ -6,7 +6,7 @@
 //   kOffset        weight = unsigned weight - kOffset (symmetric formats), else kHasMin
 //   kQuantBytes, kScaleBytes  of a tile
 //   kSteps         a block is unpacked in steps of kStepSubs sub-blocks; steps of a block may be a loop at run time
-//   unpack<j>(quants, step)  sub-block step * kStepSubs + j of a tile's quants
+//   sub(step, j)   which sub-block is the step's j-th;  unpack<j>(quants, step): its weights, from a tile's quants
 #pragma once
 
 namespace still {
@@ -20,6 +20,7 @@ template <int kSubBlocks, int kSubVectors, int kMaxWeight, bool kMinimum, int kW
 struct Format {
   static constexpr int kSubs = kSubBlocks, kVectors = kSubVectors, kMax = kMaxWeight, kOffset = kWeightOffset;
   static constexpr int kStepSubs = kSubs == 1 ? 1 : 2, kSteps = kSubs / kStepSubs;
+  static constexpr int sub(int step, int j) { return step * kStepSubs + j; }
   static constexpr bool kHasMin = kMinimum;
   static constexpr int kBlock = kSubs * kVectors * 4;
   static constexpr int kQuantBytes = kQuantVectors * 64;
@@ -130,41 +131,50 @@ struct Q5_K : Format<8, 8, 31, true, 0, 40> {
   }
 };
 
-// The 16-wide sub-blocks: a step is 32 weights; a half (128 weights) has four of them.
-struct Q6_K : Format<16, 4, 63, false, 32, 48> {
+// Sub-blocks of 16 in halves of 128 weights, which lie in parts of 32: weight l of the four parts shares bytes. A step
+// is the first or second 16 of the four parts, so that each vector is loaded once: sub-block 8 * half + 2 * part +
+// second.
+template <int kMaxWeight, bool kMinimum, int kWeightOffset, int kQuantVectors>
+struct SixteenWide : Format<16, 4, kMaxWeight, kMinimum, kWeightOffset, kQuantVectors> {
+  static constexpr int kStepSubs = 4, kSteps = 4;
+  static constexpr int sub(int step, int j) { return step / 2 * 8 + 2 * j + step % 2; }
+};
+
+struct Q6_K : SixteenWide<63, false, 32, 48> {
   template <int J>
   static STILL_INLINE Sub unpack(const uint8_t* quants, int step) {
-    const int half = step / 4, part = step % 4;
+    const int half = step / 2, first = step % 2 * 4;
     Sub w;
     repeat<4>([&](auto i) STILL_UNROLLED {
-      constexpr int I = 4 * J + decltype(i)::value;
-      const Bytes low = field(quants, half * 16 + part % 2 * 8 + I, part / 2 * 4, 15);
-      const Bytes high = field(quants, 32 + half * 8 + I, 2 * part, 3);
-      w.template set<decltype(i)::value>(b_or(low, b_shift_right<-4>(high)));
+      constexpr int I = decltype(i)::value;
+      const Bytes low = field(quants, half * 16 + J % 2 * 8 + first + I, J / 2 * 4, 15);
+      const Bytes high = b_load(quants + 64 * (32 + half * 8 + first + I));
+      w.template set<I>(b_or(low, b_and(b_shift_right<2 * J - 4>(high), 0x30)));
     });
     return w;
   }
 };
 
-struct Q3_K : Format<16, 4, 7, false, 4, 24> {
+struct Q3_K : SixteenWide<7, false, 4, 24> {
   template <int J>
   static STILL_INLINE Sub unpack(const uint8_t* quants, int step) {
+    const int half = step / 2, first = step % 2 * 4;
     Sub w;
     repeat<4>([&](auto i) STILL_UNROLLED {
-      constexpr int I = 4 * J + decltype(i)::value;
-      const Bytes low = field(quants, step / 4 * 8 + I, step % 4 * 2, 3);
-      w.template set<decltype(i)::value>(b_or(low, b_shift_right<-2>(field(quants, 16 + I, step, 1))));
+      constexpr int I = decltype(i)::value;
+      const Bytes low = field(quants, half * 8 + first + I, 2 * J, 3);
+      w.template set<I>(b_or(low, b_shift_right<-2>(field(quants, 16 + first + I, 4 * half + J, 1))));
     });
     return w;
   }
 };
 
-struct Q2_K : Format<16, 4, 3, true, 0, 16> {
+struct Q2_K : SixteenWide<3, true, 0, 16> {
   template <int J>
   static STILL_INLINE Sub unpack(const uint8_t* quants, int step) {
     Sub w;
     repeat<4>([&](auto i) STILL_UNROLLED {
-      w.template set<decltype(i)::value>(field(quants, step / 4 * 8 + 4 * J + decltype(i)::value, step % 4 * 2, 3));
+      w.template set<decltype(i)::value>(field(quants, step / 2 * 8 + step % 2 * 4 + decltype(i)::value, 2 * J, 3));
     });
     return w;
   }

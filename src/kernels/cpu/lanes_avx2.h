@@ -260,17 +260,13 @@ STILL_INLINE Pairs p_from_int8(const uint8_t* p) {
 STILL_INLINE Ints p_dot(Ints acc, Pairs x, Pairs y) {
   return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(x.a, y.a)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(x.b, y.b))};
 }
-STILL_INLINE __m256i low_twice(__m256i x) {
-  return _mm256_or_si256(_mm256_slli_epi32(x, 16), _mm256_and_si256(x, _mm256_set1_epi32(0xffff)));
+typedef int32_t Words32 __attribute__((vector_size(32), may_alias));
+STILL_INLINE __m256i half_twice(__m256i pairs, int is_high) {
+  const Words32 wide = (reinterpret_cast<Words32>(pairs) << (is_high != 0 ? 0 : 16)) >> 16;
+  return reinterpret_cast<__m256i>((wide << 16) | (wide & 0xffff));
 }
-STILL_INLINE __m256i high_twice(__m256i x) {
-  return _mm256_or_si256(_mm256_srli_epi32(x, 16), _mm256_andnot_si256(_mm256_set1_epi32(0xffff), x));
-}
-STILL_INLINE Ints scale_low(Pairs x) {
-  return {low_twice(x.a), low_twice(x.b)};
-}
-STILL_INLINE Ints scale_high(Pairs x) {
-  return {high_twice(x.a), high_twice(x.b)};
+STILL_INLINE Ints scale_half(Pairs x, int is_high) {
+  return {half_twice(x.a, is_high), half_twice(x.b, is_high)};
 }
 
 constexpr bool kHasVnni = false;

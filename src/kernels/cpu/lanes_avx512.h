@@ -234,19 +234,14 @@ STILL_INLINE Ints p_dot(Ints acc, Pairs a, Pairs b) {
 #endif
 }
 
-// The scale of one sub-block: int32 with VNNI, else the same int16 twice.
-STILL_INLINE Ints scale_low(Pairs pairs) {
+// The scale of one sub-block, the low or the high half of each pair: int32 with VNNI, else the same int16 twice.
+typedef int32_t Words32 __attribute__((vector_size(64), may_alias));
+STILL_INLINE Ints scale_half(Pairs pairs, int is_high) {
+  const Words32 wide = (reinterpret_cast<Words32>(pairs) << (is_high != 0 ? 0 : 16)) >> 16;
 #ifdef __AVX512VNNI__
-  return _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16);
+  return reinterpret_cast<Ints>(wide);
 #else
-  return _mm512_or_si512(_mm512_slli_epi32(pairs, 16), _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff)));
-#endif
-}
-STILL_INLINE Ints scale_high(Pairs pairs) {
-#ifdef __AVX512VNNI__
-  return _mm512_srai_epi32(pairs, 16);
-#else
-  return _mm512_or_si512(_mm512_srli_epi32(pairs, 16), _mm512_andnot_si512(_mm512_set1_epi32(0xffff), pairs));
+  return reinterpret_cast<Ints>((wide << 16) | (wide & 0xffff));
 #endif
 }
 

@@ -96,7 +96,7 @@ template <class F, bool kUnpacked, int J>
 STILL_INLINE typename F::Sub sub_block(const uint8_t* quants, int step) {
   if constexpr (kUnpacked) {
     typename F::Sub w;
-    w.load(quants + (step * F::kStepSubs + J) * F::kVectors * F::Sub::kParts * 64);
+    w.load(quants + F::sub(step, J) * F::kVectors * F::Sub::kParts * 64);
     return w;
   } else {
     return F::template unpack<J>(quants, step);
@@ -140,13 +140,14 @@ constexpr int columns_at_once(int n_columns) {
 }
 
 // Part `step` of the lines that the block kPrefetchBytes further on will read, into L2: into L1 that many lines at once
-// would wait for its few fill buffers. The distance is long because the hardware's own prefetch stops at 4 KiB pages.
-constexpr int64_t kPrefetchBytes = 16 * 1024;
-template <class F>
+// would wait for its few fill buffers. The distances are measured (docs/cpu-kernels.md).
+template <class F, int kColumns>
+constexpr int64_t kPrefetchBytes = F::kBlock == 32 && kColumns == 1 ? 2 * 1024 : 16 * 1024;
+template <class F, int kColumns>
 STILL_INLINE void prefetch_part(const uint8_t* quants, int step) {
   constexpr int kLines = F::kQuantBytes / 64 / F::kSteps;
   repeat<kLines>([&](auto line) STILL_UNROLLED {
-    prefetch_l2(quants + kPrefetchBytes + 64 * (step * kLines + decltype(line)::value));
+    prefetch_l2(quants + kPrefetchBytes<F, kColumns> + 64 * (step * kLines + decltype(line)::value));
   });
 }
 
@@ -163,7 +164,7 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
   static_assert(kColumns % kAtOnce == 0);
 
   if constexpr (F::kBlock == 32) {
-    if constexpr (!kUnpacked) prefetch_part<F>(quants, 0);
+    if constexpr (!kUnpacked) prefetch_part<F, kColumns>(quants, 0);
     const typename F::Sub w = sub_block<F, kUnpacked, 0>(quants, 0);
     repeat<kColumns / kAtOnce>([&](auto group) STILL_UNROLLED {
       constexpr int kFirst = decltype(group)::value * kAtOnce;
@@ -184,13 +185,12 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
     Ints dots[kColumns];
     repeat<kColumns>([&](auto column) STILL_UNROLLED { dots[decltype(column)::value] = i_zero(); });
     for_steps<F::kSteps, kColumns>([&](int step) STILL_UNROLLED {
-      if constexpr (!kUnpacked) prefetch_part<F>(quants, step);
-      const Pairs both = scale_pairs<F>(scales + 32 * step);
-      repeat<2>([&](auto half) STILL_UNROLLED {
-        constexpr int kHalf = decltype(half)::value;
-        const Ints sub_scale = kHalf == 0 ? scale_low(both) : scale_high(both);
-        const typename F::Sub w = sub_block<F, kUnpacked, kHalf>(quants, step);
-        const int32_t* q = x + (2 * step + kHalf) * F::kVectors * kColumns;
+      if constexpr (!kUnpacked) prefetch_part<F, kColumns>(quants, step);
+      repeat<F::kStepSubs>([&](auto j) STILL_UNROLLED {
+        const int sub = F::sub(step, decltype(j)::value);
+        const Ints sub_scale = scale_half(scale_pairs<F>(scales + sub / 2 * 32), sub % 2);
+        const typename F::Sub w = sub_block<F, kUnpacked, decltype(j)::value>(quants, step);
+        const int32_t* q = x + sub * F::kVectors * kColumns;
         repeat<kColumns / kAtOnce>([&](auto group) STILL_UNROLLED {
           constexpr int kFirst = decltype(group)::value * kAtOnce;
           add_scaled_dots<F::kMax, F::kVectors, kAtOnce>(dots + kFirst, w, q + kFirst, kColumns, sub_scale);
@@ -222,33 +222,43 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
   }
 }
 
-// y of one panel and kColumns columns, over n_blocks blocks.
-template <class F, bool kUnpacked, int kColumns>
-__attribute__((noinline)) void multiply(const PanelPart& panel, int64_t n_blocks, const int32_t* x,
+// y of kPanels panels and kColumns columns, over n_blocks blocks.
+template <class F, bool kUnpacked, int kPanels, int kColumns>
+__attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_blocks, const int32_t* x,
                                         const ColumnRange& columns) {
-  Floats acc[kColumns];
-  repeat<kColumns>([&](auto column) STILL_UNROLLED {
-    constexpr int kColumn = decltype(column)::value;
-    const bool is_zero = columns.is_first || kColumn >= columns.n;
-    acc[kColumn] = is_zero ? f_zero() : f_load_some(panel.y + kColumn * columns.y_stride, panel.n_lanes);
+  Floats acc[kPanels][kColumns];
+  const uint8_t *quants[kPanels], *scales[kPanels];
+  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+    constexpr int kPanel = decltype(panel)::value;
+    const PanelPart& part = panels[kPanel];
+    quants[kPanel] = part.quants;
+    scales[kPanel] = part.scales;
+    repeat<kColumns>([&](auto column) STILL_UNROLLED {
+      constexpr int kColumn = decltype(column)::value;
+      const bool is_zero = columns.is_first || kColumn >= columns.n;
+      acc[kPanel][kColumn] = is_zero ? f_zero() : f_load_some(part.y + kColumn * columns.y_stride, part.n_lanes);
+    });
   });
-  const uint8_t* quants = panel.quants;
-  const uint8_t* scales = panel.scales;
   for (int64_t b = 0; b < n_blocks; ++b) {
-    add_block<F, kUnpacked, kColumns>(quants, scales, x, acc);
-    quants += kPartBytes<F, kUnpacked>;
-    scales += F::kScaleBytes;
+    repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+      constexpr int kPanel = decltype(panel)::value;
+      add_block<F, kUnpacked, kColumns>(quants[kPanel], scales[kPanel], x, acc[kPanel]);
+      quants[kPanel] += kPartBytes<F, kUnpacked>;
+      scales[kPanel] += F::kScaleBytes;
+    });
     x += ColumnLayout<F>::kWords * kColumns;
   }
-  repeat<kColumns>([&](auto column) STILL_UNROLLED {
-    constexpr int kColumn = decltype(column)::value;
-    if (kColumn >= columns.n) return;
-    float* y = panel.y + kColumn * columns.y_stride;
-    if (panel.n_lanes == kPanelRows) {
-      f_store(y, acc[kColumn]);
-    } else {
-      f_store_some(y, acc[kColumn], panel.n_lanes);
-    }
+  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+    repeat<kColumns>([&](auto column) STILL_UNROLLED {
+      constexpr int kPanel = decltype(panel)::value, kColumn = decltype(column)::value;
+      if (kColumn >= columns.n) return;
+      float* y = panels[kPanel].y + kColumn * columns.y_stride;
+      if (panels[kPanel].n_lanes == kPanelRows) {
+        f_store(y, acc[kPanel][kColumn]);
+      } else {
+        f_store_some(y, acc[kPanel][kColumn], panels[kPanel].n_lanes);
+      }
+    });
   });
 }
 
@@ -258,6 +268,11 @@ STILL_INLINE PanelPart panel_part(const LinearArgs& args, int64_t panel, int64_t
   return {start + block * F::kQuantBytes, start + args.k / F::kBlock * F::kQuantBytes + block * F::kScaleBytes,
           args.y + row * args.y_stride + panel * kPanelRows, min_of(kPanelRows, args.n_out - panel * kPanelRows)};
 }
+
+// Parts of the weights that are read side by side. For one column, where DRAM is the bound, the small tiles of 32-wide
+// formats are read best in four streams, the large ones of K-quants in one with a far prefetch.
+template <class F, int kColumns>
+constexpr int kStreams = F::kBlock == 32 && kColumns == 1 ? 4 : 1;
 
 // Rows [0, n_rows) of activations, at most kColumns.
 template <class F, int kColumns>
@@ -270,8 +285,17 @@ void multiply_few(const LinearArgs& args) {
     const int64_t count = min_of(step, n_blocks - block);
     regroup_columns<F, kColumns>(args.x, 0, args.n_rows, block, count, x);
     const ColumnRange columns{args.n_rows, args.y_stride, block == 0};
-    for (int64_t panel = args.panel_begin; panel < args.panel_end; ++panel)
-      multiply<F, false, kColumns>(panel_part<F>(args, panel, 0, block), count, x, columns);
+    constexpr int kParts = kStreams<F, kColumns>;
+    const int64_t part_panels = (args.panel_end - args.panel_begin) / kParts;
+    for (int64_t i = 0; i < part_panels; ++i) {
+      PanelPart parts[kParts];
+      for (int p = 0; p < kParts; ++p) parts[p] = panel_part<F>(args, args.panel_begin + p * part_panels + i, 0, block);
+      multiply<F, false, kParts, kColumns>(parts, count, x, columns);
+    }
+    for (int64_t panel = args.panel_begin + kParts * part_panels; panel < args.panel_end; ++panel) {
+      const PanelPart part = panel_part<F>(args, panel, 0, block);
+      multiply<F, false, 1, kColumns>(&part, count, x, columns);
+    }
   }
 }
 
@@ -279,10 +303,10 @@ template <class F>
 void unpack_blocks(const uint8_t* quants, int64_t n_blocks, uint8_t* out) {
   for (int64_t b = 0; b < n_blocks; ++b, quants += F::kQuantBytes, out += kPartBytes<F, true>) {
     for_steps<F::kSteps, 1>([&](int step) STILL_UNROLLED {
-      prefetch_part<F>(quants, step);
+      prefetch_part<F, kMaxColumns>(quants, step);
       repeat<F::kStepSubs>([&](auto sub) STILL_UNROLLED {
         constexpr int J = decltype(sub)::value;
-        F::template unpack<J>(quants, step).store(out + (step * F::kStepSubs + J) * F::kVectors * F::Sub::kParts * 64);
+        F::template unpack<J>(quants, step).store(out + F::sub(step, J) * F::kVectors * F::Sub::kParts * 64);
       });
     });
   }
@@ -324,7 +348,7 @@ void multiply_many(const LinearArgs& args, int64_t row, int64_t n) {
         const ColumnRange columns{min_of(kColumns, n - g * kColumns), args.y_stride, block == 0};
         for (int c = kColumns; c < 2 * kColumns; ++c) prefetch(parts[0].y + c * args.y_stride);  // the next group's
         for (int p = 0; p < n_panels; ++p) {
-          multiply<F, true, kColumns>(parts[p], count, x + g * count * kGroupBlockWords, columns);
+          multiply<F, true, 1, kColumns>(&parts[p], count, x + g * count * kGroupBlockWords, columns);
           parts[p].y += kColumns * args.y_stride;
         }
       }

@@ -82,15 +82,15 @@ STILL_INLINE void unpack_for_tiles(const uint8_t* quants, const uint8_t* scales,
     F::template unpack<0>(quants, 0).store(out);
   } else {
     for (int step = 0; step < F::kSteps; ++step) {
-      const __m512i pairs = scale_pairs<F>(scales + 32 * step);
-      repeat<2>([&](auto half) STILL_UNROLLED {
-        constexpr int kHalf = decltype(half)::value;
-        const __m512i scale = kHalf == 0 ? twice_low(pairs) : twice_high(pairs);
-        const typename F::Sub w = F::template unpack<kHalf>(quants, step);
+      repeat<F::kStepSubs>([&](auto j) STILL_UNROLLED {
+        const int sub_block = F::sub(step, decltype(j)::value);
+        const __m512i pairs = scale_pairs<F>(scales + sub_block / 2 * 32);
+        const __m512i scale = sub_block % 2 == 0 ? twice_low(pairs) : twice_high(pairs);
+        const typename F::Sub w = F::template unpack<decltype(j)::value>(quants, step);
         repeat<TileDigits<F>::kDigits>([&](auto digit) STILL_UNROLLED {
           constexpr int kDigit = decltype(digit)::value;
           const __m512i factor = scale_digit<F, kDigit>(scale);
-          uint8_t* sub = out + kDigit * kDigitBytes<F> + (2 * step + kHalf) * F::kVectors * 64;
+          uint8_t* sub = out + kDigit * kDigitBytes<F> + sub_block * F::kVectors * 64;
           repeat<F::kVectors>([&](auto i) STILL_UNROLLED {
             b_store(sub + 64 * decltype(i)::value, scale_bytes<F>(w.v[decltype(i)::value], factor));
           });
