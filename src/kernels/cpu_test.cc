@@ -1,6 +1,7 @@
 // Every kernel table that this machine can run against the scalar reference: the same bytes (NaNs count as equal).
 #include <fmt/core.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/check.h"
 #include "kernels/dispatch.h"
 #include "kernels/packing.h"
 #include "kernels/ref/ref_kernels.h"
@@ -64,6 +66,36 @@ const CpuKernels& kernels_named(const std::string& name) {
   return name == kEmulatedTiles ? emulated_tile_kernels() : **select_cpu_kernels(name);
 }
 
+// A copy that ends at an inaccessible page and begins at most a page after one: kernels are compiled without
+// sanitizers.
+class GuardedBytes {
+ public:
+  GuardedBytes(const void* bytes, std::int64_t size) : size_(size), pages_((size + kPage - 1) / kPage * kPage) {
+    base_ = static_cast<std::uint8_t*>(mmap(nullptr, static_cast<std::size_t>(pages_ + 2 * kPage),
+                                            PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    STILL_CHECK(base_ != MAP_FAILED);
+    STILL_CHECK(mprotect(base_, kPage, PROT_NONE) == 0 && mprotect(base_ + kPage + pages_, kPage, PROT_NONE) == 0);
+    if (size > 0) std::memcpy(data(), bytes, static_cast<std::size_t>(size));
+  }
+  template <class T>
+  explicit GuardedBytes(const std::vector<T>& values)
+      : GuardedBytes(values.data(), static_cast<std::int64_t>(values.size() * sizeof(T))) {}
+  GuardedBytes(const GuardedBytes&) = delete;
+  GuardedBytes& operator=(const GuardedBytes&) = delete;
+  ~GuardedBytes() { munmap(base_, static_cast<std::size_t>(pages_ + 2 * kPage)); }
+
+  std::uint8_t* data() const { return base_ + kPage + pages_ - size_; }
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data());
+  }
+
+ private:
+  static constexpr std::int64_t kPage = 4096;
+  std::int64_t size_, pages_;
+  std::uint8_t* base_;
+};
+
 class CpuKernelsTest : public ::testing::TestWithParam<std::string> {
  protected:
   CpuKernelsTest() : kernels(kernels_named(GetParam())), rng(seed_of_run()) {}
@@ -109,20 +141,24 @@ std::vector<float> product(const CpuKernels& kernels, const testing::PackedMatri
   const std::int64_t y_stride = w.n_out + 3;
   std::vector<float> y(static_cast<std::size_t>(n_rows * y_stride), -7.0f);
   LinearArgs args{};
-  args.weights = w.packed.data();
+  const GuardedBytes weights(w.packed.data(), w.panel_bytes * w.n_panels()), floats(x.x), result(y);
+  const GuardedBytes q(x.q.q), scale(x.q.scale), sums(x.q.sums);
+  args.weights = weights.data();
   args.panel_bytes = w.panel_bytes;
   args.panel_begin = begin;
   args.panel_end = end;
   args.n_out = w.n_out;
   args.k = w.k;
-  if (activation_block(w.format) != 0) args.x = x.q.view();
-  args.x_f32 = x.x.data();
+  if (activation_block(w.format) != 0)
+    args.x = {q.as<std::int8_t>(), scale.as<float>(), sums.as<std::int16_t>(), x.q.k, x.q.block};
+  args.x_f32 = floats.as<float>();
   args.x_stride = w.k;
   args.n_rows = n_rows;
-  args.y = y.data();
+  args.y = result.as<float>();
   args.y_stride = y_stride;
   args.scratch = scratch.data();
   kernels.linear[static_cast<int>(w.format)](args);
+  std::memcpy(y.data(), args.y, y.size() * sizeof(float));
   return y;
 }
 
@@ -238,9 +274,10 @@ TEST_P(CpuKernelsTest, PacksTheReferenceBytes) {
           std::vector<std::uint8_t> bytes[2];
           const CpuKernels* tables[2] = {&kernels, &kRefKernels};
           for (int t = 0; t < 2; ++t) {
-            AlignedBytes packed(packed_bytes(format, n_out, k));
-            std::memset(packed.data(), 0xa5, static_cast<std::size_t>(packed.size()));
-            tables[t]->pack[static_cast<int>(format)]({.source = w.file_rows.data(),
+            const GuardedBytes source(w.file_rows);
+            bytes[t].assign(static_cast<std::size_t>(packed_bytes(format, n_out, k)), 0xa5);
+            const GuardedBytes packed(bytes[t]);
+            tables[t]->pack[static_cast<int>(format)]({.source = source.data(),
                                                        .row_map = map,
                                                        .row_bytes = w.row_bytes(),
                                                        .n_out = n_out,
@@ -249,7 +286,7 @@ TEST_P(CpuKernelsTest, PacksTheReferenceBytes) {
                                                        .panel_end = w.n_panels(),
                                                        .packed = packed.data(),
                                                        .panel_bytes = w.panel_bytes});
-            bytes[t].assign(packed.data(), packed.data() + packed.size());
+            std::memcpy(bytes[t].data(), packed.data(), bytes[t].size());
           }
           expect_same(bytes[0], bytes[1], fmt::format("{} [{}, {}]", name_of(format), n_out, k));
         }
@@ -311,6 +348,13 @@ TEST_P(CpuKernelsTest, NormsAndSumsMatchReference) {
       const std::vector<float> x = random_floats(rng, n, deviation), w = random_floats(rng, n),
                                delta = random_floats(rng, n, deviation);
       std::vector<float> got(static_cast<std::size_t>(n)), want = got;
+      const GuardedBytes guarded_x(x), guarded_w(w), guarded_y(got);
+      kernels.rms_norm(guarded_x.as<float>(), guarded_w.as<float>(), guarded_y.as<float>(), n, 1e-6f);
+      kernels.swiglu(guarded_x.as<float>(), guarded_w.as<float>(), guarded_y.as<float>(), n);
+      kernels.exp_shifted(guarded_x.as<float>(), 1, guarded_y.as<float>(), n);
+      kernels.argmax(guarded_x.as<float>(), n);
+      kernels.log_sum_exp(guarded_x.as<float>(), n);
+      kernels.add(guarded_y.as<float>(), guarded_x.as<float>(), n);
       kernels.rms_norm(x.data(), w.data(), got.data(), n, 1e-6f);
       kRefKernels.rms_norm(x.data(), w.data(), want.data(), n, 1e-6f);
       expect_same(got, want, "rms_norm");
@@ -455,8 +499,11 @@ AttentionResult attend(const CpuKernels& kernels, const Cache& cache, const Atte
                     std::vector<float>(static_cast<std::size_t>(c.n_q * c.group), -7.0f),
                     {}};
   r.l = r.m;
-  kernels.attention({.kv = cache.view,
-                     .q = q.data(),
+  const GuardedBytes kv_bytes(cache.bytes.data(), cache.bytes.size()), queries(q), out(r.out), m(r.m), l(r.l);
+  KvHeadView view = cache.view;
+  view.base = kv_bytes.data();
+  kernels.attention({.kv = view,
+                     .q = queries.as<float>(),
                      .q_stride = stride,
                      .group = c.group,
                      .n_q = c.n_q,
@@ -465,12 +512,15 @@ AttentionResult attend(const CpuKernels& kernels, const Cache& cache, const Atte
                      .kv_end = std::min(c.kv_end, c.q_pos + c.n_q),
                      .window = c.window,
                      .scale = 0.125f,
-                     .out = r.out.data(),
+                     .out = out.as<float>(),
                      .out_stride = stride,
-                     .m = r.m.data(),
-                     .l = r.l.data(),
+                     .m = m.as<float>(),
+                     .l = l.as<float>(),
                      .finish = c.finish,
                      .scratch = scratch.data()});
+  std::memcpy(r.out.data(), out.data(), r.out.size() * sizeof(float));
+  std::memcpy(r.m.data(), m.data(), r.m.size() * sizeof(float));
+  std::memcpy(r.l.data(), l.data(), r.l.size() * sizeof(float));
   return r;
 }
 
