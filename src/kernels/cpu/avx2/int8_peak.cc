@@ -8,6 +8,7 @@ namespace still {
 std::int64_t int8_peak_avx2(std::int64_t n_rounds) {
   constexpr int kChains = 10;
   __m256i sums[kChains];
+#pragma GCC unroll 16
   for (auto& sum : sums) sum = _mm256_setzero_si256();
   __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(2);
   const __m256i ones = _mm256_set1_epi16(1);

@@ -8,6 +8,7 @@ namespace still {
 std::int64_t int8_peak_avx512(std::int64_t n_rounds) {
   constexpr int kChains = 12;
   __m512i sums[kChains];
+#pragma GCC unroll 16
   for (auto& sum : sums) sum = _mm512_setzero_si512();
   __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(2);
   const __m512i ones = _mm512_set1_epi16(1);
