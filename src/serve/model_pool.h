@@ -1,0 +1,78 @@
+// ModelPool: the models that are loaded, by name. Loads at first use, keeps for keep_alive after the last use, holds
+// several at once while the plan fits the machine, and unloads the least recently used idle one where it does not.
+// Requests wait meanwhile in a queue with a bound.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "base/result.h"
+#include "engine/engine.h"
+#include "text/chat_template.h"
+
+namespace still {
+
+// A loaded model and what its manifest says beside the file. Immutable but for the engine, which is thread-safe.
+struct ServedModel {
+  std::string name;    // canonical: "smollm2:135m"
+  std::string digest;  // 64 hex digits
+  std::int64_t file_bytes = 0;
+  std::string modified;  // RFC 3339
+  std::shared_ptr<const Model> model;
+  std::unique_ptr<Engine> engine;             // started; null for an embedding-only model
+  std::optional<ChatTemplate> chat_template;  // the manifest's, else the model's own, else by its special tokens
+  bool can_think = false;                     // thinking tokens in the vocabulary
+  JsonObject parameters;                      // of the manifest: {"temperature": 0.6, "stop": [...]}
+  std::string system;                         // system prompt; empty: none
+  std::string licence;
+  std::chrono::nanoseconds load_time{};
+  std::chrono::system_clock::time_point loaded_at;
+};
+
+// Keeps the model loaded while it lives; a request holds one from its start to its FinishedEvent.
+class ModelLease {
+ public:
+  virtual ~ModelLease() = default;
+  virtual const ServedModel& model() const = 0;
+  // True if this request had to wait for the load: Ollama's load_duration.
+  virtual std::chrono::nanoseconds load_duration() const = 0;
+  // Time to keep the model after this lease ends: negative: for ever; 0: unload at once; absent: the server's default.
+  virtual void set_keep_alive(std::optional<std::chrono::nanoseconds> keep_alive) = 0;
+};
+
+struct ModelWish {
+  std::string name;          // as the client wrote it; "" is an error
+  std::int64_t context = 0;  // num_ctx; 0: the server's default. A loaded model with at least that context serves it
+  std::optional<std::chrono::nanoseconds> keep_alive;
+};
+
+struct LoadedModelInfo {  // for /api/ps, `still ps`, /metrics
+  std::string name, digest;
+  std::int64_t file_bytes = 0, memory_bytes = 0, context = 0, n_leases = 0;
+  std::optional<std::chrono::system_clock::time_point> expires_at;  // absent: never
+  EngineStats stats;
+  bool is_loading = false;
+};
+
+class ModelPool {
+ public:
+  virtual ~ModelPool() = default;
+  // Calls `ready` once, on a thread of the pool (never before acquire returns). Errors: kNotFound with the closest
+  // names (base Error's message is the sentence to show), kResourceExhausted where the model can never fit,
+  // kUnavailable where the queue is full or the server drains ("server busy, please try again."). Cancelled by
+  // destroying the returned ticket.
+  virtual std::shared_ptr<void> acquire(ModelWish wish,
+                                        std::function<void(Result<std::shared_ptr<ModelLease>>)> ready) = 0;
+  virtual std::vector<LoadedModelInfo> loaded() const = 0;
+  // Unloads when its last request is done; kNotFound if it is not loaded.
+  virtual Status unload(const std::string& name) = 0;
+  // The store changed (pull, create, copy, delete): names are looked up again.
+  virtual void refresh() = 0;
+};
+
+}  // namespace still
