@@ -178,12 +178,12 @@ class Downloader {
   // --- what the server has
 
   Status probe() {
-    STILL_TRY(const HttpResponse response, http_get({.url = job_.from.url,
-                                                     .headers = job_.from.headers,
-                                                     .help = job_.from.help,
-                                                     .range = "0-0",
-                                                     .head_only = true},
-                                                    options_, cancel_));
+    STILL_TRY(const HttpReply response, http_get({.url = job_.from.url,
+                                                  .headers = job_.from.headers,
+                                                  .help = job_.from.help,
+                                                  .range = "0-0",
+                                                  .head_only = true},
+                                                 options_, cancel_));
     const HttpHead& head = response.head;
     Entity now{.etag = head.header("etag"), .last_modified = head.header("last-modified")};
     if (head.status == 206) {

@@ -21,9 +21,9 @@ std::string_view trim(std::string_view text) {
 }
 
 struct Transfer {
-  const HttpRequest* request = nullptr;
+  const HttpGet* request = nullptr;
   const CancelToken* cancel = nullptr;
-  HttpResponse response;
+  HttpReply response;
   bool too_long = false;
   bool range_ignored = false;
 };
@@ -50,7 +50,7 @@ int on_tick(void* user, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
   return static_cast<Transfer*>(user)->cancel->is_cancelled() ? 1 : 0;
 }
 
-CURLcode transfer_once(const HttpRequest& request, const HubOptions& options, Transfer& transfer) {
+CURLcode transfer_once(const HttpGet& request, const HubOptions& options, Transfer& transfer) {
   const CurlHandle curl = make_curl(options);
   const CurlHeaders headers = make_headers(request.headers);
   curl_easy_setopt(curl.get(), CURLOPT_URL, request.url.c_str());
@@ -199,7 +199,7 @@ tl::unexpected<Error> curl_error(CURLcode code, std::string_view url) {
   }
 }
 
-Result<HttpResponse> http_get(const HttpRequest& request, const HubOptions& options, const CancelToken& cancel) {
+Result<HttpReply> http_get(const HttpGet& request, const HubOptions& options, const CancelToken& cancel) {
   const int n_retries = request.n_retries >= 0 ? request.n_retries : std::min(options.n_retries, 2);
   for (int attempt = 0;; ++attempt) {
     Transfer transfer{.request = &request, .cancel = &cancel};

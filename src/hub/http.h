@@ -41,7 +41,7 @@ struct ContentRange {
 // "bytes 0-99/1234"; kCorrupt if it is none.
 Result<ContentRange> parse_content_range(std::string_view text);
 
-struct HttpRequest {
+struct HttpGet {
   std::string url;
   std::vector<std::string> headers;
   std::string help;
@@ -50,14 +50,14 @@ struct HttpRequest {
   bool head_only = false;             // stop at the end of the headers (a GET, since servers treat HEAD differently)
   int n_retries = -1;                 // -1: as in the options
 };
-struct HttpResponse {
+struct HttpReply {
   HttpHead head;
   std::string body;
 };
 
 // A GET, following redirects. Statuses of 400 and above are errors in words (http_status_error). Retries what may pass
 // (429, 5xx, a connection cut midway), not a host that cannot be found or reached.
-Result<HttpResponse> http_get(const HttpRequest& request, const HubOptions& options, const CancelToken& cancel);
+Result<HttpReply> http_get(const HttpGet& request, const HubOptions& options, const CancelToken& cancel);
 
 // Sets what all transfers share: protocols, redirects, timeouts, the program's name.
 CurlHandle make_curl(const HubOptions& options);

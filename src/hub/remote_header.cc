@@ -51,12 +51,12 @@ class HttpRangeReader : public RangeReader {
   Result<std::string> read(std::int64_t offset, std::int64_t size) override {
     if (size_ >= 0) size = std::min(size, size_ - offset);
     if (size <= 0) return std::string();
-    STILL_TRY(HttpResponse response, http_get({.url = from_.url,
-                                               .headers = from_.headers,
-                                               .help = from_.help,
-                                               .range = fmt::format("{}-{}", offset, offset + size - 1),
-                                               .max_bytes = size},
-                                              options_, cancel_));
+    STILL_TRY(HttpReply response, http_get({.url = from_.url,
+                                            .headers = from_.headers,
+                                            .help = from_.help,
+                                            .range = fmt::format("{}-{}", offset, offset + size - 1),
+                                            .max_bytes = size},
+                                           options_, cancel_));
     STILL_TRY(const ContentRange range, parse_content_range(response.head.header("content-range")));
     if (range.begin != offset || static_cast<std::int64_t>(response.body.size()) != range.end - range.begin) {
       return error(Code::kCorrupt, "{}: asked for {} bytes at {}, got {} at {}", from_.url, size, offset,

@@ -46,7 +46,7 @@ Result<SourceListing> list_hf(const SourceRef& source, const HubOptions& options
   for (int page = 0; !url.empty() && page < kMaxPages; ++page) {
     const bool same_host = host_of(url) == host_of(endpoint);
     STILL_TRY(
-        const HttpResponse response,
+        const HttpReply response,
         http_get({.url = url, .headers = same_host ? access.headers : std::vector<std::string>(), .help = access.help},
                  options, cancel));
     STILL_TRY(const Json json, parse_json(response.body, url));

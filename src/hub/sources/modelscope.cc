@@ -28,7 +28,7 @@ Result<SourceListing> list_modelscope(const SourceRef& source, const HubOptions&
 
   const std::string url = fmt::format("{}/api/v1/models/{}/repo/files?Revision={}&Recursive=true", endpoint,
                                       source.repository, source.revision);
-  STILL_TRY(const HttpResponse response,
+  STILL_TRY(const HttpReply response,
             http_get({.url = url, .headers = access.headers, .help = access.help}, options, cancel));
   STILL_TRY(const Json json, parse_json(response.body, url));
   const Json* list = member(member(&json, "Data"), "Files");

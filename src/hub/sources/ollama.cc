@@ -51,7 +51,7 @@ Result<SourceListing> list_ollama(const SourceRef& source, const HubOptions& opt
   while (registry.ends_with('/')) registry.pop_back();
   const std::string base = fmt::format("{}/v2/{}", registry, source.repository);
   const std::string url = fmt::format("{}/manifests/{}", base, source.file);
-  STILL_TRY(const HttpResponse response,
+  STILL_TRY(const HttpReply response,
             http_get({.url = url, .headers = {"Accept: application/vnd.docker.distribution.manifest.v2+json"}}, options,
                      cancel));
   STILL_TRY(const Json json, parse_json(response.body, url));
@@ -69,7 +69,7 @@ Result<SourceListing> list_ollama(const SourceRef& source, const HubOptions& opt
     }
     if (layer.type != "params" && layer.type != "system" && layer.type != "license") continue;
     if (layer.size > kMaxSmallLayer) continue;
-    STILL_TRY(const HttpResponse small, http_get({.url = blob, .max_bytes = kMaxSmallLayer}, options, cancel));
+    STILL_TRY(const HttpReply small, http_get({.url = blob, .max_bytes = kMaxSmallLayer}, options, cancel));
     if (sha256_hex(small.body) != layer.sha256) {
       return error(Code::kCorrupt, "{}: the {} layer has another digest than the manifest says", source.text,
                    layer.type);

@@ -40,7 +40,7 @@ Result<SourceListing> list_http(const SourceRef& source, const HubOptions& optio
   }
   SourceListing listing;
   for (const std::string& url : urls) {
-    STILL_TRY(const HttpResponse response,
+    STILL_TRY(const HttpReply response,
               http_get({.url = url, .help = std::string(kHelp), .range = "0-0", .head_only = true}, options, cancel));
     const std::string_view place = std::string_view(url).substr(0, url.find('?'));
     std::string name(place.substr(place.rfind('/') + 1));
