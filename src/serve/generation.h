@@ -25,7 +25,8 @@ struct ThinkingWish {
   std::string effort;           // "minimal" ... "max": becomes a budget and the template's variable
   std::int64_t budget = -1;     // tokens; -1: none
   std::string budget_message;
-  bool constrain = false;  // the grammar holds inside thinking too
+  bool constrain = false;     // the grammar holds inside thinking too
+  bool must_support = false;  // a wish to think is an error where the model cannot (Ollama), not ignored
 };
 
 enum class ReasoningFormat : std::uint8_t {
@@ -57,6 +58,7 @@ struct ChatInput {
   bool continue_final_message = false;
   JsonObject template_variables;  // chat_template_kwargs
   std::string template_override;  // Jinja or Go; empty: the model's
+  std::vector<TokenId> prefix_ids;  // before the rendered messages: an earlier answer's tokens (Ollama's context)
 };
 struct TextInput {
   std::string text;                // raw, BOS added as the model wants it
@@ -86,10 +88,12 @@ struct GenerationInput {
   ReasoningFormat reasoning_format = ReasoningFormat::kSplit;
   FormatWish format;
   ToolWish tools;
-  // A prompt longer than the context: refuse (kOutOfRange), or drop the oldest turns and say so (only chat).
+  // A prompt longer than the context: refuse (kResourceExhausted), or drop the oldest turns and say so (only chat).
   bool may_truncate = false;
   std::int32_t priority = 0;
   bool wants_progress = false;
+  bool wants_tokens = false;  // GenerationPiece::tokens without log-probabilities too
+  std::string user;           // requests of different users take turns: the API key's name, else the peer's address
 };
 
 // A step's news of one answer. Texts of a kind, joined over an answer, are valid UTF-8.
@@ -113,14 +117,16 @@ struct GenerationDone {  // of one answer
 };
 
 struct GenerationBegun {
-  const ServedModel* model = nullptr;  // lives as long as the generation
+  std::string id;                      // of the Generation, for X-Still-Generation
+  const ServedModel* model = nullptr;  // lives until the sink's last call
   std::chrono::nanoseconds load_duration{};
   std::int64_t n_prompt = 0;
   std::vector<TokenId> prompt_ids;
   std::vector<std::string> warnings;  // dropped turns, clamped context, ignored options
 };
 
-// Called on the engine's thread (or a pool's), one call at a time for a generation.
+// Called on the engine's thread (or a pool's, or that of a cancellation before the start), one call at a time for a
+// generation. A call may use the Generation, but must not wait for it.
 class GenerationSink {
  public:
   virtual ~GenerationSink() = default;
@@ -132,7 +138,8 @@ class GenerationSink {
   virtual void on_step_end() {}  // flush
   // All answers are done: the last call, after the last on_done.
   virtual void on_end() = 0;
-  // Instead of all that is still to come: the request was refused or broke. The last call.
+  // Instead of all that is still to come: the request was refused or broke. The last call. Of the codes,
+  // kResourceExhausted always means a prompt longer than the context, kUnavailable a server that is too busy.
   virtual void on_failed(const Error& error) = 0;
 };
 
