@@ -21,6 +21,7 @@ struct Progress {
   };
   Phase phase = Phase::kNote;
   std::string message;            // kNote: the line; else the file or source it is about
+  std::string digest;             // SHA-256 of the file under way, where it is known before; else empty
   std::int64_t done_bytes = 0;    // of the whole model
   std::int64_t total_bytes = -1;  // -1: not known
   double bytes_per_s = 0;         // over the last seconds

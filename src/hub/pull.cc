@@ -168,6 +168,7 @@ class SourcePull {
         continue;
       }
       report_.was_there = false;
+      current_digest_ = file.sha256;
       if (std::holds_alternative<UrlFetch>(file.fetch)) STILL_TRY_STATUS(fetch_url(file));
       if (std::holds_alternative<LocalFetch>(file.fetch)) STILL_TRY_STATUS(fetch_local(file));
       if (std::holds_alternative<PipFetch>(file.fetch)) STILL_TRY_STATUS(fetch_pip(file));
@@ -179,7 +180,11 @@ class SourcePull {
     const auto now = Clock::now();
     if (now - last_tell_ < std::chrono::milliseconds(50) && done != total) return;
     last_tell_ = now;
-    Progress news{.phase = phase, .message = name, .done_bytes = finished_bytes_ + done, .total_bytes = total_bytes_};
+    Progress news{.phase = phase,
+                  .message = name,
+                  .digest = current_digest_,
+                  .done_bytes = finished_bytes_ + done,
+                  .total_bytes = total_bytes_};
     if (news.total_bytes < 0 && listing_.files.size() == 1) news.total_bytes = total;
     if (news.total_bytes >= 0) news.done_bytes = std::min(news.done_bytes, news.total_bytes);
     rate_.add(news.done_bytes, now);
@@ -347,6 +352,7 @@ class SourcePull {
   RateMeter rate_;
   std::int64_t total_bytes_ = -1;
   std::int64_t finished_bytes_ = 0;
+  std::string current_digest_;
   bool waited_ = false;
   Clock::time_point last_tell_{};
 };

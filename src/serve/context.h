@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "hub/source.h"
 #include "plan/memory.h"
 #include "serve/http/message.h"
 #include "serve/model_pool.h"
@@ -22,7 +23,9 @@ class Metrics;             // serve/metrics.h
 struct ServeOptions {
   std::string host = "127.0.0.1";
   std::uint16_t port = 11434;
-  std::filesystem::path models;  // root of the store
+  std::filesystem::path models;         // root of the store
+  std::filesystem::path ollama_models;  // root of Ollama's store, read in place; empty: none
+  HubOptions hub;                       // of /api/pull
   EngineSettings engine;         // of each model that is loaded; max_seqs: sequences decoded together
   std::chrono::nanoseconds keep_alive = std::chrono::minutes(5);  // negative: for ever
   std::int64_t max_models = 0;                                    // 0: as many as fit
