@@ -27,14 +27,18 @@ std::string without_controls(std::string_view text) {
 
 }  // namespace
 
-AnswerPrinter::AnswerPrinter(const Context& context, ReasoningView view)
-    : context_(context), view_(view), progress_(context.err) {}
+AnswerPrinter::AnswerPrinter(const Context& context, ReasoningView view, bool wraps_words)
+    : context_(context),
+      view_(view),
+      progress_(context.err),
+      wrap_(wraps_words && context.out.is_tty() ? context.out.width() : 0) {}
 
 void AnswerPrinter::write(std::string_view text) {
   if (text.empty()) return;
   const std::string clean = context_.out.is_tty() ? without_controls(text) : std::string(text);
   if (clean.empty()) return;
-  std::fwrite(clean.data(), 1, clean.size(), context_.out.stream());
+  const std::string wrapped = wrap_.wrap(clean);
+  std::fwrite(wrapped.data(), 1, wrapped.size(), context_.out.stream());
   std::fflush(context_.out.stream());
   ends_with_newline_ = clean.ends_with('\n');
 }

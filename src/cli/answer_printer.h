@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "cli/command.h"
+#include "cli/word_wrap.h"
 #include "engine/generate.h"
 
 namespace still {
@@ -17,7 +18,8 @@ enum class ReasoningView {
 
 class AnswerPrinter {
  public:
-  AnswerPrinter(const Context& context, ReasoningView view);
+  // Words are wrapped on a terminal where asked for.
+  AnswerPrinter(const Context& context, ReasoningView view, bool wraps_words = true);
   void on_event(const Event& event);
   // Ends the last line. Call once, after the last event.
   void finish();
@@ -31,6 +33,7 @@ class AnswerPrinter {
   const Context& context_;
   ReasoningView view_;
   ProgressLine progress_;
+  WordWrap wrap_;
   bool in_reasoning_ = false;
   bool ends_with_newline_ = true;
   std::int64_t n_reasoning_ = 0;

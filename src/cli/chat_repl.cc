@@ -17,6 +17,7 @@ constexpr const char* kHelp =
     "  /set parameter NAME VALUE   temperature, top_p, top_k, min_p, repeat_penalty, seed, max_tokens, stop, ...\n"
     "  /set system TEXT            the system prompt; without TEXT: none\n"
     "  /set verbose | quiet        counts and rates after each answer, or not\n"
+    "  /set wordwrap | nowordwrap  break lines between words, or where the terminal does\n"
     "  /show                       model, context and all settings\n"
     "  /think on|off|auto          let the model think, keep it from thinking, or as it likes\n"
     "  /think hide|show            whether thinking is shown\n"
@@ -89,7 +90,8 @@ class Repl {
   }
 
   void answer(const std::string& text) {
-    const Result<GenerateResult> result = print_answer(context_, chat_, text, options_.settings, false);
+    const Result<GenerateResult> result =
+        print_answer(context_, chat_, text, options_.settings, false, options_.wraps_words);
     if (!result) {
       tell(result.error());
       if (result.error().code == Code::kResourceExhausted)
@@ -144,12 +146,15 @@ class Repl {
     } else if (what == "system") {
       STILL_TRY_STATUS(check_utf8(arguments, "system prompt"));
       options_.settings.system = without_quotes(arguments);
+    } else if (what == "wordwrap" || what == "nowordwrap") {
+      options_.wraps_words = what == "wordwrap";
     } else if (what == "verbose" || what == "quiet") {
       options_.stats = what == "verbose";
     } else if (what == "think" || what == "nothink") {
       return think(what == "nothink" ? "off" : arguments.empty() ? "on" : arguments);
     } else {
-      return error(Code::kInvalidArgument, "/set parameter, /set system, /set verbose or /set quiet");
+      return error(Code::kInvalidArgument,
+                   "/set parameter, /set system, /set verbose, /set quiet, /set wordwrap or /set nowordwrap");
     }
     return ok();
   }
@@ -165,6 +170,11 @@ class Repl {
       setting.budget = -1;
     } else {
       STILL_TRY(const ThinkSetting parsed, ThinkSetting::parse(word == "budget" ? value : word));
+      const Tokenizer& tokenizer = chat_.engine().model().tokenizer();
+      if (parsed.mode == ThinkSwitch::kOn && !(tokenizer.find("<think>") && tokenizer.find("</think>"))) {
+        return error(Code::kInvalidArgument, "{} cannot think: its vocabulary has no <think> and </think> tokens",
+                     chat_.found().name);
+      }
       if (parsed.budget >= 0) {
         setting.budget = parsed.budget;
         if (setting.mode == ThinkSwitch::kOff) setting.mode = ThinkSwitch::kAuto;
@@ -226,12 +236,12 @@ class Repl {
 }  // namespace
 
 Result<GenerateResult> print_answer(const Context& context, Chat& chat, const std::string& text,
-                                    const ChatSettings& settings, bool is_raw) {
+                                    const ChatSettings& settings, bool is_raw, bool wraps_words) {
   const ThinkSetting& think = settings.think;
   const ReasoningView view = think.is_hidden                  ? ReasoningView::kHidden
                              : think.mode == ThinkSwitch::kOn ? ReasoningView::kVisible
                                                               : ReasoningView::kDimmed;
-  AnswerPrinter printer(context, view);
+  AnswerPrinter printer(context, view, wraps_words);
   const InterruptScope interrupt;
   const auto on_event = [&](const Event& event) {
     printer.on_event(event);

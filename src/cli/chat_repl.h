@@ -11,6 +11,7 @@ namespace still {
 struct ReplOptions {
   ChatSettings settings;
   bool stats = false;
+  bool wraps_words = true;
   std::string first_message;  // answered before the first prompt; empty: none
 };
 
@@ -19,6 +20,6 @@ Status run_chat_repl(const Context& context, Chat& chat, ReplOptions options);
 
 // One answer on stdout as it comes; Ctrl-C stops it. Shared with the one-shot.
 Result<GenerateResult> print_answer(const Context& context, Chat& chat, const std::string& text,
-                                    const ChatSettings& settings, bool is_raw);
+                                    const ChatSettings& settings, bool is_raw, bool wraps_words = true);
 
 }  // namespace still

@@ -23,6 +23,7 @@ struct RunOptions {
   std::vector<std::string> stop;
   EngineArguments engine;
   bool raw = false, ignore_eos = false, stats = false, json = false, interactive = false;
+  bool no_word_wrap = false;
 };
 
 double to_seconds(Duration duration) {
@@ -119,9 +120,12 @@ Status run(const RunOptions& options, const Context& context) {
   STILL_TRY_STATUS(apply(options, settings));
   if (options.json) return answer_as_json(chat, prompt, settings, options.raw);
   if (is_chat) {
-    return run_chat_repl(context, chat, {.settings = settings, .stats = options.stats, .first_message = prompt});
+    return run_chat_repl(
+        context, chat,
+        {.settings = settings, .stats = options.stats, .wraps_words = !options.no_word_wrap, .first_message = prompt});
   }
-  STILL_TRY(const GenerateResult result, print_answer(context, chat, prompt, settings, options.raw));
+  STILL_TRY(const GenerateResult result,
+            print_answer(context, chat, prompt, settings, options.raw, !options.no_word_wrap));
   if (options.stats) print_stats(result, chat.load_seconds());
   if (result.finished.reason == FinishReason::kCancelled) return error(Code::kCancelled, "stopped");
   return ok();
@@ -147,6 +151,7 @@ Command::Action declare(Options& options) {
   declare_engine_arguments(options, chosen->engine, true);
   options.flag("--raw", &chosen->raw, "The prompt as it is, without the model's chat template");
   options.flag("--stats,--verbose", &chosen->stats, "Counts, rates and times afterwards, on stderr");
+  options.flag("--nowordwrap", &chosen->no_word_wrap, "Break lines where the terminal does, not between words");
   options.flag("--json", &chosen->json, "One object: text, reasoning, tokens, counts, seconds");
   return [chosen](const Context& context) { return run(*chosen, context); };
 }
