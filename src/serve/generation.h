@@ -56,8 +56,8 @@ struct ToolWish {
 struct ChatInput {
   JsonArray messages;  // OpenAI's shape: role, content (string), reasoning_content, tool_calls, tool_call_id, name
   bool continue_final_message = false;
-  JsonObject template_variables;  // chat_template_kwargs
-  std::string template_override;  // Jinja or Go; empty: the model's
+  JsonObject template_variables;    // chat_template_kwargs
+  std::string template_override;    // Jinja or Go; empty: the model's
   std::vector<TokenId> prefix_ids;  // before the rendered messages: an earlier answer's tokens (Ollama's context)
 };
 struct TextInput {
