@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "text/go_template.h"
 #include "text/jinja/interpreter.h"
 
 namespace still {
@@ -108,10 +109,11 @@ Status convert_arguments(JsonObject& message, bool as_object) {
 
 Result<JsonArray> prepare_messages(const ChatTemplate& chat_template, const ChatRequest& request) {
   const std::string& source = chat_template.source();
-  const bool drops_thinking = chat_template.mentions("</think>");
+  const bool is_go = chat_template.language() == TemplateLanguage::kGo;
+  const bool drops_thinking = !is_go && chat_template.mentions("</think>");
   const bool arguments_as_object =
-      contains_any(source, {"arguments | tojson", "arguments|tojson", "arguments.items", "arguments|items",
-                            "arguments | items", "arguments is mapping", "arguments is string"});
+      is_go || contains_any(source, {"arguments | tojson", "arguments|tojson", "arguments.items", "arguments|items",
+                                     "arguments | items", "arguments is mapping", "arguments is string"});
   const bool asks_for_none = contains_any(source, {"['content'] is none", "content is none"});
   JsonArray messages = request.messages;
   for (std::size_t i = 0; i < messages.size(); ++i) {
@@ -162,7 +164,9 @@ Status cut_after(RenderedChat& rendered, std::string_view content) {
 
 struct ChatTemplate::Parsed {
   std::string name, source;
-  std::vector<jinja::Stmt> body;
+  TemplateLanguage language = TemplateLanguage::kJinja;
+  std::vector<jinja::Stmt> body;  // kJinja
+  go::ChatTemplate go;            // kGo
 };
 
 ChatTemplate::ChatTemplate(std::unique_ptr<const Parsed> parsed) : parsed_(std::move(parsed)) {}
@@ -176,15 +180,20 @@ std::string RenderedChat::text() const {
   return out;
 }
 
-Result<ChatTemplate> ChatTemplate::parse(std::string_view source, std::string_view name) {
+Result<ChatTemplate> ChatTemplate::parse(std::string_view source, std::string_view name, TemplateLanguage language) {
   constexpr std::size_t kMaxSource = 1 << 20;
   if (source.size() > kMaxSource)
     return error(Code::kCorrupt, "chat template of {}: {} bytes, at most {}", name, source.size(), kMaxSource);
   auto parsed = std::make_unique<Parsed>();
   parsed->name = name;
   parsed->source = source;
+  parsed->language = language;
   try {
-    parsed->body = jinja::parse_template(source);
+    if (language == TemplateLanguage::kGo) {
+      parsed->go = go::parse_chat_template(source);
+    } else {
+      parsed->body = jinja::parse_template(source);
+    }
   } catch (const jinja::Failure& failure) {
     return error(Code::kCorrupt, "chat template of {}: {}", name, failure.what());
   }
@@ -196,6 +205,8 @@ Result<RenderedChat> ChatTemplate::render_segments(const Json& context,
   if (!context.is_object())
     return error(Code::kInvalidArgument, "chat template of {}: the variables are no object", parsed_->name);
   try {
+    if (parsed_->language == TemplateLanguage::kGo)
+      return RenderedChat{to_segments(go::render_chat(parsed_->go, context.get_object(), now))};
     jinja::Environment environment;
     environment.now = now;
     for (const auto& [key, json] : context.get_object()) {
@@ -221,17 +232,24 @@ const std::string& ChatTemplate::name() const {
 const std::string& ChatTemplate::source() const {
   return parsed_->source;
 }
+TemplateLanguage ChatTemplate::language() const {
+  return parsed_->language;
+}
+bool ChatTemplate::takes_tools() const {
+  return parsed_->language == TemplateLanguage::kGo ? parsed_->go.reads_tools : mentions("tools");
+}
 bool ChatTemplate::mentions(std::string_view word) const {
   return parsed_->source.find(word) != std::string::npos;
 }
 
-Result<ChatTemplate> load_chat_template(std::string_view source, std::string_view name) {
+Result<ChatTemplate> load_chat_template(std::string_view source, std::string_view name, TemplateLanguage language) {
+  if (language == TemplateLanguage::kGo) return ChatTemplate::parse(source, name, language);
   return ChatTemplate::parse(mend_template(source), name);
 }
 
 Result<RenderedChat> render_chat(const ChatTemplate& chat_template, const ChatRequest& request) {
   if (request.messages.empty()) return error(Code::kInvalidArgument, "messages: none given");
-  if (!request.tools.empty() && !chat_template.mentions("tools"))
+  if (!request.tools.empty() && !chat_template.takes_tools())
     return error(Code::kUnsupported, "tools: the chat template of {} has no place for them", chat_template.name());
   STILL_TRY(JsonArray messages, prepare_messages(chat_template, request));
   std::string last_content;

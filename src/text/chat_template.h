@@ -1,5 +1,6 @@
 // A model's chat template: messages to the text of a prompt. The templates are Jinja, as the models ship them, rendered
-// as Hugging Face renders them. Text of the messages cannot become a special token: see RenderedChat.
+// as Hugging Face renders them; or Go's text/template, as Modelfiles bring them, rendered as Ollama does
+// (text/go_template.h). Text of the messages cannot become a special token: see RenderedChat.
 #pragma once
 
 #include <chrono>
@@ -25,11 +26,14 @@ struct RenderedChat {
   std::string text() const;           // joined
 };
 
+enum class TemplateLanguage { kJinja, kGo };
+
 // Immutable; may be used from many threads.
 class ChatTemplate {
  public:
   // `name` stands in messages ("chat template of smollm2"). kCorrupt for a template that cannot be parsed.
-  static Result<ChatTemplate> parse(std::string_view source, std::string_view name);
+  static Result<ChatTemplate> parse(std::string_view source, std::string_view name,
+                                    TemplateLanguage language = TemplateLanguage::kJinja);
   ChatTemplate(ChatTemplate&&) noexcept;
   ChatTemplate& operator=(ChatTemplate&&) noexcept;
   ~ChatTemplate();
@@ -44,6 +48,8 @@ class ChatTemplate {
 
   const std::string& name() const;
   const std::string& source() const;
+  TemplateLanguage language() const;
+  bool takes_tools() const;  // there is a place for descriptions of tools
   // Whether the template's text speaks of it: "tools", "enable_thinking", "<think>", ...
   bool mentions(std::string_view word) const;
 
@@ -66,13 +72,15 @@ struct ChatRequest {
 
 // Parses a template as a model file ships it, with known mistakes of published templates mended: DeepSeek's first R1
 // and V3 templates end a turn of tool calls only from the second call on, and open only the first such turn of a chat.
-Result<ChatTemplate> load_chat_template(std::string_view source, std::string_view name);
+Result<ChatTemplate> load_chat_template(std::string_view source, std::string_view name,
+                                        TemplateLanguage language = TemplateLanguage::kJinja);
 
 // Renders, with these corrections that every engine needs:
 // - earlier assistant turns lose their reasoning, up to the last </think> of their content (unless the template does it
 //   itself); reasoning_content stays a variable for templates that want it;
 // - arguments of tool calls are given as a string or an object, as the template handles them;
 // - a template without tools refuses them by name instead of dropping them.
+// A Go template knows no add_generation_prompt: it opens the assistant's turn where the last message is another's.
 Result<RenderedChat> render_chat(const ChatTemplate& chat_template, const ChatRequest& request);
 
 // Token ids of a rendered chat; never adds BOS or EOS (the template writes its own BOS, if at all), but drops nothing.
