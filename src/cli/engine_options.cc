@@ -6,6 +6,9 @@ void declare_engine_arguments(Options& options, EngineArguments& arguments, bool
   options.value("-t,--threads", &arguments.threads, "Threads [the physical cores]");
   if (with_context)
     options.value("-c,--context", &arguments.context, "Tokens of context [the model's, or what fits in memory]");
+  options.choice(
+      "--speculation", &arguments.speculation, {"off", "lookup"},
+      "Draft tokens from the text so far and verify them together: same text, faster where it repeats itself");
   options.choice("--kv-type", &arguments.kv_type, {"f16", "int8"}, "How keys and values are kept");
 }
 
@@ -25,6 +28,7 @@ Result<EngineOptions> to_engine_options(const EngineArguments& arguments) {
     options.settings.context = *arguments.context;
   }
   options.settings.kv_type = arguments.kv_type == "int8" ? KvType::kInt8 : KvType::kF16;
+  if (arguments.speculation == "lookup") options.speculation = Speculation::kLookup;
   return options;
 }
 

@@ -14,6 +14,7 @@ struct EngineArguments {
   std::optional<std::int64_t> threads;
   std::optional<std::int64_t> context;
   std::string kv_type = "f16";
+  std::string speculation = "off";
 };
 
 // with_context: also --context, for commands where the user chooses it.

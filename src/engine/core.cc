@@ -313,7 +313,7 @@ void EngineCore::advance(SampleTask& task, const StepSlot& slot, std::int64_t fi
     ++n_accepted;
   }
   sequence.n_computed_before = std::max(sequence.n_computed_before, sequence.n_computed);
-  sequence.draft_length.update(n_draft, n_accepted);
+  sequence.draft_length.update(sequence.draft_strength, n_draft, n_accepted);
   sequence.usage.n_drafted += n_draft;
   sequence.usage.n_accepted += n_accepted;
   counters_.drafted_tokens += n_draft;
@@ -480,10 +480,11 @@ bool EngineCore::step() {
   n_tasks_ = 0;
   if (!slots_.empty()) {
     n_prompt_rows_.clear();
-    std::int64_t n_decode = 0, n_prefill = 0;
+    std::int64_t n_decode = 0, n_drafted = 0, n_prefill = 0;
     for (const StepSlot& slot : slots_) {
       n_prompt_rows_.push_back(ModelRunner::n_prompt_rows(slot));
       (slot.sequence->is_decoding() ? n_decode : n_prefill) += slot.n_tokens;
+      n_drafted += static_cast<std::int64_t>(slot.sequence->draft.size());
     }
     if (Status ran = runner_.run(slots_); !ran) {
       for (const StepSlot& slot : slots_) fail(*slot.sequence, ran.error());
@@ -499,7 +500,7 @@ bool EngineCore::step() {
     const double step_seconds = seconds(std::chrono::steady_clock::now() - now_);
     ++counters_.n_steps;
     counters_.step.observe(step_seconds);
-    scheduler_.observe_step(n_decode, n_prefill, step_seconds);
+    scheduler_.observe_step(n_decode, n_drafted, n_prefill, step_seconds);
   }
   end_step();
   return has_work();

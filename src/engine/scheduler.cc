@@ -144,11 +144,15 @@ void Scheduler::schedule_drafts(Drafter& drafter) {
   for (StepSlot& slot : slots_) {
     Sequence& sequence = *slot.sequence;
     const std::int64_t room = std::min({rows_left_, tokens_left, sequence.max_length - sequence.length() - 1});
-    const std::int64_t wanted = std::min(sequence.draft_length.next(), room);
-    if (wanted <= 0) continue;
-    sequence.draft.resize(static_cast<std::size_t>(wanted));
-    const std::int64_t n = drafter.propose(sequence.tokens, sequence.draft);
+    const std::int64_t most = std::min(sequence.draft_length.max(), room);
+    if (most <= 0) continue;
+    sequence.draft.resize(static_cast<std::size_t>(most));
+    const Proposal proposal = drafter.propose(sequence.tokens, sequence.draft);
+    std::int64_t n = 0;
+    if (proposal.n_tokens > 0)
+      n = std::min(proposal.n_tokens, sequence.draft_length.choose(proposal.strength, draft_cost_.relative()));
     sequence.draft.resize(static_cast<std::size_t>(n));
+    sequence.draft_strength = proposal.strength;
     if (n > 0 && !ensure_blocks(sequence, sequence.length() + n, false)) sequence.draft.clear();
     rows_left_ -= static_cast<std::int64_t>(sequence.draft.size());
     tokens_left -= static_cast<std::int64_t>(sequence.draft.size());
@@ -169,8 +173,9 @@ std::int64_t Scheduler::prefill_budget(std::int64_t n_decode) const {
   return std::min(budget, std::max(affordable, options_.min_chunk));
 }
 
-void Scheduler::observe_step(std::int64_t n_decode, std::int64_t n_prefill, double seconds) {
+void Scheduler::observe_step(std::int64_t n_decode, std::int64_t n_drafted, std::int64_t n_prefill, double seconds) {
   if (n_prefill == 0) {
+    draft_cost_.observe(n_decode, n_drafted, seconds);
     if (n_decode > 0) update_mean(decode_seconds_, seconds);
     return;
   }

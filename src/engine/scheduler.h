@@ -47,7 +47,7 @@ class Scheduler {
   // After the forward pass: registers the blocks that have become full.
   void computed(Sequence* sequence, std::int64_t n_tokens);
   // How long the step took, for the choice of the next chunk.
-  void observe_step(std::int64_t n_decode, std::int64_t n_prefill, double seconds);
+  void observe_step(std::int64_t n_decode, std::int64_t n_drafted, std::int64_t n_prefill, double seconds);
 
   std::span<Sequence* const> waiting() const { return waiting_; }  // no order, see queue_position
   std::span<Sequence* const> running() const { return running_; }
@@ -90,6 +90,7 @@ class Scheduler {
   std::int64_t rows_left_ = 0;  // rows of logits beyond one for each running sequence
   double decode_seconds_ = 0;   // a step without prefill, recent mean; 0: unknown
   double prefill_rate_ = 0;     // tokens/s, recent mean; 0: unknown
+  DraftCost draft_cost_;
 };
 
 }  // namespace still

@@ -37,6 +37,7 @@ struct Sequence {
   TextStream text;
   std::vector<TokenId> draft;  // proposals of this step
   DraftLength draft_length;
+  int draft_strength = 0;       // of `draft`
   bool is_constrained = false;  // the constraint has begun
 
   // Scheduling.
