@@ -1,7 +1,7 @@
 # still_module(NAME LIBS ...): library still_NAME from src/NAME/**/*.cc, test NAME_test from *_test.cc,
 # benchmark NAME_bench from *_bench.cc. Other modules are named without their prefix.
 
-set(STILL_MODULES base tensor quant kernels ops files text dist models plan hub engine grade compress train eval knowledge serve cli)
+set(STILL_MODULES base tensor quant kernels ops files text dist models plan hub engine grade grammar compress train eval knowledge serve cli)
 
 function(still_flags target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Werror -Wno-missing-field-initializers)

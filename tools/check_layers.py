@@ -12,7 +12,7 @@ import sys
 
 GROUPS = [
     ["base"], ["tensor"], ["quant"], ["kernels"], ["ops"], ["files", "text", "dist"], ["models"], ["plan", "hub"],
-    ["engine", "grade"], ["compress", "train", "eval", "knowledge"], ["serve"], ["cli"],
+    ["engine", "grade"], ["grammar"], ["compress", "train", "eval", "knowledge"], ["serve"], ["cli"],
 ]
 LEVEL = {module: level for level, group in enumerate(GROUPS) for module in group}
 INCLUDE = re.compile(r'^\s*#\s*include\s+(?:"([^"]+)"|<([^>]+)>)')
