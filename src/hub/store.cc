@@ -89,7 +89,9 @@ Json manifest_to_json(const Manifest& manifest) {
                   {"seconds", manifest.seconds}, {"licence", manifest.licence}, {"files", std::move(files)}};
   if (!manifest.parameters.empty()) json["parameters"] = manifest.parameters;
   if (!manifest.template_text.empty()) json["template"] = manifest.template_text;
+  if (!manifest.template_language.empty()) json["template_language"] = manifest.template_language;
   if (!manifest.system.empty()) json["system"] = manifest.system;
+  if (!manifest.messages.empty()) json["messages"] = manifest.messages;
   return json;
 }
 
@@ -113,7 +115,11 @@ Result<Manifest> manifest_from_json(const Json& json, std::string_view what) {
   manifest.command = text("command");
   manifest.licence = text("licence");
   manifest.template_text = text("template");
+  manifest.template_language = text("template_language");
   manifest.system = text("system");
+  if (const Json* messages = object->if_contains("messages"); messages != nullptr && messages->is_array()) {
+    manifest.messages = messages->get_array();
+  }
   if (const Json* seconds = object->if_contains("seconds"); seconds != nullptr && seconds->is_double()) {
     manifest.seconds = seconds->get_double();
   }

@@ -35,9 +35,11 @@ struct Manifest {
   double seconds = 0;   // that the pull took
   std::string licence;
   std::vector<StoredFile> files;
-  JsonObject parameters;      // sampling and context overrides: {"temperature": 0.6}
-  std::string template_text;  // chat template override (Jinja); empty: the model's own
-  std::string system;         // system prompt; empty: none
+  JsonObject parameters;          // sampling and context overrides: {"temperature": 0.6}
+  std::string template_text;      // chat template override; empty: the model's own
+  std::string template_language;  // of template_text: "go", or "jinja" (also when empty)
+  std::string system;             // system prompt; empty: none
+  JsonArray messages;             // that every chat begins with: [{"role": "user", "content": "..."}]
 
   std::int64_t total_bytes() const;
   std::string digest() const;  // 64 hex digits over names and digests of the files; equal models have equal ones
