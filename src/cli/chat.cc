@@ -54,7 +54,9 @@ void apply(const ChatSettings& settings, Request& request) {
 
 Result<ChatTemplate> template_of(const ResolvedModel& found, const Model& model) {
   if (found.is_stored && !found.manifest.template_text.empty()) {
-    return load_chat_template(found.manifest.template_text, "chat template of " + found.name);
+    return load_chat_template(
+        found.manifest.template_text, "chat template of " + found.name,
+        found.manifest.template_language == kTemplateGo ? TemplateLanguage::kGo : TemplateLanguage::kJinja);
   }
   return chat_template_of(model, "chat template of " + found.name);
 }
@@ -156,12 +158,22 @@ std::vector<std::pair<std::string, std::string>> list_parameters(const ChatSetti
   return list;
 }
 
+namespace {
+// Parameters of a store that speak of the engine or the machine, not of an answer. num_ctx is read by Chat::open; the
+// rest are another engine's knobs without a meaning here.
+bool is_engine_parameter(std::string_view name) {
+  return name == "num_ctx" || name == "num_keep" || name == "num_batch" || name == "num_gpu" || name == "num_thread" ||
+         name == "main_gpu" || name == "use_mmap" || name == "use_mlock" || name == "low_vram" || name == "f16_kv" ||
+         name == "numa" || name == "num_gqa";
+}
+}  // namespace
+
 Result<ChatSettings> default_settings(const ResolvedModel& found, const Model& model) {
   ChatSettings settings;
   settings.sampling = default_sampling(model, {.temperature = 0.6f, .top_p = 0.95f});
   if (!found.is_stored) return settings;
   for (const auto& [name, value] : found.manifest.parameters) {
-    if (name == "num_ctx") continue;  // an engine setting
+    if (is_engine_parameter(name)) continue;
     const JsonArray values = value.is_array() ? value.get_array() : JsonArray{value};
     for (const Json& one : values) {
       if (const Status status = set_parameter(settings, name, json_text(one)); !status) {
@@ -199,6 +211,10 @@ Result<GenerateResult> Chat::answer(const std::string& text, const ChatSettings&
   }
   JsonArray messages;
   if (!settings.system.empty()) messages.push_back(JsonObject{{"role", "system"}, {"content", settings.system}});
+  if (found_.is_stored) {
+    const JsonArray& first = found_.manifest.messages;
+    messages.insert(messages.end(), first.begin(), first.end());
+  }
   messages.insert(messages.end(), messages_.begin(), messages_.end());
   messages.push_back(JsonObject{{"role", "user"}, {"content", text}});
   STILL_TRY(Request request,

@@ -5,6 +5,8 @@
 
 #include <cstdlib>
 
+#include "hub/library.h"
+
 namespace still {
 namespace {
 
@@ -40,6 +42,7 @@ Result<Environment> read_environment() {
     return error(Code::kInvalidArgument,
                  "no folder for models: neither HOME nor XDG_DATA_HOME is set; set STILL_MODELS");
   }
+  environment.ollama_models = find_ollama_root(variable("OLLAMA_MODELS"), home());
   environment.state = state.empty() ? environment.models / "state" : state / "still";
   if (const std::string endpoint = variable("HF_ENDPOINT"); !endpoint.empty()) environment.hub.hf_endpoint = endpoint;
   environment.hub.hf_token = variable("HF_TOKEN");

@@ -1,10 +1,11 @@
-// still list: the models of the store, or of the catalogue.
+// still list: the models of the store and of an Ollama store, or of the catalogue.
 #include <fmt/format.h>
 
 #include <memory>
 
 #include "base/json.h"
 #include "cli/command.h"
+#include "cli/model_ref.h"
 #include "cli/table.h"
 #include "hub/catalogue.h"
 #include "hub/file_io.h"
@@ -54,21 +55,26 @@ void list_catalogue_entries(const ListOptions& options, const Store& store) {
   fmt::print("{}", format_table({kLeft, kLeft, kRight, kRight, kRight, kLeft, kLeft}, rows));
 }
 
-Status list_store(const ListOptions& options, const Store& store, const Context& context) {
-  STILL_TRY(const StoreListing listing, store.list());
+Status list_library(const ListOptions& options, const Library& library, const Context& context) {
+  const LibraryListing listing = library.list();
   JsonArray array;
   std::vector<std::vector<std::string>> rows = {{"NAME", "ID", "SIZE", "PULLED", "FROM"}};
-  for (const Manifest& manifest : listing.models) {
-    const std::string name = manifest.name.str();
-    if (!name.starts_with(options.prefix)) continue;
-    array.push_back(JsonObject{{"name", name},
-                               {"digest", manifest.digest()},
-                               {"bytes", manifest.total_bytes()},
-                               {"created", manifest.created},
-                               {"source", manifest.source},
-                               {"licence", manifest.licence}});
-    rows.push_back({name, manifest.digest().substr(0, 12), format_bytes(manifest.total_bytes()),
-                    manifest.created.substr(0, 10), printable_line(manifest.source)});
+  for (const LibraryModel& model : listing.models) {
+    if (!model.name.starts_with(options.prefix)) continue;
+    const Result<ResolvedModel> resolved = model.resolved();
+    const std::string created = resolved ? resolved->manifest.created : "";
+    array.push_back(JsonObject{{"name", model.name},
+                               {"digest", model.digest},
+                               {"bytes", model.size},
+                               {"created", created},
+                               {"source", model.source},
+                               {"licence", resolved ? resolved->manifest.licence : ""},
+                               {"store", model.origin == ModelOrigin::kOllama ? "ollama" : "still"},
+                               {"problem", model.problem}});
+    std::string from = printable_line(model.source);
+    if (!model.problem.empty()) from += " (cannot run: " + printable_line(model.problem) + ")";
+    rows.push_back(
+        {model.name, model.digest.substr(0, 12), format_bytes(model.size), created.substr(0, 10), std::move(from)});
   }
   for (const std::string& problem : listing.problems) fmt::print(stderr, "still: {}\n", problem);
   if (options.json) {
@@ -76,7 +82,8 @@ Status list_store(const ListOptions& options, const Store& store, const Context&
     return ok();
   }
   if (rows.size() == 1 && context.out.is_tty()) {
-    fmt::print("no models in {}; `still list --catalogue` shows what `still pull` knows\n", store.root().string());
+    fmt::print("no models in {}; `still list --catalogue` shows what `still pull` knows\n",
+               library.store().root().string());
     return ok();
   }
   using enum Align;
@@ -85,12 +92,12 @@ Status list_store(const ListOptions& options, const Store& store, const Context&
 }
 
 Status list(const ListOptions& options, const Context& context) {
-  STILL_TRY(const Store store, Store::open(context.environment.models));
+  STILL_TRY(const Library library, open_library(context));
   if (options.catalogue) {
-    list_catalogue_entries(options, store);
+    list_catalogue_entries(options, library.store());
     return ok();
   }
-  return list_store(options, store, context);
+  return list_library(options, library, context);
 }
 
 Command::Action declare(Options& options) {

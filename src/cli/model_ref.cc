@@ -69,15 +69,20 @@ Result<PullReport> pull_with_progress(const Context& context, Store& store, cons
   return pull(store, request, [&](const Progress& progress) { show_progress(line, progress); }, interrupt.token());
 }
 
+Result<Library> open_library(const Context& context) {
+  return Library::open({.store = context.environment.models, .ollama = context.environment.ollama_models});
+}
+
 Result<ResolvedModel> find_model(const Context& context, const std::string& model) {
-  STILL_TRY(const Store store, Store::open(context.environment.models));
-  return resolve_model(store, model);
+  STILL_TRY(const Library library, open_library(context));
+  STILL_TRY(const LibraryModel found, library.find(model));
+  return found.resolved();
 }
 
 Result<ResolvedModel> find_or_pull_model(const Context& context, const std::string& model) {
-  STILL_TRY(Store store, Store::open(context.environment.models));
-  Result<ResolvedModel> found = resolve_model(store, model);
+  Result<ResolvedModel> found = find_model(context, model);
   if (found || !is_absent(found.error()) || !can_be_pulled(model)) return found;
+  STILL_TRY(Store store, Store::open(context.environment.models));
   fmt::print(stderr, "{} is not here yet: pulling it into {}\n", model, store.root().string());
   STILL_TRY(PullReport report, pull_with_progress(context, store, model, ""));
   return ResolvedModel{.name = report.manifest.name.str(),

@@ -4,12 +4,15 @@
 #include <string>
 
 #include "cli/command.h"
+#include "hub/library.h"
 #include "hub/pull.h"
 #include "models/model.h"
 
 namespace still {
 
-// A name in the store or a path; hub's resolve_model() has the rules.
+// The own store and Ollama's, where there is one.
+Result<Library> open_library(const Context& context);
+// A name in the store, in Ollama's store, or a path; Library::find() has the rules.
 Result<ResolvedModel> find_model(const Context& context, const std::string& model);
 // As find_model; a name of the catalogue, or a source ("hf:...", "file:..."), that is not in the store is pulled first,
 // with progress on stderr.
