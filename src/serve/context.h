@@ -1,6 +1,7 @@
 // ServeContext: what the handlers of every API share. Made once by Server (serve/server.h), lives as long as it.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
@@ -11,6 +12,7 @@
 
 #include "hub/source.h"
 #include "plan/memory.h"
+#include "serve/grammar_cache.h"
 #include "serve/http/message.h"
 #include "serve/model_pool.h"
 #include "serve/router.h"
@@ -19,6 +21,9 @@ namespace still {
 
 class GenerationRegistry;  // serve/generation_registry.h
 class Metrics;             // serve/metrics.h
+class Auth;                // serve/auth.h
+class AccessLog;           // serve/access_log.h
+class HttpServer;          // serve/http/server.h
 
 struct ServeOptions {
   std::string host = "127.0.0.1";
@@ -26,7 +31,7 @@ struct ServeOptions {
   std::filesystem::path models;         // root of the store
   std::filesystem::path ollama_models;  // root of Ollama's store, read in place; empty: none
   HubOptions hub;                       // of /api/pull
-  EngineSettings engine;         // of each model that is loaded; max_seqs: sequences decoded together
+  EngineSettings engine;                // of each model that is loaded; max_seqs: sequences decoded together
   std::chrono::nanoseconds keep_alive = std::chrono::minutes(5);  // negative: for ever
   std::int64_t max_models = 0;                                    // 0: as many as fit
   std::int64_t max_queue = 512;  // requests waiting for a model or an engine; the next gets 503
@@ -38,6 +43,7 @@ struct ServeOptions {
   std::filesystem::path keys_file;                 // API keys with their limits; empty: none
   std::vector<std::string> keys;                   // from the environment
   std::filesystem::path tls_certificate, tls_key;  // PEM; both or none
+  std::filesystem::path unix_socket;               // beside the port; empty: none
   std::filesystem::path access_log;                // empty: standard error
   bool log_prompts = false;
 };
@@ -47,6 +53,12 @@ struct ServeContext {
   std::unique_ptr<ModelPool> pool;
   std::unique_ptr<GenerationRegistry> generations;
   std::unique_ptr<Metrics> metrics;
+  GrammarCache grammars;
+  // Of the server's parts; null where a test has none.
+  Auth* auth = nullptr;
+  AccessLog* access_log = nullptr;
+  const HttpServer* http = nullptr;
+  std::atomic<bool> is_draining{false};
 };
 
 // Each API adds its routes (serve/api/*.cc).

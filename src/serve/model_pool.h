@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "base/result.h"
 #include "engine/engine.h"
+#include "hub/library.h"
 #include "text/chat_template.h"
 
 namespace still {
@@ -73,6 +74,30 @@ class ModelPool {
   virtual Status unload(const std::string& name) = 0;
   // The store changed (pull, create, copy, delete): names are looked up again.
   virtual void refresh() = 0;
+  // From now on acquire() answers kUnavailable; what waits for a model that is not loaded is refused, too.
+  virtual void drain() {}
+  // Requests that run are cancelled, all models unloaded. Also done at destruction.
+  virtual void stop() {}
 };
+
+struct ModelPoolOptions {
+  LibraryOptions library;
+  EngineSettings engine;  // memory_limit: of all models together; 0: what the machine has available
+  std::chrono::nanoseconds keep_alive = std::chrono::minutes(5);
+  std::int64_t max_models = 0;                  // 0: as many as fit
+  std::int64_t max_queue = 512;                 // requests that wait for a model
+  int n_callback_threads = 2;                   // on which `ready` is called
+  std::function<void(const std::string&)> log;  // a sentence about loading and unloading; may be empty
+};
+
+// kInvalidArgument or the like where the store cannot be opened.
+Result<std::unique_ptr<ModelPool>> make_model_pool(ModelPoolOptions options);
+
+// What an engine would be made with for this model, where `available` bytes are left for it: the context wanted, else
+// the model's, or what half of the memory beside the weights holds (another model may come), or all of it where half
+// is not enough for kGoodContext tokens. A context that does not fit becomes the longest that does.
+inline constexpr std::int64_t kGoodContext = 8192;
+Result<MemoryPlan> plan_served_model(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
+                                     EngineSettings wanted, std::int64_t available);
 
 }  // namespace still

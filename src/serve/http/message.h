@@ -22,6 +22,7 @@ struct HttpRequest {
   std::string path;                                           // percent-decoded, without the query: "/api/chat"
   std::vector<std::pair<std::string, std::string>> query;     // decoded
   std::vector<std::pair<std::string, std::string>> captures;  // of the route: {"name", "qwen2.5:0.5b"}
+  std::string route;                                          // the pattern that matched; empty: none
   std::vector<HttpHeader> headers;
   std::string body;      // decoded (gzip, zstd and chunks are undone); the server's limit holds for the decoded size
   std::string peer;      // "127.0.0.1:50312"

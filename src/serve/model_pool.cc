@@ -1,0 +1,674 @@
+// Three kinds of threads: callers, who only queue a wish; the callback threads, which look the name up and later call
+// `ready`; and one loader, which loads, unloads and keeps the time. The state is under one lock, which nobody holds
+// while a file is read, an engine is made or stopped, or `ready` runs.
+#include "serve/model_pool.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstdio>
+#include <ctime>
+#include <deque>
+#include <list>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "engine/chat.h"
+#include "engine/vocab.h"
+#include "models/arch.h"
+
+namespace still {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Ready = std::function<void(Result<std::shared_ptr<ModelLease>>)>;
+
+constexpr std::chrono::seconds kNameAge{2};  // so long a name's manifest is not read again
+// Of the memory that is available when the pool starts: the rest is for what the server itself takes.
+constexpr double kBudgetShare = 0.95;
+
+Error busy_error() {
+  return {Code::kUnavailable, "server busy, please try again.  maximum pending requests exceeded"};
+}
+Error draining_error() {
+  return {Code::kUnavailable, "the server is shutting down"};
+}
+
+// Pages of this process that are in memory, bytes.
+std::int64_t resident_bytes() {
+  long total = 0, resident = 0;
+  if (std::FILE* file = std::fopen("/proc/self/statm", "r")) {
+    if (std::fscanf(file, "%ld %ld", &total, &resident) != 2) resident = 0;
+    std::fclose(file);
+  }
+  return static_cast<std::int64_t>(resident) * 4096;
+}
+
+std::string rfc3339(std::chrono::system_clock::time_point time) {
+  const std::time_t seconds = std::chrono::system_clock::to_time_t(time);
+  std::tm utc{};
+  gmtime_r(&seconds, &utc);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday,
+                     utc.tm_hour, utc.tm_min, utc.tm_sec);
+}
+
+// A model's headers: enough to know what it will take.
+struct Headers {
+  std::shared_ptr<const Checkpoint> checkpoint;
+  ModelConfig config;
+  std::int64_t weight_bytes = 0, max_k = 0;
+};
+
+Result<Headers> read_headers(const LibraryModel& model) {
+  if (!model.problem.empty()) return error(Code::kUnsupported, "{}", model.problem);
+  STILL_TRY(Checkpoint opened, Checkpoint::open(model.path));
+  Headers headers;
+  headers.checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
+  STILL_TRY(const Arch* arch, find_arch(headers.checkpoint->architecture()));
+  STILL_TRY(headers.config, arch->read_config(headers.checkpoint->config()));
+  STILL_TRY(const WeightLayout layout, weight_layout(*arch, headers.config, *headers.checkpoint));
+  headers.weight_bytes = layout.arena_bytes;
+  for (const WeightLayout::Item& item : layout.items) {
+    if (!item.source || item.spec.role == TensorRole::kEmbedding || item.spec.role == TensorRole::kVector) continue;
+    headers.max_k = std::max(headers.max_k, item.source->shape[1]);
+  }
+  return headers;
+}
+
+Result<std::unique_ptr<ServedModel>> make_served(const LibraryModel& source, const Headers& headers,
+                                                 const EngineOptions& options) {
+  auto served = std::make_unique<ServedModel>();
+  served->name = source.name;
+  served->digest = source.digest;
+  served->file_bytes = source.size;
+  served->modified = rfc3339(source.modified);
+  served->parameters = source.parameters;
+  served->system = source.system;
+  if (!source.licences.empty()) served->licence = source.licences[0];
+  STILL_TRY(served->model, Model::load(headers.checkpoint, {.n_threads = options.settings.n_threads}));
+  STILL_TRY(served->engine, Engine::create(served->model, options));
+  const std::string what = "chat template of " + source.name;
+  Result<ChatTemplate> parsed = !source.template_text.empty() && source.template_language == kTemplateJinja
+                                    ? load_chat_template(source.template_text, what)
+                                    : chat_template_of(*served->model, what);
+  // A template that cannot be parsed is told to those who chat; completions need none.
+  if (parsed) served->chat_template.emplace(std::move(*parsed));
+  served->can_think = make_vocab(served->model->tokenizer(), served->model->config().vocab_size).has_thinking();
+  served->engine->start();
+  return served;
+}
+
+// One model under its name.
+struct Entry {
+  enum class State : std::uint8_t { kLoading, kReady, kUnloading };
+  State state = State::kLoading;
+  LibraryModel source;
+  std::shared_ptr<ServedModel> served;
+  std::int64_t plan_bytes = 0, context = 0;
+  bool is_longest = false;  // a longer context does not fit, or the model was made for none
+  bool is_closing = false;  // gives no more leases: another model needs its room, or it is loaded anew
+  std::int64_t n_leases = 0;
+  Clock::time_point last_used = Clock::now();
+  std::optional<Clock::time_point> expires;  // absent: never
+  std::chrono::nanoseconds keep_alive{};     // of the last request
+  std::chrono::nanoseconds load_time{};
+};
+
+struct Waiter {
+  std::uint64_t id = 0;
+  ModelWish wish;
+  LibraryModel source;
+  Ready ready;
+  Clock::time_point since;
+  bool has_waited_for_load = false;
+};
+
+struct PoolState {
+  PoolState(ModelPoolOptions chosen, Library opened)
+      : options(std::move(chosen)),
+        library(std::move(opened)),
+        budget(options.engine.memory_limit > 0
+                   ? options.engine.memory_limit
+                   : static_cast<std::int64_t>(static_cast<double>(available_memory()) * kBudgetShare)) {}
+
+  std::shared_ptr<void> acquire(ModelWish wish, Ready ready);
+  std::vector<LoadedModelInfo> loaded() const;
+  Status unload(const std::string& name);
+  void refresh();
+  void drain();
+  void stop();
+
+  void run_callbacks();
+  void run_loader();
+
+  void enqueue(Waiter waiter);
+  Result<LibraryModel> look_up(const std::string& name);
+  void call(Ready ready, Result<std::shared_ptr<ModelLease>> result);  // locked; queues the call
+  void schedule();                                                     // locked
+  void grant(Entry& entry, Waiter waiter);                             // locked
+  void fail_waiters(const std::string& name, const Error& problem);    // locked
+  bool has_waiter(const std::string& name) const;                      // locked
+  void release(const std::string& name, const ServedModel* served, std::optional<std::chrono::nanoseconds> keep_alive);
+  void forget(std::uint64_t waiter_id);
+  std::string next_to_load() const;                         // locked; empty: none
+  std::string next_to_unload(Clock::time_point now) const;  // locked; empty: none
+  std::optional<Clock::time_point> next_expiry() const;     // locked
+  void load(std::unique_lock<std::mutex>& lock, const std::string& name);
+  void evict(std::unique_lock<std::mutex>& lock, const std::string& name);
+  // Waits until the model may be made; the plan, or why not. kCancelled: nobody waits for it any more.
+  Result<MemoryPlan> make_room(std::unique_lock<std::mutex>& lock, const std::string& name, const Headers& headers);
+  std::int64_t memory_left(const std::string& name) const;  // locked
+  void log(const std::string& sentence) const {
+    if (options.log) options.log(sentence);
+  }
+
+  const ModelPoolOptions options;
+  const Library library;
+  const std::int64_t budget;
+  std::weak_ptr<PoolState> self;
+
+  mutable std::mutex mutex;
+  std::condition_variable loader_wake, callback_wake;
+  bool is_draining = false, is_stopped = false;
+  std::uint64_t next_waiter = 1;
+  std::map<std::string, Entry> entries;
+  std::list<Waiter> waiters;      // in order of arrival; each has its source
+  std::deque<Waiter> unresolved;  // names to look up
+  std::deque<std::function<void()>> calls;
+  std::map<std::string, std::pair<LibraryModel, Clock::time_point>> names;
+
+  std::vector<std::thread> threads;
+  std::thread loader;
+};
+
+class Lease : public ModelLease {
+ public:
+  Lease(std::weak_ptr<PoolState> state, std::string name, std::shared_ptr<ServedModel> served,
+        std::chrono::nanoseconds load_duration, std::optional<std::chrono::nanoseconds> keep_alive)
+      : state_(std::move(state)),
+        name_(std::move(name)),
+        served_(std::move(served)),
+        load_duration_(load_duration),
+        keep_alive_(keep_alive) {}
+  ~Lease() override {
+    // The pool holds the model, too: an engine is never destroyed on its own thread.
+    const ServedModel* served = served_.get();
+    const std::shared_ptr<PoolState> state = state_.lock();
+    if (!state) return;
+    served_.reset();
+    state->release(name_, served, keep_alive_);
+  }
+  const ServedModel& model() const override { return *served_; }
+  std::chrono::nanoseconds load_duration() const override { return load_duration_; }
+  void set_keep_alive(std::optional<std::chrono::nanoseconds> keep_alive) override { keep_alive_ = keep_alive; }
+
+ private:
+  std::weak_ptr<PoolState> state_;
+  std::string name_;
+  std::shared_ptr<ServedModel> served_;
+  std::chrono::nanoseconds load_duration_;
+  std::optional<std::chrono::nanoseconds> keep_alive_;
+};
+
+// Requests ---------------------------------------------------------------------------------------------------------
+
+std::shared_ptr<void> PoolState::acquire(ModelWish wish, Ready ready) {
+  const std::lock_guard lock(mutex);
+  if (is_stopped || is_draining) {
+    call(std::move(ready), tl::unexpected(draining_error()));
+    return nullptr;
+  }
+  if (static_cast<std::int64_t>(waiters.size() + unresolved.size()) >= options.max_queue) {
+    call(std::move(ready), tl::unexpected(busy_error()));
+    return nullptr;
+  }
+  const std::uint64_t id = next_waiter++;
+  unresolved.push_back(
+      {.id = id, .wish = std::move(wish), .source = {}, .ready = std::move(ready), .since = Clock::now()});
+  callback_wake.notify_one();
+  return std::shared_ptr<void>(nullptr, [weak = self, id](void*) {
+    if (const std::shared_ptr<PoolState> state = weak.lock()) state->forget(id);
+  });
+}
+
+void PoolState::forget(std::uint64_t waiter_id) {
+  Ready last;  // may hold the last reference to much; dies outside the lock
+  const std::lock_guard lock(mutex);
+  const auto is_it = [waiter_id](const Waiter& waiter) { return waiter.id == waiter_id; };
+  if (const auto it = std::ranges::find_if(waiters, is_it); it != waiters.end()) {
+    last = std::move(it->ready);
+    waiters.erase(it);
+    loader_wake.notify_one();
+  } else if (const auto raw = std::ranges::find_if(unresolved, is_it); raw != unresolved.end()) {
+    last = std::move(raw->ready);
+    unresolved.erase(raw);
+  }
+}
+
+void PoolState::call(Ready ready, Result<std::shared_ptr<ModelLease>> result) {
+  calls.emplace_back([ready = std::move(ready), result = std::move(result)]() mutable { ready(std::move(result)); });
+  callback_wake.notify_one();
+}
+
+Result<LibraryModel> PoolState::look_up(const std::string& name) {
+  if (name.empty()) return error(Code::kInvalidArgument, "model is required");
+  {
+    const std::lock_guard lock(mutex);
+    const auto it = names.find(name);
+    if (it != names.end() && Clock::now() - it->second.second < kNameAge) return it->second.first;
+  }
+  Result<LibraryModel> found = library.find_stored(name);
+  const std::lock_guard lock(mutex);
+  if (names.size() > 1000) names.clear();
+  if (found) names.insert_or_assign(name, std::pair(*found, Clock::now()));
+  return found;
+}
+
+void PoolState::run_callbacks() {
+  std::unique_lock lock(mutex);
+  while (true) {
+    callback_wake.wait(lock, [this] { return is_stopped || !calls.empty() || !unresolved.empty(); });
+    if (!calls.empty()) {
+      std::function<void()> task = std::move(calls.front());
+      calls.pop_front();
+      lock.unlock();
+      task();
+      task = nullptr;
+      lock.lock();
+      continue;
+    }
+    if (!unresolved.empty()) {
+      Waiter waiter = std::move(unresolved.front());
+      unresolved.pop_front();
+      // Counted and findable while its name is looked up: it waits in the list, with no source yet.
+      const std::uint64_t id = waiter.id;
+      const std::string name = waiter.wish.name;
+      waiters.push_back(std::move(waiter));
+      lock.unlock();
+      Result<LibraryModel> found = look_up(name);
+      lock.lock();
+      const auto it = std::ranges::find_if(waiters, [id](const Waiter& w) { return w.id == id; });
+      if (it == waiters.end()) continue;
+      if (!found) {
+        call(std::move(it->ready), tl::unexpected(std::move(found).error()));
+        waiters.erase(it);
+        continue;
+      }
+      it->source = std::move(*found);
+      schedule();
+      continue;
+    }
+    if (is_stopped) return;
+  }
+}
+
+void PoolState::grant(Entry& entry, Waiter waiter) {
+  ++entry.n_leases;
+  entry.last_used = Clock::now();
+  entry.expires.reset();
+  const std::chrono::nanoseconds waited =
+      waiter.has_waited_for_load ? std::chrono::nanoseconds(Clock::now() - waiter.since) : std::chrono::nanoseconds{};
+  std::shared_ptr<ModelLease> lease =
+      std::make_shared<Lease>(self, entry.source.name, entry.served, waited, waiter.wish.keep_alive);
+  call(std::move(waiter.ready), std::move(lease));
+}
+
+void PoolState::schedule() {
+  bool is_loader_needed = false;
+  std::vector<std::string> blocked;  // entries for which an earlier request waits
+  for (auto it = waiters.begin(); it != waiters.end();) {
+    Waiter& waiter = *it;
+    const std::string& name = waiter.source.name;
+    if (name.empty()) {
+      ++it;
+      continue;
+    }
+    const auto found = entries.find(name);
+    if (found == entries.end() || found->second.state != Entry::State::kReady) {
+      waiter.has_waited_for_load = true;
+      if (found == entries.end() && is_draining) {
+        call(std::move(waiter.ready), tl::unexpected(draining_error()));
+        it = waiters.erase(it);
+        continue;
+      }
+      is_loader_needed = true;
+      ++it;
+      continue;
+    }
+    Entry& entry = found->second;
+    const bool is_stale = entry.source.digest != waiter.source.digest;
+    const bool is_short = waiter.wish.context > entry.context && !entry.is_longest;
+    if (entry.is_closing || is_stale || is_short || std::ranges::count(blocked, name) > 0) {
+      if (is_stale || is_short) {
+        // Loaded anew when those who use it are done; later requests wait behind this one.
+        blocked.push_back(name);
+        entry.is_closing = true;
+      }
+      waiter.has_waited_for_load = true;
+      is_loader_needed = true;
+      ++it;
+      continue;
+    }
+    grant(entry, std::move(waiter));
+    it = waiters.erase(it);
+  }
+  if (is_loader_needed) loader_wake.notify_one();
+}
+
+void PoolState::fail_waiters(const std::string& name, const Error& problem) {
+  for (auto it = waiters.begin(); it != waiters.end();) {
+    if (it->source.name == name) {
+      call(std::move(it->ready), tl::unexpected(problem));
+      it = waiters.erase(it);
+    } else {
+      ++it;
+    }
+  }
+}
+
+bool PoolState::has_waiter(const std::string& name) const {
+  return std::ranges::any_of(waiters, [&](const Waiter& waiter) { return waiter.source.name == name; });
+}
+
+void PoolState::release(const std::string& name, const ServedModel* served,
+                        std::optional<std::chrono::nanoseconds> keep_alive) {
+  const std::lock_guard lock(mutex);
+  const auto it = entries.find(name);
+  if (it == entries.end() || it->second.served.get() != served) return;
+  Entry& entry = it->second;
+  --entry.n_leases;
+  entry.last_used = Clock::now();
+  entry.keep_alive = keep_alive.value_or(options.keep_alive);
+  if (entry.n_leases == 0) {
+    entry.expires.reset();
+    if (entry.keep_alive >= std::chrono::nanoseconds{}) {
+      // Beyond a century is for ever: a sum must not overflow.
+      constexpr std::chrono::hours kForEver{24 * 365 * 100};
+      if (entry.keep_alive < kForEver) entry.expires = entry.last_used + entry.keep_alive;
+    }
+    loader_wake.notify_one();
+  }
+}
+
+// The loader -------------------------------------------------------------------------------------------------------
+
+std::string PoolState::next_to_load() const {
+  for (const Waiter& waiter : waiters) {
+    if (!waiter.source.name.empty() && !entries.contains(waiter.source.name)) return waiter.source.name;
+  }
+  return "";
+}
+
+std::string PoolState::next_to_unload(Clock::time_point now) const {
+  for (const auto& [name, entry] : entries) {
+    if (entry.state != Entry::State::kReady || entry.n_leases > 0) continue;
+    if (entry.is_closing || (entry.expires && *entry.expires <= now)) return name;
+  }
+  return "";
+}
+
+std::optional<Clock::time_point> PoolState::next_expiry() const {
+  std::optional<Clock::time_point> next;
+  for (const auto& [name, entry] : entries) {
+    if (entry.n_leases == 0 && entry.expires && (!next || *entry.expires < *next)) next = entry.expires;
+  }
+  return next;
+}
+
+void PoolState::run_loader() {
+  std::unique_lock lock(mutex);
+  while (!is_stopped) {
+    if (const std::string name = next_to_unload(Clock::now()); !name.empty()) {
+      evict(lock, name);
+      continue;
+    }
+    if (const std::string name = next_to_load(); !name.empty()) {
+      load(lock, name);
+      continue;
+    }
+    if (const auto next = next_expiry()) {
+      loader_wake.wait_until(lock, *next);
+    } else {
+      loader_wake.wait(lock);
+    }
+  }
+}
+
+void PoolState::evict(std::unique_lock<std::mutex>& lock, const std::string& name) {
+  Entry& entry = entries.at(name);
+  entry.state = Entry::State::kUnloading;
+  std::shared_ptr<ServedModel> served = std::move(entry.served);
+  lock.unlock();
+  log(fmt::format("unloading {}", name));
+  served.reset();
+  lock.lock();
+  entries.erase(name);
+  schedule();
+}
+
+std::int64_t PoolState::memory_left(const std::string& name) const {
+  std::int64_t planned = 0;
+  for (const auto& [other, entry] : entries) {
+    if (other != name) planned += entry.plan_bytes;
+  }
+  const std::int64_t by_budget = budget - planned;
+  if (options.engine.memory_limit > 0) return by_budget;
+  // What loaded models have planned but not yet touched is theirs, though the system calls it available.
+  const std::int64_t untouched = std::max<std::int64_t>(0, planned - resident_bytes());
+  return std::min(by_budget, available_memory() - untouched);
+}
+
+Result<MemoryPlan> PoolState::make_room(std::unique_lock<std::mutex>& lock, const std::string& name,
+                                        const Headers& headers) {
+  while (true) {
+    if (is_stopped) return tl::unexpected(draining_error());
+    if (!has_waiter(name)) return error(Code::kCancelled, "nobody waits for {} any more", name);
+    EngineSettings wanted = options.engine;
+    for (const Waiter& waiter : waiters) {
+      if (waiter.source.name == name) wanted.context = std::max(wanted.context, waiter.wish.context);
+    }
+    Error problem;
+    if (options.max_models == 0 || static_cast<std::int64_t>(entries.size()) <= options.max_models) {
+      Result<MemoryPlan> plan =
+          plan_served_model(headers.config, headers.weight_bytes, headers.max_k, wanted, memory_left(name));
+      if (plan || plan.error().code != Code::kResourceExhausted) return plan;
+      problem = plan.error();
+    }
+    // The least recently used of the others makes room, when it is idle.
+    Entry* victim = nullptr;
+    std::string victim_name;
+    for (auto& [other, entry] : entries) {
+      if (other == name || entry.state != Entry::State::kReady) continue;
+      if (!victim ||
+          std::pair(entry.n_leases > 0, entry.last_used) < std::pair(victim->n_leases > 0, victim->last_used)) {
+        victim = &entry;
+        victim_name = other;
+      }
+    }
+    if (!victim) return tl::unexpected(std::move(problem));
+    if (victim->n_leases == 0) {
+      evict(lock, victim_name);
+      continue;
+    }
+    victim->is_closing = true;
+    loader_wake.wait(lock);
+  }
+}
+
+void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name) {
+  const auto first = std::ranges::find_if(waiters, [&](const Waiter& waiter) { return waiter.source.name == name; });
+  const LibraryModel source = first->source;
+  entries[name] = {.state = Entry::State::kLoading, .source = source};
+  lock.unlock();
+  const auto start = Clock::now();
+  Result<Headers> headers = read_headers(source);
+  lock.lock();
+
+  Result<std::unique_ptr<ServedModel>> served = error(Code::kInternal, "not loaded");
+  std::int64_t n_bytes = 0;
+  if (!headers) {
+    served = tl::unexpected(std::move(headers).error());
+  } else if (Result<MemoryPlan> plan = make_room(lock, name, *headers); !plan) {
+    served = tl::unexpected(std::move(plan).error());
+  } else {
+    n_bytes = plan->total_bytes();
+    entries.at(name).plan_bytes = n_bytes;
+    EngineOptions engine;
+    engine.settings = plan->settings;
+    engine.settings.memory_limit = n_bytes;
+    engine.max_queue = options.max_queue;
+    lock.unlock();
+    log(fmt::format("loading {}: {:.2f} GiB, a context of {} tokens", name,
+                    static_cast<double>(n_bytes) / (std::int64_t{1} << 30), engine.settings.context));
+    served = make_served(source, *headers, engine);
+    lock.lock();
+  }
+
+  if (!served) {
+    entries.erase(name);
+    if (served.error().code != Code::kCancelled) {
+      log(fmt::format("{} cannot be loaded: {}", name, served.error().message));
+      fail_waiters(name, served.error());
+    }
+    // Requests for others that were to be closed go on.
+    for (auto& [other, entry] : entries) entry.is_closing = false;
+    schedule();
+    return;
+  }
+  Entry& entry = entries.at(name);
+  entry.load_time = Clock::now() - start;
+  (*served)->load_time = entry.load_time;
+  (*served)->loaded_at = std::chrono::system_clock::now();
+  entry.context = (*served)->engine->context();
+  const std::int64_t longest = (*served)->model->config().max_seq_len;
+  std::int64_t wanted = 0;
+  for (const Waiter& waiter : waiters) {
+    if (waiter.source.name == name) wanted = std::max(wanted, waiter.wish.context);
+  }
+  entry.is_longest = entry.context >= longest || entry.context < wanted;
+  entry.served = std::move(*served);
+  entry.state = Entry::State::kReady;
+  entry.last_used = Clock::now();
+  entry.keep_alive = options.keep_alive;
+  if (options.keep_alive >= std::chrono::nanoseconds{}) entry.expires = entry.last_used + options.keep_alive;
+  log(fmt::format("{} is loaded, {:.1f} s", name, std::chrono::duration<double>(entry.load_time).count()));
+  schedule();
+}
+
+// Facts and the end -----------------------------------------------------------------------------------------------
+
+std::vector<LoadedModelInfo> PoolState::loaded() const {
+  std::vector<LoadedModelInfo> list;
+  std::vector<std::shared_ptr<ServedModel>> models;
+  {
+    const std::lock_guard lock(mutex);
+    for (const auto& [name, entry] : entries) {
+      LoadedModelInfo info{.name = name,
+                           .digest = entry.source.digest,
+                           .file_bytes = entry.source.size,
+                           .memory_bytes = entry.plan_bytes,
+                           .context = entry.context,
+                           .n_leases = entry.n_leases,
+                           .expires_at = {},
+                           .stats = {},
+                           .is_loading = entry.state == Entry::State::kLoading};
+      const auto now = Clock::now();
+      // In use: as if it ended now.
+      std::optional<Clock::time_point> expires = entry.expires;
+      if (entry.n_leases > 0 && entry.keep_alive >= std::chrono::nanoseconds{}) expires = now + options.keep_alive;
+      if (expires) {
+        info.expires_at = std::chrono::system_clock::now() +
+                          std::chrono::duration_cast<std::chrono::system_clock::duration>(*expires - now);
+      }
+      list.push_back(std::move(info));
+      models.push_back(entry.served);
+    }
+  }
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    if (models[i] && models[i]->engine) list[i].stats = models[i]->engine->stats();
+  }
+  return list;
+}
+
+Status PoolState::unload(const std::string& name) {
+  std::string canonical = name;
+  if (Result<LibraryModel> found = look_up(name)) canonical = found->name;
+  const std::lock_guard lock(mutex);
+  const auto it = entries.find(canonical);
+  if (it == entries.end()) return error(Code::kNotFound, "model \"{}\" is not loaded", name);
+  it->second.is_closing = true;
+  loader_wake.notify_one();
+  return ok();
+}
+
+void PoolState::refresh() {
+  const std::lock_guard lock(mutex);
+  names.clear();
+}
+
+void PoolState::drain() {
+  const std::lock_guard lock(mutex);
+  is_draining = true;
+  schedule();
+}
+
+void PoolState::stop() {
+  std::map<std::string, Entry> last;
+  {
+    const std::lock_guard lock(mutex);
+    if (is_stopped) return;
+    is_stopped = is_draining = true;
+    for (Waiter& waiter : waiters) call(std::move(waiter.ready), tl::unexpected(draining_error()));
+    for (Waiter& waiter : unresolved) call(std::move(waiter.ready), tl::unexpected(draining_error()));
+    waiters.clear();
+    unresolved.clear();
+  }
+  loader_wake.notify_all();
+  callback_wake.notify_all();
+  loader.join();
+  for (std::thread& thread : threads) thread.join();
+  {
+    const std::lock_guard lock(mutex);
+    last.swap(entries);
+  }
+  // Running requests end here with kCancelled, and give their leases back.
+  for (auto& [name, entry] : last) {
+    if (entry.served && entry.served->engine) entry.served->engine->stop(false);
+  }
+}
+
+class Pool : public ModelPool {
+ public:
+  Pool(ModelPoolOptions options, Library library)
+      : state_(std::make_shared<PoolState>(std::move(options), std::move(library))) {
+    state_->self = state_;
+    for (int i = 0; i < std::max(1, state_->options.n_callback_threads); ++i) {
+      state_->threads.emplace_back([state = state_.get()] { state->run_callbacks(); });
+    }
+    state_->loader = std::thread([state = state_.get()] { state->run_loader(); });
+  }
+  ~Pool() override { Pool::stop(); }
+
+  std::shared_ptr<void> acquire(ModelWish wish, Ready ready) override {
+    return state_->acquire(std::move(wish), std::move(ready));
+  }
+  std::vector<LoadedModelInfo> loaded() const override { return state_->loaded(); }
+  Status unload(const std::string& name) override { return state_->unload(name); }
+  void refresh() override { state_->refresh(); }
+  void drain() override { state_->drain(); }
+  void stop() override { state_->stop(); }
+
+ private:
+  std::shared_ptr<PoolState> state_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<ModelPool>> make_model_pool(ModelPoolOptions options) {
+  STILL_TRY(Library library, Library::open(options.library));
+  return std::make_unique<Pool>(std::move(options), std::move(library));
+}
+
+}  // namespace still
