@@ -18,13 +18,11 @@ void AnswerStream::add_reasoning(const TokenEvent& event, GenerationPiece& piece
   if (format == ReasoningFormat::kSplit || format == ReasoningFormat::kBoth) piece.reasoning += event.text;
 }
 
-void AnswerStream::add_content(std::string_view text, GenerationPiece& piece) {
-  if (text.empty()) return;
-  if (options_.reader == nullptr) {
-    piece.content += text;
-    return;
-  }
-  options_.reader->add(text, piece);
+void AnswerStream::add_content(const TokenEvent& event, GenerationPiece& piece) {
+  if (options_.reader != nullptr)
+    options_.reader->add(event, piece);
+  else
+    piece.content += event.text;
 }
 
 void AnswerStream::add_raw_tag(const TokenEvent& event, GenerationPiece& piece) {
@@ -46,7 +44,7 @@ void AnswerStream::on_token(const TokenEvent& event) {
   if (event.channel == Channel::kReasoning)
     add_reasoning(event, piece);
   else
-    add_content(event.text, piece);
+    add_content(event, piece);
   if (event.is_tag && has_raw_content()) add_raw_tag(event, piece);
   if (options_.wants_tokens && event.id >= 0) piece.tokens.push_back(event);
   send(std::move(piece));

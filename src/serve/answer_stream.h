@@ -31,7 +31,7 @@ class AnswerStream {
     return options_.reasoning_format == ReasoningFormat::kRaw || options_.reasoning_format == ReasoningFormat::kBoth;
   }
   void add_reasoning(const TokenEvent& event, GenerationPiece& piece);
-  void add_content(std::string_view text, GenerationPiece& piece);
+  void add_content(const TokenEvent& event, GenerationPiece& piece);
   void add_raw_tag(const TokenEvent& event, GenerationPiece& piece);
   void open_raw(GenerationPiece& piece);
   void send(GenerationPiece&& piece);

@@ -4,6 +4,7 @@
 #include <mutex>
 #include <random>
 
+#include "serve/answer_shape.h"
 #include "serve/answer_stream.h"
 #include "serve/context.h"
 #include "serve/generation_registry.h"
@@ -103,25 +104,26 @@ void EngineGeneration::on_model(Result<std::shared_ptr<ModelLease>> lease) {
 }
 
 Status EngineGeneration::submit(const ServedModel& served) {
-  STILL_TRY(PreparedPrompt prepared, prepare_prompt(input_, served));
+  STILL_TRY(const Request prompt, prepare_prompt(input_, served));
+  STILL_TRY(const AnswerShape shape, prepare_answer(context_.grammars, input_, served));
   GenerationBegun begun;
   begun.id = id_;
   begun.model = &served;
   begun.load_duration = lease_->load_duration();
-  begun.n_prompt = static_cast<std::int64_t>(prepared.request.prompt.size());
-  begun.prompt_ids = prepared.request.prompt;
-  begun.warnings = prepared.request.warnings;
+  begun.n_prompt = static_cast<std::int64_t>(prompt.prompt.size());
+  begun.prompt_ids = prompt.prompt;
+  begun.warnings = prompt.warnings;
 
   std::vector<RequestId> requests;
   Status status = ok();
   for (int answer = 0; answer < input_.n && status; ++answer) {
-    Request request = prepared.request;
+    Request request = prompt;
     if (request.sampling.seed) request.sampling.seed = *request.sampling.seed + static_cast<std::uint64_t>(answer);
     AnswerStreamOptions options{.answer = answer,
                                 .reasoning_format = input_.reasoning_format,
                                 .wants_tokens = input_.wants_tokens || input_.n_logprobs >= 0};
-    STILL_TRY(request.constraint, prepared.make_constraint());
-    options.reader = prepared.make_tool_reader();
+    request.constraint = shape.make_constraint();
+    options.reader = shape.make_reader();
     Result<RequestId> submitted = served.engine->submit(
         std::move(request), std::make_shared<AnswerEvents>(shared_from_this(), std::move(options), *sink_));
     if (submitted) {

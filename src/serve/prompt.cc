@@ -52,14 +52,8 @@ std::int64_t reserve_of(const GenerationInput& input, std::int64_t context) {
 
 Result<Request> chat_request(const GenerationInput& input, const ChatInput& chat, const ServedModel& served,
                              std::int64_t context) {
-  std::optional<ChatTemplate> override;
-  if (!chat.template_override.empty()) {
-    STILL_TRY(override, load_chat_template(chat.template_override, fmt::format("template for {}", served.name)));
-  }
-  if (!override && !served.chat_template)
-    return error(Code::kInvalidArgument, "\"{}\" does not support chat: it has no chat template", served.name);
-  const ChatTemplate& chat_template = override ? *override : *served.chat_template;
-
+  STILL_TRY(const std::shared_ptr<const ChatTemplate> template_ptr, chat_template_for(input, served));
+  const ChatTemplate& chat_template = *template_ptr;
   ChatRequest base;
   base.continue_final_message = chat.continue_final_message;
   base.variables = chat.template_variables;
@@ -138,13 +132,41 @@ Result<Request> raw_request(const GenerationInput& input, const ServedModel& ser
 
 }  // namespace
 
+namespace {
+// Clients do not say: Jinja has statements in {% %}, Go's actions begin with a field or a keyword.
+TemplateLanguage language_of(std::string_view source) {
+  if (source.find("{%") != std::string_view::npos) return TemplateLanguage::kJinja;
+  for (std::size_t at = source.find("{{"); at != std::string_view::npos; at = source.find("{{", at + 2)) {
+    std::string_view action = source.substr(at + 2);
+    action.remove_prefix(std::min(action.find_first_not_of("- \t\r\n"), action.size()));
+    for (const std::string_view beginning : {".", "$", "if ", "range ", "with ", "end", "else", "define ", "template "})
+      if (action.starts_with(beginning)) return TemplateLanguage::kGo;
+  }
+  return TemplateLanguage::kJinja;
+}
+}  // namespace
+
+Result<std::shared_ptr<const ChatTemplate>> chat_template_for(const GenerationInput& input, const ServedModel& served) {
+  const auto* chat = std::get_if<ChatInput>(&input.prompt);
+  if (chat != nullptr && !chat->template_override.empty()) {
+    Result<ChatTemplate> own = load_chat_template(chat->template_override, fmt::format("template for {}", served.name),
+                                                  language_of(chat->template_override));
+    if (!own) return error(Code::kInvalidArgument, "{}", own.error().message);
+    return std::make_shared<const ChatTemplate>(std::move(*own));
+  }
+  if (!served.chat_template)
+    return error(Code::kInvalidArgument, "\"{}\" does not support chat: it has no chat template", served.name);
+  // Not owned: the lease keeps the model.
+  return std::shared_ptr<const ChatTemplate>(std::shared_ptr<void>(), &*served.chat_template);
+}
+
 Result<std::vector<TokenId>> prompt_tokens(const GenerationInput& input, const ServedModel& served) {
   STILL_TRY_STATUS(refuse_without_engine(served, "generate"));
   STILL_TRY(Request request, raw_request(input, served, served.engine->context()));
   return std::move(request.prompt);
 }
 
-Result<PreparedPrompt> prepare_prompt(const GenerationInput& input, const ServedModel& served) {
+Result<Request> prepare_prompt(const GenerationInput& input, const ServedModel& served) {
   STILL_TRY_STATUS(
       refuse_without_engine(served, std::holds_alternative<ChatInput>(input.prompt) ? "chat" : "generate"));
   const std::int64_t context = context_of(input, served);
@@ -168,12 +190,7 @@ Result<PreparedPrompt> prepare_prompt(const GenerationInput& input, const Served
   request.constrain_reasoning = input.thinking.constrain;
   request.user = input.user;
   request.priority = input.priority;
-
-  PreparedPrompt prepared;
-  prepared.request = std::move(request);
-  prepared.make_constraint = []() -> Result<std::shared_ptr<TokenConstraint>> { return nullptr; };
-  prepared.make_tool_reader = []() -> std::unique_ptr<ToolCallReader> { return nullptr; };
-  return prepared;
+  return request;
 }
 
 }  // namespace still

@@ -1,0 +1,62 @@
+#include "serve/answer_shape.h"
+
+#include "serve/prompt.h"
+
+namespace still {
+
+namespace {
+
+Result<std::shared_ptr<const CompiledGrammar>> compile_format(GrammarCompiler& compiler, const FormatWish& format) {
+  switch (format.kind) {
+    case FormatWish::Kind::kNone:
+      break;
+    case FormatWish::Kind::kJsonObject:
+      return compiler.compile_json_object();
+    case FormatWish::Kind::kJsonSchema:
+      return compiler.compile_json_schema(format.schema, "schema");
+    case FormatWish::Kind::kRegex:
+      return compiler.compile_regex(format.pattern);
+    case FormatWish::Kind::kChoice:
+      return compiler.compile_choice(format.choices);
+    case FormatWish::Kind::kGrammar:
+      return compiler.compile_ebnf(format.pattern);
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+std::shared_ptr<TokenConstraint> AnswerShape::make_constraint() const {
+  return grammar == nullptr ? nullptr : still::make_constraint(grammar);
+}
+
+std::unique_ptr<ToolCallReader> AnswerShape::make_reader() const {
+  return tools == nullptr ? nullptr : tools->make_reader();
+}
+
+Result<AnswerShape> prepare_answer(GrammarCache& grammars, const GenerationInput& input, const ServedModel& served) {
+  AnswerShape shape;
+  const ToolWish& tools = input.tools;
+  const bool has_tools = std::holds_alternative<ChatInput>(input.prompt) && !tools.tools.empty();
+  FormatWish format = input.format;
+  if (has_tools && (tools.choice == ToolWish::Choice::kRequired || tools.choice == ToolWish::Choice::kNamed)) {
+    format = {.kind = FormatWish::Kind::kJsonSchema, .schema = required_call_schema(tools)};
+    shape.tools = plan_required_call(tools);
+  } else if (has_tools) {
+    STILL_TRY(const std::shared_ptr<const ChatTemplate> chat_template, chat_template_for(input, served));
+    shape.tools = plan_tool_calls(tools, *chat_template, served.model);
+  }
+  if (format.kind == FormatWish::Kind::kNone) return shape;
+  STILL_TRY(const std::shared_ptr<GrammarCompiler> compiler, grammars.compiler_of(served.model));
+  auto compiled = compile_format(*compiler, format);
+  if (!compiled) {
+    // Too large a schema is not a prompt that is too long.
+    Error failure = std::move(compiled).error();
+    if (failure.code == Code::kResourceExhausted) failure.code = Code::kInvalidArgument;
+    return tl::unexpected(std::move(failure));
+  }
+  shape.grammar = std::move(*compiled);
+  return shape;
+}
+
+}  // namespace still

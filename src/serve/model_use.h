@@ -1,0 +1,22 @@
+// Work with a loaded model that is no generation: tokenising, counting, embedding.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "serve/context.h"
+
+namespace still {
+
+// Calls `use` once, on a thread of the pool, with the model and what keeps it loaded, or with the error of
+// ModelPool::acquire (a model that can never fit is kInternal: kResourceExhausted is for prompts). Never waits.
+void use_model(ServeContext& context, ModelWish wish, std::function<void(Result<std::shared_ptr<ModelLease>>)> use);
+
+// The name to use where a client may leave it out: `name`, else the model that was loaded last, else the only one in
+// the library. kInvalidArgument where that is not one.
+Result<std::string> model_or_default(ServeContext& context, std::string_view name);
+
+// The library as this server's options say.
+Result<Library> open_library(const ServeContext& context);
+
+}  // namespace still
