@@ -7,6 +7,7 @@
 #include "base/json.h"
 #include "base/thread_pool.h"
 #include "cli/command.h"
+#include "grammar/compiler.h"
 #include "hub/file_io.h"
 #include "kernels/dispatch.h"
 #include "plan/memory.h"
@@ -37,6 +38,7 @@ Status show_version(const VersionOptions& options, const Context& context) {
                                           {"commit", STILL_COMMIT},
                                           {"compiler", kCompiler},
                                           {"isa", kernels->name},
+                                          {"grammars", std::string(grammar_engine())},
                                           {"isas_available", JsonArray(isas.begin(), isas.end())},
                                           {"cores", usable_cores()},
                                           {"available_memory_bytes", available_memory()},
@@ -50,6 +52,7 @@ Status show_version(const VersionOptions& options, const Context& context) {
              fmt::join(isas, ", "));
   fmt::print("cores         {}\n", usable_cores());
   fmt::print("memory        {} available\n", format_bytes(available_memory()));
+  fmt::print("grammars      {}\n", grammar_engine());
   fmt::print("models        {}\n", context.environment.models.string());
   return ok();
 }

@@ -21,6 +21,7 @@ constexpr int kMaxDepth = 64;
 constexpr std::int64_t kMaxCount = 100'000;       // lengths and counts in a schema
 constexpr std::int64_t kMaxPropertyRules = 5000;  // keys times counts of one object
 constexpr std::size_t kMaxBranches = 500;
+constexpr std::int32_t kMaxChain = 300;  // characters of strings with a length
 
 // What all values share, made when first wanted.
 class JsonRules {
@@ -42,23 +43,43 @@ class JsonRules {
                                       : draft_.literal(":");
   }
 
-  // One character inside a string, escapes included; no half surrogate pairs.
+  // One character inside a string, escapes included; no half surrogate pairs. One flat choice, and no rule of its own:
+  // which tokens fit is known beforehand only within a rule, and a token of several characters that leaves it is tried
+  // anew for every mask (28 us became 76 ms).
   Node character() {
-    return once(character_, [&] {
-      const CharSet hex{{'0', '9'}, {'A', 'F'}, {'a', 'f'}};
-      const CharSet not_d{{'0', '9'}, {'A', 'C'}, {'E', 'F'}, {'a', 'c'}, {'e', 'f'}};
-      const Node digit = draft_.set(hex);
-      const Node d = draft_.set({{'D', 'D'}, {'d', 'd'}});
-      const Node basic = draft_.sequence({draft_.set(not_d), digit, digit, digit});
-      const Node low_d = draft_.sequence({d, draft_.set({{'0', '7'}}), digit, digit});
-      const Node pair = draft_.sequence({d, draft_.set({{'8', '9'}, {'A', 'B'}, {'a', 'b'}}), digit, digit,
-                                         draft_.literal("\\u"), d, draft_.set({{'C', 'F'}, {'c', 'f'}}), digit, digit});
-      const Node code = draft_.sequence({draft_.literal("u"), draft_.choice({basic, low_d, pair})});
-      const Node letter = draft_.set(
-          {{'"', '"'}, {'/', '/'}, {'\\', '\\'}, {'b', 'b'}, {'f', 'f'}, {'n', 'n'}, {'r', 'r'}, {'t', 't'}});
-      return draft_.choice(
-          {draft_.set(plain()), draft_.sequence({draft_.literal("\\"), draft_.choice({letter, code})})});
-    });
+    const Node digit = draft_.set({{'0', '9'}, {'A', 'F'}, {'a', 'f'}});
+    const Node not_d = draft_.set({{'0', '9'}, {'A', 'C'}, {'E', 'F'}, {'a', 'c'}, {'e', 'f'}});
+    const Node d = draft_.set({{'D', 'D'}, {'d', 'd'}});
+    const Node high = draft_.set({{'8', '9'}, {'A', 'B'}, {'a', 'b'}}), low = draft_.set({{'C', 'F'}, {'c', 'f'}});
+    const Node begin = draft_.literal("\\u");
+    const Node letter =
+        draft_.set({{'"', '"'}, {'/', '/'}, {'\\', '\\'}, {'b', 'b'}, {'f', 'f'}, {'n', 'n'}, {'r', 'r'}, {'t', 't'}});
+    return draft_.choice({draft_.set(plain()), draft_.sequence({draft_.literal("\\"), letter}),
+                          draft_.sequence({begin, not_d, digit, digit, digit}),
+                          draft_.sequence({begin, d, draft_.set({{'0', '7'}}), digit, digit}),
+                          draft_.sequence({begin, d, high, digit, digit, begin, d, low, digit, digit})});
+  }
+  // A string of `min` to `max` characters. As many as kMaxChain in a schema are one rule each, for
+  // the same reason; each costs some 20 ms of compilation, so that the others make slow masks instead.
+  Node string(std::int32_t min, std::int32_t max) {
+    const Node quote = draft_.literal("\"");
+    if (std::max(min, max) > chain_left_) return draft_.sequence({quote, draft_.repeat(character(), min, max), quote});
+    chain_left_ -= std::max(min, max);
+    Node rest = -1;
+    if (max == GrammarDraft::kNoLimit) {
+      const Rule rule = draft_.declare_rule("");
+      draft_.define(rule, draft_.sequence({draft_.repeat(character(), 0, max), quote}));
+      rest = draft_.call(rule);
+    } else {
+      rest = quote;
+    }
+    for (std::int32_t i = (max == GrammarDraft::kNoLimit ? min : max) - 1; i >= 0; --i) {
+      const Rule rule = draft_.declare_rule("");
+      const Node more = draft_.sequence({character(), rest});
+      draft_.define(rule, i >= min ? draft_.choice({quote, more}) : more);
+      rest = draft_.call(rule);
+    }
+    return draft_.sequence({quote, rest});
   }
   static CharSet plain() { return CharSet::all().without({{0, 0x1f}, {'"', '"'}, {'\\', '\\'}}); }
 
@@ -125,7 +146,8 @@ class JsonRules {
 
   GrammarDraft& draft_;
   SchemaOptions options_;
-  std::optional<Rule> space_, character_, string_, integer_, number_, object_, array_, value_;
+  std::int32_t chain_left_ = kMaxChain;
+  std::optional<Rule> space_, string_, integer_, number_, object_, array_, value_;
 };
 
 class SchemaWriter {
@@ -319,7 +341,7 @@ class SchemaWriter {
       }
     }
     if (min == 0 && max == GrammarDraft::kNoLimit) return rules_.string();
-    return draft_.sequence({quote, draft_.repeat(rules_.character(), min, max), quote});
+    return rules_.string(min, max);
   }
 
   // Formats whose texts can be told by a pattern; the others say nothing about validity.
