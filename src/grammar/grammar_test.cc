@@ -10,6 +10,7 @@
 #include "grammar/compiler.h"
 #include "grammar/number_range.h"
 #include "grammar/test_schemas.h"
+#include "grammar/tool_grammar.h"
 #include "text/test_files.h"
 
 namespace still {
@@ -321,6 +322,51 @@ TEST(Constraint, EndsWhereNothingMayFollowAndRefusesWhatDoesNotFit) {
   std::vector<std::uint32_t> mask(static_cast<std::size_t>(token_mask_words(tokenizer.vocab_size())), 7u);
   constraint->fill_mask(mask);
   EXPECT_TRUE(std::ranges::all_of(mask, [](std::uint32_t word) { return word == 0; }));
+}
+
+// What is drawn through the grammar of a format is read as calls by the parser of that format, with fitting arguments.
+TEST(ToolGrammar, MakesCallsThatTheParserReads) {
+  STILL_NEEDS_ENGINE();
+  const JsonArray tools =
+      parse_json(R"([{"type":"function","function":{"name":"get_weather","parameters":{"type":"object",
+      "properties":{"city":{"type":"string"},"days":{"type":"integer","minimum":1,"maximum":9}},"required":["city"]}}},
+      {"type":"function","function":{"name":"stop"}}])",
+                 "tools")
+          ->as_array();
+  Rng rng(5);
+  for (const ToolCallFormat format : {ToolCallFormat::kHermes, ToolCallFormat::kLlama3, ToolCallFormat::kDeepSeek,
+                                      ToolCallFormat::kDeepSeek31, ToolCallFormat::kMistral}) {
+    SCOPED_TRACE(static_cast<int>(format));
+    const auto grammar = compile_tool_calls(*small_vocabulary().compiler, format, tools, {.allows_several = true});
+    ASSERT_TRUE(grammar) << grammar.error().message;
+    int n_finished = 0;
+    for (int i = 0; i < 20; ++i) {
+      const Sample sample = draw(small_vocabulary(), *grammar, rng, 600);
+      if (!sample.finished) continue;
+      ++n_finished;
+      ToolCallParser parser(format);
+      std::vector<ToolCallEvent> events = parser.feed(sample.text);
+      for (ToolCallEvent& event : parser.finish()) events.push_back(std::move(event));
+      ASSERT_FALSE(events.empty());
+      for (const ToolCallEvent& event : events) {
+        ASSERT_EQ(event.kind, ToolCallEvent::Kind::kCall) << sample.text;
+        ASSERT_TRUE(event.name == "stop" || event.name == "get_weather");
+        const auto arguments = parse_json(event.arguments, "arguments");
+        ASSERT_TRUE(arguments && arguments->is_object());
+        if (event.name == "get_weather") {
+          ASSERT_TRUE(arguments->get_object().contains("city"));
+        }
+      }
+    }
+    EXPECT_GT(n_finished, 10);
+    const auto named = compile_tool_calls(*small_vocabulary().compiler, format, tools, {.name = "stop"});
+    ASSERT_TRUE(named);
+    const Sample sample = draw(small_vocabulary(), *named, rng, 600);
+    EXPECT_EQ(sample.text.find("get_weather"), std::string::npos);
+  }
+  EXPECT_FALSE(compile_tool_calls(*small_vocabulary().compiler, ToolCallFormat::kHermes, tools, {.name = "other"}));
+  EXPECT_FALSE(compile_tool_calls(*small_vocabulary().compiler, ToolCallFormat::kHermes, {}));
+  EXPECT_FALSE(compile_tool_calls(*small_vocabulary().compiler, ToolCallFormat::kNone, tools));
 }
 
 // Every number of a grid, on both sides of random bounds.
