@@ -131,10 +131,12 @@ bool names_quantisation(std::string_view name, std::string_view wanted) {
 }
 
 bool is_companion(std::string_view name) {
-  constexpr std::array<std::string_view, 12> kNames = {
-      "config.json",     "generation_config.json",       "tokenizer.json",      "tokenizer_config.json",
-      "tokenizer.model", "special_tokens_map.json",      "added_tokens.json",   "vocab.json",
-      "merges.txt",      "model.safetensors.index.json", "chat_template.jinja", "chat_template.json"};
+  constexpr std::array<std::string_view, 16> kNames = {
+      "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+      "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "model.safetensors.index.json",
+      "chat_template.jinja", "chat_template.json",
+      // of embedding models
+      "vocab.txt", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json"};
   return std::find(kNames.begin(), kNames.end(), name) != kNames.end();
 }
 
@@ -275,7 +277,7 @@ Result<std::vector<SourceFile>> choose_model_files(std::vector<SourceFile> files
   std::vector<SourceFile> chosen;
   bool has_weights = false;
   for (SourceFile& file : files) {
-    if (file.name.find('/') != std::string::npos) continue;
+    if (file.name.find('/') != std::string::npos && !is_companion(file.name)) continue;
     const bool is_weights = file.name.ends_with(".safetensors");
     has_weights = has_weights || is_weights;
     if (is_weights || is_companion(file.name)) chosen.push_back(std::move(file));

@@ -17,6 +17,12 @@ std::vector<SourceFile> regular_files(const fs::path& folder) {
                      .size = static_cast<std::int64_t>(entry.file_size(failure)),
                      .fetch = LocalFetch{entry.path()}});
   }
+  // The one file of a model that lies deeper: how sentence-transformers pools.
+  const std::string pooling = "1_Pooling/config.json";
+  if (const fs::path path = folder / pooling; fs::is_regular_file(path, failure)) {
+    files.push_back(
+        {.name = pooling, .size = static_cast<std::int64_t>(fs::file_size(path, failure)), .fetch = LocalFetch{path}});
+  }
   return files;
 }
 
