@@ -7,6 +7,9 @@ namespace still {
 
 #define STILL_COMMANDS(X) \
   X(kRunCommand)          \
+  X(kServeCommand)        \
+  X(kPsCommand)           \
+  X(kStopCommand)         \
   X(kPullCommand)         \
   X(kListCommand)         \
   X(kShowCommand)         \

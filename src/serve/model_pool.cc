@@ -90,9 +90,10 @@ Result<std::unique_ptr<ServedModel>> make_served(const LibraryModel& source, con
   STILL_TRY(served->model, Model::load(headers.checkpoint, {.n_threads = options.settings.n_threads}));
   STILL_TRY(served->engine, Engine::create(served->model, options));
   const std::string what = "chat template of " + source.name;
-  Result<ChatTemplate> parsed = !source.template_text.empty() && source.template_language == kTemplateJinja
-                                    ? load_chat_template(source.template_text, what)
-                                    : chat_template_of(*served->model, what);
+  const TemplateLanguage language =
+      source.template_language == kTemplateGo ? TemplateLanguage::kGo : TemplateLanguage::kJinja;
+  Result<ChatTemplate> parsed = source.template_text.empty() ? chat_template_of(*served->model, what)
+                                                             : load_chat_template(source.template_text, what, language);
   // A template that cannot be parsed is told to those who chat; completions need none.
   if (parsed) served->chat_template.emplace(std::move(*parsed));
   served->can_think = make_vocab(served->model->tokenizer(), served->model->config().vocab_size).has_thinking();

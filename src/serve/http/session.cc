@@ -87,7 +87,7 @@ void Session::watch() {
 
 void Session::on_read(const ErrorCode& problem, std::string_view bytes) {
   if (is_closed()) return;
-  if (problem == asio::error::eof) return on_end();
+  if (is_end_of_stream(problem)) return on_end();
   if (problem) return lost(HttpOutcome::kClientGone);
   if (phase_ == Phase::kLinger) {
     n_lingered_ += static_cast<std::int64_t>(bytes.size());
