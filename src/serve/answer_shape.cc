@@ -1,5 +1,6 @@
 #include "serve/answer_shape.h"
 
+#include "grammar/tool_grammar.h"
 #include "serve/prompt.h"
 
 namespace still {
@@ -24,6 +25,20 @@ Result<std::shared_ptr<const CompiledGrammar>> compile_format(GrammarCompiler& c
   return nullptr;
 }
 
+// In the format that the template teaches; else, any model can be held to JSON.
+Result<std::shared_ptr<const CompiledGrammar>> compile_required_call(GrammarCompiler& compiler,
+                                                                     const GenerationInput& input,
+                                                                     const ServedModel& served) {
+  const ToolWish& tools = input.tools;
+  STILL_TRY(const std::shared_ptr<const ChatTemplate> chat_template, chat_template_for(input, served));
+  const ToolCallFormat format = detect_tool_call_format(*chat_template);
+  if (format == ToolCallFormat::kNone) return compiler.compile_json_schema(required_call_schema(tools), "tools");
+  const bool is_named = tools.choice == ToolWish::Choice::kNamed;
+  return compile_tool_calls(
+      compiler, format, tools.tools,
+      {.name = is_named ? std::string_view(tools.name) : std::string_view(), .allows_several = false});
+}
+
 }  // namespace
 
 std::shared_ptr<TokenConstraint> AnswerShape::make_constraint() const {
@@ -38,17 +53,16 @@ Result<AnswerShape> prepare_answer(GrammarCache& grammars, const GenerationInput
   AnswerShape shape;
   const ToolWish& tools = input.tools;
   const bool has_tools = std::holds_alternative<ChatInput>(input.prompt) && !tools.tools.empty();
-  FormatWish format = input.format;
-  if (has_tools && (tools.choice == ToolWish::Choice::kRequired || tools.choice == ToolWish::Choice::kNamed)) {
-    format = {.kind = FormatWish::Kind::kJsonSchema, .schema = required_call_schema(tools)};
-    shape.tools = plan_required_call(tools);
-  } else if (has_tools) {
+  const bool must_call =
+      has_tools && (tools.choice == ToolWish::Choice::kRequired || tools.choice == ToolWish::Choice::kNamed);
+  if (has_tools) {
     STILL_TRY(const std::shared_ptr<const ChatTemplate> chat_template, chat_template_for(input, served));
     shape.tools = plan_tool_calls(tools, *chat_template, served.model);
+    if (must_call && shape.tools == nullptr) shape.tools = plan_required_call(tools);
   }
-  if (format.kind == FormatWish::Kind::kNone) return shape;
+  if (!must_call && input.format.kind == FormatWish::Kind::kNone) return shape;
   STILL_TRY(const std::shared_ptr<GrammarCompiler> compiler, grammars.compiler_of(served.model));
-  auto compiled = compile_format(*compiler, format);
+  auto compiled = must_call ? compile_required_call(*compiler, input, served) : compile_format(*compiler, input.format);
   if (!compiled) {
     // Too large a schema is not a prompt that is too long.
     Error failure = std::move(compiled).error();
