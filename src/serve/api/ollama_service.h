@@ -9,6 +9,7 @@
 #include "serve/api/ollama_facts.h"
 #include "serve/api/ollama_pull.h"
 #include "serve/context.h"
+#include "serve/embedding.h"
 
 namespace still {
 
@@ -17,6 +18,7 @@ struct OllamaService {
   ServeContext& context;
   ModelFactsCache facts;
   OllamaPulls pulls;
+  EmbeddingService embeddings;
 
   Result<Library> library() const;
   // As the server's other APIs find it. kNotFound otherwise.
@@ -32,8 +34,6 @@ void add_ollama_embed_routes(Router& router, const OllamaServicePtr& service);  
 
 // The text of a Modelfile that would make this model again.
 std::string modelfile_text(const LibraryModel& model, std::string_view chat_template);
-// "stop    \"<|im_end|>\"" and so on, a line each.
-std::string parameters_text(const JsonObject& parameters);
 // 404 with Ollama's text, and the closest names in a field of its own.
 void send_model_not_found(ResponseWriter& writer, const OllamaService& service, std::string_view name);
 

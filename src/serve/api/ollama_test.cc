@@ -306,14 +306,10 @@ TEST(OllamaFacts, RoundsCountsAsOllamaDoes) {
   EXPECT_EQ(ollama_count(7), "7");
 }
 
-TEST(OllamaFacts, WritesParametersAndModelfile) {
+TEST(OllamaFacts, WritesTheModelfile) {
   LibraryModel model{.name = "m:latest", .path = "/blob"};
   model.parameters = {{"temperature", 0.5}, {"stop", JsonArray{"<a>", "b"}}};
   model.system = "Be brief.";
-  const std::string text = parameters_text({{"top_k", 3}, {"stop", JsonArray{"<a>", "b"}}});
-  EXPECT_EQ(text,
-            "top_k                          3\nstop                           \"<a>\"\nstop                "
-            "           \"b\"");
   const std::string modelfile = modelfile_text(model, "{{ .Prompt }}");
   EXPECT_NE(modelfile.find("\nFROM /blob\n"), std::string::npos) << modelfile;
   EXPECT_NE(modelfile.find("SYSTEM \"\"\"Be brief.\"\"\"\n"), std::string::npos) << modelfile;
