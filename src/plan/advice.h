@@ -18,6 +18,9 @@ struct AdviceRequest {
   std::int64_t context = 16384, concurrency = 1;
   double min_tok_per_s = 10;           // of one user
   bool permissive_licence = false;     // no community licences
+  double max_ttft_s = 0;               // seconds until the first token of a prompt of 1024 tokens; 0: any
+  double max_itl_s = 0;                // seconds between a user's tokens; 0: what min_tok_per_s says
+  std::string language = "any";        // of the users: any, en, zh
   double answer_tokens = 8000;         // of a typical answer, thinking included: the user's assumption
   std::optional<double> usd_per_hour;  // of all devices; default: the database's price
   std::string quantisation;            // empty: the usual ones
@@ -29,15 +32,15 @@ struct Candidate {
   double score = 0;  // published, times what the quantisation keeps
   bool has_score = false;
   std::int64_t weight_bytes = 0, max_context = 0, max_concurrency = 0;
-  Interval tok_per_s_user, tok_per_s_total;
+  Interval tok_per_s_user, tok_per_s_total, ttft;
   double usd_per_million = 0, usd_per_correct = 0;  // 0: no price known
-  std::string reason;                               // why it is not chosen
+  Message reason;                                   // why it is not chosen
 };
 
 struct Advice {
   std::vector<Candidate> candidates;  // the best first; those that fail after them
-  std::vector<std::string> because;   // sentences for the first
-  std::vector<std::string> unknowns;
+  std::vector<Message> because;       // sentences for the first
+  std::vector<Message> unknowns;
 };
 Result<Advice> advise(const ClaimWorld& world, const AdviceRequest& request);
 

@@ -11,8 +11,8 @@ namespace {
 TEST(Calibration, OfASliceOfLayersPredictsTheWholeModel) {
   const auto models = *read_known_models();
   const ModelShape smol = *find_known_shape(models, "smollm2:135m");
-  const auto speed =
-      calibrate_host(smol, *find_quantisation("q4_1"), {.n_threads = 1, .n_prompt = 32, .budget_s = 0.2});
+  const auto speed = calibrate_host(smol, *find_quantisation("q4_1"),
+                                    {.n_threads = 1, .n_prompt = 32, .deep_kv_len = 256, .budget_s = 0.2});
   ASSERT_TRUE(speed) << speed.error().message;
   EXPECT_GT(speed->decode_tok_per_s, 0);
   // A prompt's tokens share the weights: never slower a token than decoding, within noise.

@@ -38,7 +38,8 @@ std::string text_at(double x, double y, std::string_view text, std::string_view 
 
 }  // namespace
 
-std::string plan_chart_svg(std::string_view title, const std::vector<MemoryBar>& bars, const SpeedCurve& curve) {
+std::string plan_chart_svg(std::string_view title, const std::vector<MemoryBar>& bars, const SpeedCurve& curve,
+                           std::string_view caption) {
   std::int64_t largest = 1;
   for (const MemoryBar& bar : bars) {
     std::int64_t sum = 0;
@@ -104,14 +105,22 @@ std::string plan_chart_svg(std::string_view title, const std::vector<MemoryBar>&
       body += text_at(px(p), bottom + 16, std::to_string(p.concurrency), "middle");
     body += text_at(kLeft - 8, py(max_rate) + 10, fmt::format("{:.0f} tok/s", max_rate), "end");
     body += text_at(kLeft - 8, bottom, "0", "end");
-    body +=
-        text_at(kLeft, bottom + 34, "sequences at once; blue: tokens/s in all with its interval, green: of one user");
+    body += text_at(kLeft, bottom + 34, caption);
     y = bottom + 44;
   }
   return fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:.0f}\" height=\"{1:.0f}\" viewBox=\"0 0 {0:.0f} {1:.0f}\" "
       "font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n{2}</svg>\n",
       kWidth, y + 10, body);
+}
+
+std::string plan_chart_html(std::string_view title, std::string_view svg, bool is_chinese) {
+  return fmt::format(
+      "<!DOCTYPE html>\n<html lang=\"{}\">\n<head>\n<meta charset=\"utf-8\">\n<title>{}</title>\n<style>body {{ "
+      "margin: "
+      "2em auto; max-width: 800px; }} svg {{ width: 100%; height: auto; "
+      "}}</style>\n</head>\n<body>\n{}</body>\n</html>\n",
+      is_chinese ? "zh" : "en", escape(title), svg);
 }
 
 }  // namespace still

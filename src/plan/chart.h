@@ -17,7 +17,10 @@ struct MemoryBar {
   std::int64_t capacity = 0;                                // 0: none
 };
 // A bar for each entry, with its parts, the sum and the capacity's mark; below it, if `curve` has points, tokens/s in
-// all and for one user over concurrency, with the interval of the sum.
-std::string plan_chart_svg(std::string_view title, const std::vector<MemoryBar>& bars, const SpeedCurve& curve);
+// all and for one user over concurrency, with the interval of the sum, and `caption` under it.
+std::string plan_chart_svg(std::string_view title, const std::vector<MemoryBar>& bars, const SpeedCurve& curve,
+                           std::string_view caption);
+// A page of its own around the drawing: no script, nothing fetched.
+std::string plan_chart_html(std::string_view title, std::string_view svg, bool is_chinese);
 
 }  // namespace still

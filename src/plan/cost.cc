@@ -54,6 +54,7 @@ Result<QualityData> read_quality() {
     const auto number = [&](const char* key) { return row.at(key).to_number<double>(); };
     data.api_prices.push_back({.name = std::string(row.at("name").as_string()),
                                .date = std::string(row.at("date").as_string()),
+                               .source = std::string(row.at("source").as_string()),
                                .hit = number("hit"),
                                .miss = number("miss"),
                                .out = number("out")});

@@ -34,7 +34,7 @@ struct QualityRow {
   std::map<std::string, double> scores;  // aime24, cons64, math500, gpqa, lcb, codeforces
 };
 struct ApiPrice {
-  std::string name, date;
+  std::string name, date, source;
   double hit = 0, miss = 0, out = 0;  // $ per million tokens
 };
 struct QualityData {

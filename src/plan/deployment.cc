@@ -23,8 +23,11 @@ std::int64_t kv_row_bytes(const KvStorage& kv, std::int64_t n) {
 
 // Of one token in one layer on one rank of `tensor`. MLA keeps one latent for all heads, so every rank has it whole;
 // fewer KV heads than ranks are copied.
-std::int64_t layer_kv_bytes(const ModelConfig& c, const KvStorage& kv, std::int64_t tensor) {
-  if (c.kv_lora_rank > 0) return kv_row_bytes(kv, c.kv_lora_rank + c.qk_rope_head_dim);
+std::int64_t layer_kv_bytes(const ModelConfig& c, const KvStorage& kv, std::int64_t tensor, bool latent) {
+  if (c.kv_lora_rank > 0 && latent) return kv_row_bytes(kv, c.kv_lora_rank + c.qk_rope_head_dim);
+  if (c.kv_lora_rank > 0)
+    return ceil_div(c.n_heads, tensor) *
+           (kv_row_bytes(kv, c.qk_nope_head_dim + c.qk_rope_head_dim) + kv_row_bytes(kv, c.v_head_dim));
   const std::int64_t heads = std::max<std::int64_t>(1, c.n_kv_heads / tensor);
   return 2 * heads * kv_row_bytes(kv, c.head_dim);
 }
@@ -98,20 +101,36 @@ Result<KvStorage> find_kv_storage(std::string_view name) {
   static const std::vector<KvStorage> kAll = {{"f16", 1, 2},    {"bf16", 1, 2},   {"f32", 1, 4},    {"fp8", 1, 1},
                                               {"int8", 32, 34}, {"q8_0", 32, 34}, {"q5_1", 32, 24}, {"q5_0", 32, 22},
                                               {"q4_1", 32, 20}, {"q4_0", 32, 18}};
-  std::vector<std::string> names;
-  for (const KvStorage& kv : kAll) {
+  for (const KvStorage& kv : kAll)
     if (folded_name(kv.name) == folded_name(name)) return kv;
-    names.push_back(kv.name);
-  }
   return error(Code::kNotFound, "no KV type \"{}\" (f32, f16, bf16, fp8, int8, q8_0, q5_1, q5_0, q4_1, q4_0)", name);
 }
 
 Result<EngineProfile> find_engine_profile(std::string_view name) {
-  if (name == "still") return EngineProfile{};
-  if (name == "vllm") return EngineProfile{.name = "vllm", .utilisation = 0.9, .reserves = true};
-  if (name == "llama.cpp")
-    return EngineProfile{.name = "llama.cpp", .utilisation = 0.97, .runtime_bytes = std::int64_t{1} << 30};
-  return error(Code::kNotFound, "no engine profile \"{}\" (still, vllm, llama.cpp)", name);
+  constexpr std::int64_t kMiB = std::int64_t{1} << 20;
+  // llama.cpp: 500 MiB beside its buffers, as gguf-parser takes for a device; f32 activations.
+  const EngineProfile llama_cpp{.name = "llama.cpp",
+                                .utilisation = 0.97,
+                                .runtime_bytes = 500 * kMiB,
+                                .table_on_host = true,
+                                .activation_bytes = 4};
+  EngineProfile no_fa = llama_cpp, old = llama_cpp;
+  no_fa.name = "llama.cpp-no-fa";
+  no_fa.flash_attention = false;
+  old.name = "llama.cpp-2025-02";
+  old.latent_kv = false;
+  const std::vector<EngineProfile> all = {
+      EngineProfile{},
+      {.name = "vllm", .utilisation = 0.9, .reserves = true},
+      llama_cpp,
+      no_fa,
+      old,
+      {.name = "transformers", .utilisation = 0.97, .runtime_bytes = 600 * kMiB, .whole_prompt = true}};
+  for (const EngineProfile& profile : all)
+    if (folded_name(profile.name) == folded_name(name)) return profile;
+  return error(Code::kNotFound,
+               "no engine profile \"{}\" (still, vllm, llama.cpp, llama.cpp-no-fa, llama.cpp-2025-02, transformers)",
+               name);
 }
 
 std::vector<std::int64_t> possible_tensor_ranks(const ModelShape& shape, const Quantisation& q, std::int64_t max) {
@@ -126,19 +145,28 @@ std::vector<std::int64_t> possible_tensor_ranks(const ModelShape& shape, const Q
 
 Status check_parallelism(const ModelShape& shape, const Quantisation& q, const Parallelism& p) {
   const ModelConfig& c = shape.config;
-  if (p.tensor < 1 || p.pipeline < 1 || p.expert < 1)
-    return error(Code::kInvalidArgument, "tensor {}, pipeline {}, expert {}: each must be 1 or more", p.tensor,
-                 p.pipeline, p.expert);
+  constexpr std::int64_t kMost = 1 << 20;
+  using Degree = std::pair<const char*, std::int64_t>;
+  for (const auto& [what, n] :
+       {Degree("tensor", p.tensor), Degree("pipeline", p.pipeline), Degree("expert", p.expert), Degree("data", p.data)})
+    if (n < 1 || n > kMost) return error(Code::kInvalidArgument, "{} {} ranks: expected 1 to {}", n, what, kMost);
+  if (p.redundant < 0 || p.redundant > 4096)
+    return error(Code::kInvalidArgument, "{} redundant experts: expected 0 to 4096", p.redundant);
   if (p.pipeline > c.n_layers)
     return error(Code::kInvalidArgument, "{} pipeline stages: {} has {} layers", p.pipeline, shape.name, c.n_layers);
   if (p.expert > 1) {
     if (c.n_experts == 0)
       return error(Code::kInvalidArgument, "expert parallelism {}: {} has no experts", p.expert, shape.name);
-    if (c.n_experts % p.expert != 0)
-      return error(Code::kInvalidArgument, "{} experts cannot be spread over {} ranks evenly: choose a divisor of {}",
-                   c.n_experts, p.expert, c.n_experts);
-    if (p.expert > p.tensor || p.tensor % p.expert != 0)
-      return error(Code::kInvalidArgument, "expert parallelism {} must divide the {} tensor ranks", p.expert, p.tensor);
+    const std::int64_t n_experts = c.n_experts + p.redundant;
+    if (n_experts % p.expert != 0)
+      return error(Code::kInvalidArgument, "{} experts cannot be spread over {} ranks evenly: choose a divisor of {}{}",
+                   n_experts, p.expert, n_experts,
+                   fmt::format(", or {} redundant experts", p.redundant + p.expert - n_experts % p.expert));
+    if ((p.tensor * p.data) % p.expert != 0)
+      return error(Code::kInvalidArgument, "expert parallelism {} must divide the {} tensor x data ranks", p.expert,
+                   p.tensor * p.data);
+  } else if (p.redundant > 0) {
+    return error(Code::kInvalidArgument, "redundant experts need expert parallelism (--expert)");
   }
   const std::string possible = counts_text(possible_tensor_ranks(shape, q, 64));
   for (const Dimension& d : split_dimensions(shape, q, p.expert)) {
@@ -183,9 +211,9 @@ Result<RankWeights> plan_rank_weights(const ModelShape& shape, const Quantisatio
     if (is_copy) continue;
     std::int64_t rows = t.rows, cols = t.cols, count = t.count;
     const bool is_expert = t.count > 1 && p.expert > 1;
-    if (is_expert) count = ceil_div(count, p.expert);
-    // With EP every expert is cut over the tensor ranks that are left.
-    const std::int64_t ways = is_expert ? p.tensor / p.expert : p.tensor;
+    if (is_expert) count = (count + p.redundant) / p.expert;
+    // With EP every expert is cut over the ranks of a stage that are left.
+    const std::int64_t ways = is_expert ? p.tensor * p.data / p.expert : p.tensor;
     const bool is_kv_part = t.part == kKey || t.part == kValue;
     if (!t.is_vector) {
       const Cut cut = cut_of(t.part);
@@ -198,7 +226,8 @@ Result<RankWeights> plan_rank_weights(const ModelShape& shape, const Quantisatio
     std::int64_t bytes = planned_bytes(q, shape, t, rows, cols, count);
     // Files with a tensor for each expert: the ranks share them evenly.
     if (t.group == WeightGroup::kExperts && t.count == 1) bytes = ceil_div(bytes, p.expert);
-    const bool on_host = settings.experts_on_host && t.group == WeightGroup::kExperts;
+    const bool on_host = (settings.experts_on_host && t.group == WeightGroup::kExperts) ||
+                         (settings.engine.table_on_host && t.part == kEmbedding && !c.tied_embeddings);
     if (on_host) {
       result.host_bytes += planned_bytes(q, shape, t);
       continue;
@@ -207,7 +236,7 @@ Result<RankWeights> plan_rank_weights(const ModelShape& shape, const Quantisatio
       RankWeights& rank = stages[static_cast<std::size_t>(stage)];
       rank.groups[static_cast<std::size_t>(t.group)] += bytes;
       rank.bytes += bytes;
-      result.all_ranks_bytes += bytes * p.tensor;
+      result.all_ranks_bytes += bytes * p.tensor * p.data;
     };
     if (t.layer >= 0) {
       add(std::min(t.layer / stage_layers, p.pipeline - 1));
@@ -224,7 +253,7 @@ Result<RankWeights> plan_rank_weights(const ModelShape& shape, const Quantisatio
   result.bytes = fullest->bytes;
   const std::int64_t layers =
       std::min<std::int64_t>(stage_layers + (settings.with_mtp ? c.n_mtp_layers : 0), c.n_layers + c.n_mtp_layers);
-  const std::int64_t per_token = layers * layer_kv_bytes(c, settings.kv, p.tensor);
+  const std::int64_t per_token = layers * layer_kv_bytes(c, settings.kv, p.tensor, settings.engine.latent_kv);
   (c.sliding_window > 0 ? result.window_kv_bytes_per_token : result.kv_bytes_per_token) = per_token;
   return result;
 }
@@ -233,29 +262,45 @@ RankMemory plan_rank_memory(const ModelShape& shape, const RankWeights& weights,
   const ModelConfig& c = shape.config;
   RankMemory memory;
   memory.weight_bytes = weights.bytes;
-  const std::int64_t tokens = ceil_div(s.context, s.block_size) * s.block_size;
-  memory.kv_bytes =
-      s.concurrency *
-      (weights.kv_bytes_per_token * tokens +
-       weights.window_kv_bytes_per_token *
-           std::min(tokens, ceil_div(std::max<std::int64_t>(c.sliding_window, 1), s.block_size) * s.block_size));
-  // Two residual streams, q, k, v, the attention's output, and gate and up of the widest feed-forward, 16-bit; an
-  // expert layer dispatches each token to its experts.
-  const std::int64_t tp = s.parallelism.tensor, step = std::max(s.chunk_tokens, s.concurrency);
+  const std::int64_t n_seqs = ceil_div(s.concurrency, s.parallelism.data);  // of the fullest data rank
+  const auto kv_of = [&](std::int64_t context) {
+    const std::int64_t tokens = ceil_div(context, s.block_size) * s.block_size;
+    const std::int64_t window = ceil_div(std::max<std::int64_t>(c.sliding_window, 1), s.block_size) * s.block_size;
+    return n_seqs *
+           (weights.kv_bytes_per_token * tokens + weights.window_kv_bytes_per_token * std::min(tokens, window));
+  };
+  memory.kv_bytes = kv_of(s.context);
+  // The residual stream, its norm and two parts in flight; and the larger of q, k, v and of gate, up, their product,
+  // which do not live together. The peaks that transformers reports for a 32B follow this to the byte a token
+  // (fit_test.cc). An expert layer dispatches each token to its experts.
+  const std::int64_t tp = s.parallelism.tensor;
+  const std::int64_t prompt = std::max<std::int64_t>(1, s.context - s.answer_tokens);
+  const std::int64_t step = s.engine.whole_prompt ? prompt * n_seqs : std::max(s.chunk_tokens, n_seqs);
   const std::int64_t q_width = c.kv_lora_rank > 0 ? std::int64_t{c.n_heads} * (c.qk_nope_head_dim + c.qk_rope_head_dim)
                                                   : std::int64_t{c.n_heads} * c.head_dim;
   const std::int64_t dispatch =
       c.n_experts > 0 ? c.n_experts_per_tok * (c.hidden_size + 2 * c.moe_intermediate_size / tp) : 0;
   memory.activation_bytes =
-      2 * step * (4 * c.hidden_size + 3 * ceil_div(q_width, tp) + 3 * ceil_div(c.intermediate_size, tp) + dispatch);
-  if (!s.engine.flash_attention) memory.activation_bytes += 4 * ceil_div(c.n_heads, tp) * s.chunk_tokens * s.context;
-  memory.logit_bytes = 4 * c.vocab_size * std::max<std::int64_t>(s.concurrency, 16);  // rows wanted at once, whole
+      s.engine.activation_bytes * step *
+      (4 * c.hidden_size + 3 * std::max(ceil_div(q_width, tp), ceil_div(c.intermediate_size, tp)) + dispatch);
+  if (!s.engine.flash_attention)  // scores of every head, and one mask
+    memory.activation_bytes += 4 * (ceil_div(c.n_heads, tp) + 1) * s.chunk_tokens * s.context;
+  memory.logit_bytes = 4 * c.vocab_size * std::max<std::int64_t>(n_seqs, 16);  // rows wanted at once, whole
+  if (s.engine.whole_prompt) {
+    // Two moments: the prompt's step with the prompt's KV, and the last token with all of it.
+    const std::int64_t early = kv_of(prompt) + memory.activation_bytes;
+    memory.logit_bytes = 2 * c.vocab_size * n_seqs;
+    if (early > memory.kv_bytes)
+      memory.activation_bytes = early - memory.kv_bytes;
+    else
+      memory.activation_bytes = memory.activation_bytes / prompt;
+  }
   memory.runtime_bytes = s.engine.runtime_bytes;
   return memory;
 }
 
-std::int64_t kv_bytes_per_token(const ModelShape& shape, const KvStorage& kv) {
-  return shape.config.n_layers * layer_kv_bytes(shape.config, kv, 1);
+std::int64_t kv_bytes_per_token(const ModelShape& shape, const KvStorage& kv, bool latent) {
+  return shape.config.n_layers * layer_kv_bytes(shape.config, kv, 1, latent);
 }
 
 std::int64_t kv_bytes_of_sequence(const ModelShape& shape, const KvStorage& kv, std::int64_t tokens,

@@ -20,11 +20,12 @@ struct KvStorage {
 };
 Result<KvStorage> find_kv_storage(std::string_view name);  // f32, f16, bf16, fp8, int8, q8_0, q5_1, q5_0, q4_1, q4_0
 
-// How ranks share a model. tensor * pipeline is the number of devices; experts are spread over `expert` of the tensor
-// ranks (1: cut like other matrices).
+// How ranks share a model. tensor * pipeline * data is the number of devices; experts are spread over `expert` of the
+// tensor * data ranks of a stage (1: cut like other matrices). Data ranks hold all but the experts each and share out
+// the sequences ("data-parallel attention"). redundant: copies of busy experts beside the model's.
 struct Parallelism {
-  std::int64_t tensor = 1, pipeline = 1, expert = 1;
-  std::int64_t n_ranks() const { return tensor * pipeline; }
+  std::int64_t tensor = 1, pipeline = 1, expert = 1, data = 1, redundant = 0;
+  std::int64_t n_ranks() const { return tensor * pipeline * data; }
 };
 // kInvalidArgument: which dimension does not divide, and the counts that would do.
 Status check_parallelism(const ModelShape& shape, const Quantisation& quantisation, const Parallelism& parallelism);
@@ -35,15 +36,21 @@ std::vector<std::int64_t> possible_tensor_ranks(const ModelShape& shape, const Q
 Result<Parallelism> choose_parallelism(const ModelShape& shape, const Quantisation& quantisation,
                                        std::int64_t n_devices, std::int64_t devices_per_node = 8);
 
-// An engine's habits, beside the model's need. Ours sizes to the need; vLLM reserves a share of each device.
+// An engine's habits, beside the model's need. Ours sizes to the need; vLLM reserves a share of each device. What is
+// said of other engines is an estimate from their sources and published measurements.
 struct EngineProfile {
   std::string name = "still";
   double utilisation = 0.92;                           // of what the driver reports, at most
   std::int64_t runtime_bytes = std::int64_t{3} << 29;  // a device: context, libraries, graphs, fragmentation (1.5 GiB)
   bool reserves = false;                               // takes the whole share, whatever is needed
-  bool flash_attention = true;                         // otherwise scores [n_heads, chunk, context] in f32
+  bool flash_attention = true;                         // otherwise scores [n_heads, chunk, context] and a mask in f32
+  bool latent_kv = true;                               // of MLA; otherwise every head's keys and values are cached
+  bool table_on_host = false;                          // the embedding table is looked up in host memory
+  bool whole_prompt = false;          // a prompt is one step, and its activations are gone when the answer's KV is full
+  std::int64_t activation_bytes = 2;  // of a value
 };
-Result<EngineProfile> find_engine_profile(std::string_view name);  // still, vllm, llama.cpp
+// still, vllm, llama.cpp, llama.cpp-no-fa, llama.cpp-2025-02 (before its latent cache), transformers
+Result<EngineProfile> find_engine_profile(std::string_view name);
 
 struct DeploymentSettings {
   std::int64_t context = 8192;      // tokens of one sequence
@@ -54,7 +61,10 @@ struct DeploymentSettings {
   Parallelism parallelism;
   EngineProfile engine;
   bool with_mtp = false;
-  bool experts_on_host = false;  // routed experts in host memory, the rest on the device
+  bool experts_on_host = false;     // routed experts in host memory, the rest on the device
+  std::int64_t answer_tokens = 0;   // of the context, that are generated (engines with whole_prompt)
+  double network_bandwidth = 50e9;  // bytes/s of a device to those of other nodes (400 Gb/s)
+  std::int64_t devices_per_node = 8;
 };
 
 // What does not depend on context and concurrency, of the fullest rank: a grid computes it once.
@@ -76,8 +86,9 @@ struct RankMemory {
 };
 RankMemory plan_rank_memory(const ModelShape& shape, const RankWeights& weights, const DeploymentSettings& settings);
 
-// KV bytes of one token over all layers, and of `tokens` of one sequence (whole blocks; the window's limit).
-std::int64_t kv_bytes_per_token(const ModelShape& shape, const KvStorage& kv);
+// KV bytes of one token over all layers, and of `tokens` of one sequence (whole blocks; the window's limit). latent
+// false: of MLA every head's keys and values instead of the latent.
+std::int64_t kv_bytes_per_token(const ModelShape& shape, const KvStorage& kv, bool latent = true);
 std::int64_t kv_bytes_of_sequence(const ModelShape& shape, const KvStorage& kv, std::int64_t tokens,
                                   std::int64_t block_size);
 

@@ -36,7 +36,7 @@ void fill(FitAnswer& a, const ModelShape& shape, const DeploymentSettings& s) {
   a.fits = a.memory.need() <= a.capacity;
   const std::int64_t room = a.capacity - (a.memory.need() - a.memory.kv_bytes);
   const std::int64_t per_token = a.weights.kv_bytes_per_token + a.weights.window_kv_bytes_per_token;
-  a.max_kv_tokens = room <= 0 || per_token == 0 ? 0 : room / per_token;
+  a.max_kv_tokens = room <= 0 || per_token == 0 ? 0 : room / per_token * s.parallelism.data;
   a.max_context =
       std::min<std::int64_t>(shape.config.max_seq_len, a.max_kv_tokens / s.concurrency / s.block_size * s.block_size);
   // More sequences also need more logits; the bound is found by stepping down from the KV's.
@@ -58,14 +58,14 @@ void note_hardware(FitAnswer& a, const Device& d, const Quantisation& q) {
   using Compute = Quantisation::Compute;
   if (d.sm == 0) return;
   if (q.compute == Compute::kBF16 && d.sm < 80)
-    a.notes.push_back(fmt::format(
+    a.notes.push_back(message(
         "{} does not compute BF16 (needs compute capability 8.0): convert to F16 and check for overflow", d.name));
   if (q.compute == Compute::kFp8 && d.sm < 89)
     a.notes.push_back(
-        fmt::format("{} has no FP8 units (needs 8.9): the weights are read as FP8 and multiplied as F16", d.name));
+        message("{} has no FP8 units (needs 8.9): the weights are read as FP8 and multiplied as F16", d.name));
   if (q.compute == Compute::kInt8 && d.sm < 75)
-    a.notes.push_back(fmt::format("{} has no INT8 tensor units (needs 7.5)", d.name));
-  if (d.sm < 80) a.notes.push_back(fmt::format("{} cannot run FlashAttention-2 (needs 8.0)", d.name));
+    a.notes.push_back(message("{} has no INT8 tensor units (needs 7.5)", d.name));
+  if (d.sm < 80) a.notes.push_back(message("{} cannot run FlashAttention-2 (needs 8.0)", d.name));
 }
 
 void find_nearest(FitAnswer& a, const ModelShape& shape, const Quantisation& q, const DeviceSet& devices,
@@ -75,13 +75,13 @@ void find_nearest(FitAnswer& a, const ModelShape& shape, const Quantisation& q, 
     return answer && answer->fits;
   };
   if (a.max_context >= kUsefulContext)
-    a.nearest.push_back(fmt::format("context {} instead of {}", a.max_context, s.context));
+    a.nearest.push_back(message("context {} instead of {}", a.max_context, s.context));
   if (a.max_concurrency >= 1)
-    a.nearest.push_back(fmt::format("{} sequences at once instead of {}", a.max_concurrency, s.concurrency));
+    a.nearest.push_back(message("{} sequences at once instead of {}", a.max_concurrency, s.concurrency));
   if (s.kv.block_elements == 1 && s.kv.block_bytes >= 2) {
     DeploymentSettings other = s;
     other.kv = *find_kv_storage("q8_0");
-    if (try_it(q, devices, other)) a.nearest.push_back("KV cache in q8_0");
+    if (try_it(q, devices, other)) a.nearest.push_back(message("KV cache in q8_0"));
   }
   for (const char* name : {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", "IQ2_XXS", "IQ1_S"}) {
     const Quantisation smaller = *find_quantisation(name);
@@ -90,7 +90,7 @@ void find_nearest(FitAnswer& a, const ModelShape& shape, const Quantisation& q, 
     if (auto p = choose_parallelism(shape, smaller, s.parallelism.n_ranks())) other.parallelism = *p;
     if (!try_it(smaller, devices, other)) continue;
     a.nearest.push_back(
-        fmt::format("{} instead of {} ({})", smaller.name, q.name, both_units(weight_file_bytes(smaller, shape))));
+        message("{} instead of {} ({})", smaller.name, q.name, both_units(weight_file_bytes(smaller, shape))));
     break;
   }
   for (std::int64_t n = devices.count + 1; n <= std::max<std::int64_t>(64, 2 * devices.count); ++n) {
@@ -99,7 +99,7 @@ void find_nearest(FitAnswer& a, const ModelShape& shape, const Quantisation& q, 
     DeploymentSettings other = s;
     other.parallelism = *p;
     if (!try_it(q, {devices.device, n}, other)) continue;
-    a.nearest.push_back(fmt::format("{}x {} (tensor {}, pipeline {})", n, devices.device.name, p->tensor, p->pipeline));
+    a.nearest.push_back(message("{}x {} (tensor {}, pipeline {})", n, devices.device.name, p->tensor, p->pipeline));
     break;
   }
 }
@@ -110,8 +110,10 @@ Result<FitAnswer> check_fit(const ModelShape& shape, const Quantisation& q, cons
                             const DeploymentSettings& s, bool with_nearest) {
   STILL_TRY_STATUS(check_settings(shape, s));
   if (s.parallelism.n_ranks() != devices.count)
-    return error(Code::kInvalidArgument, "tensor {} x pipeline {} makes {} ranks, but there are {} devices",
-                 s.parallelism.tensor, s.parallelism.pipeline, s.parallelism.n_ranks(), devices.count);
+    return error(Code::kInvalidArgument, "tensor {} x pipeline {}{} makes {} ranks, but there are {} devices",
+                 s.parallelism.tensor, s.parallelism.pipeline,
+                 s.parallelism.data > 1 ? fmt::format(" x data {}", s.parallelism.data) : "", s.parallelism.n_ranks(),
+                 devices.count);
   FitAnswer a;
   STILL_TRY(a.weights, plan_rank_weights(shape, q, s));
   a.capacity = capacity_of(devices.device, s.engine);
@@ -121,16 +123,15 @@ Result<FitAnswer> check_fit(const ModelShape& shape, const Quantisation& q, cons
   if (a.fits) return a;
   const std::int64_t fixed = a.memory.need() - a.memory.kv_bytes;
   if (a.memory.weight_bytes > a.capacity)
-    a.reason = fmt::format("the weights alone take {:.2f} GiB a device, {:.2f} GiB are usable",
-                           to_gib(a.memory.weight_bytes), to_gib(a.capacity));
+    a.reason = message("the weights alone take {:.2f} GiB a device, {:.2f} GiB are usable",
+                       to_gib(a.memory.weight_bytes), to_gib(a.capacity));
   else if (fixed > a.capacity)
-    a.reason = fmt::format(
+    a.reason = message(
         "weights {:.2f} GiB, workspace and runtime {:.2f} GiB a device leave no room for a KV cache in {:.2f} GiB",
         to_gib(a.memory.weight_bytes), to_gib(fixed - a.memory.weight_bytes), to_gib(a.capacity));
   else
-    a.reason =
-        fmt::format("{} x {} tokens of KV take {:.2f} GiB a device, {:.2f} GiB are left ({} tokens)", s.concurrency,
-                    s.context, to_gib(a.memory.kv_bytes), to_gib(a.capacity - fixed), a.max_kv_tokens);
+    a.reason = message("{} x {} tokens of KV take {:.2f} GiB a device, {:.2f} GiB are left ({} tokens)", s.concurrency,
+                       s.context, to_gib(a.memory.kv_bytes), to_gib(a.capacity - fixed), a.max_kv_tokens);
   if (with_nearest) find_nearest(a, shape, q, devices, s);
   return a;
 }
@@ -191,33 +192,39 @@ Result<OffloadPlan> plan_offload(const ModelShape& shape, const Quantisation& q,
   std::int64_t dense = head_bytes;
   for (const std::int64_t bytes : layer_bytes) dense += bytes + kv_layer;
   const auto place = [&](std::int64_t bytes, bool on_gpu) { (on_gpu ? plan.gpu_bytes : plan.host_bytes) += bytes; };
+  const auto place_layer = [&](std::int64_t layer, std::int64_t experts, bool on_gpu) {
+    place(layer + experts, on_gpu);
+    if (on_gpu) return;
+    plan.host_layer_bytes += layer;
+    plan.host_expert_bytes += experts;
+  };
   plan.experts_on_host = shape.is_moe() && fixed + dense <= capacity;
   if (plan.experts_on_host) {
     plan.gpu_bytes += dense;
     for (std::size_t i = 0; i < expert_bytes.size(); ++i) {
       const bool on_gpu = plan.gpu_bytes + expert_bytes[i] <= capacity;
-      place(expert_bytes[i], on_gpu);
+      place_layer(0, expert_bytes[i], on_gpu);
       plan.gpu_layers += on_gpu;
     }
   } else {
     // The head goes first: it is read for every token and is a large matrix. Then the last layers, as others do.
     bool head_on_gpu = plan.gpu_bytes + head_bytes <= capacity;
-    place(head_bytes, head_on_gpu);
+    place_layer(head_bytes, 0, head_on_gpu);
     for (std::size_t i = expert_bytes.size(); i-- > 0;) {
       const std::int64_t bytes = layer_bytes[i] + expert_bytes[i] + kv_layer;
       const bool on_gpu = head_on_gpu && plan.gpu_bytes + bytes <= capacity &&
                           plan.gpu_layers == static_cast<std::int64_t>(expert_bytes.size() - 1 - i);
-      place(bytes, on_gpu);
+      place_layer(layer_bytes[i] + kv_layer, expert_bytes[i], on_gpu);
       plan.gpu_layers += on_gpu;
     }
   }
   plan.fits = plan.gpu_bytes <= capacity && plan.host_bytes <= host_capacity;
   if (plan.gpu_bytes > capacity)
     plan.reason =
-        fmt::format("the GPU's own workspace takes {:.2f} GiB of {:.2f} GiB", to_gib(plan.gpu_bytes), to_gib(capacity));
+        message("the GPU's own workspace takes {:.2f} GiB of {:.2f} GiB", to_gib(plan.gpu_bytes), to_gib(capacity));
   else if (!plan.fits)
-    plan.reason = fmt::format("{:.2f} GiB must lie in host memory, {:.2f} GiB are there", to_gib(plan.host_bytes),
-                              to_gib(host_capacity));
+    plan.reason = message("{:.2f} GiB must lie in host memory, {:.2f} GiB are there", to_gib(plan.host_bytes),
+                          to_gib(host_capacity));
   return plan;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "plan/deployment.h"
+#include "plan/message.h"
 
 namespace still {
 
@@ -18,9 +19,9 @@ struct FitAnswer {
   std::int64_t max_kv_tokens = 0;    // over all sequences; 0: not even the weights fit
   std::int64_t max_context = 0;      // of one sequence at the wanted concurrency; at most the model's
   std::int64_t max_concurrency = 0;  // at the wanted context
-  std::string reason;                // of a no: one sentence
-  std::vector<std::string> nearest;  // of a no: single changes that make it a yes, smallest first
-  std::vector<std::string> notes;    // what the hardware cannot do directly
+  Message reason;                    // of a no: one sentence
+  std::vector<Message> nearest;      // of a no: single changes that make it a yes, smallest first
+  std::vector<Message> notes;        // what the hardware cannot do directly
   std::int64_t reserved = 0;         // bytes the engine takes of a device, where it reserves (vLLM)
 };
 
@@ -45,8 +46,10 @@ struct OffloadPlan {
   std::int64_t gpu_layers = 0;   // layers wholly on the GPU
   bool experts_on_host = false;  // attention, dense and shared parts of all layers on the GPU
   std::int64_t gpu_bytes = 0, host_bytes = 0;
+  std::int64_t host_layer_bytes = 0;  // of whole layers on the host; the rest of host_bytes is experts and the table
+  std::int64_t host_expert_bytes = 0;
   bool fits = false;
-  std::string reason;
+  Message reason;
 };
 Result<OffloadPlan> plan_offload(const ModelShape& shape, const Quantisation& quantisation, const DeviceSet& gpus,
                                  std::int64_t host_capacity, const DeploymentSettings& settings);

@@ -99,7 +99,7 @@ TEST(Fit, FillsTheV100A100Matrix) {
       EXPECT_FALSE(a.reason.empty());
       EXPECT_FALSE(a.nearest.empty()) << row.model << " " << row.devices;
     } else {
-      EXPECT_TRUE(a.fits) << row.model << " " << row.devices << ": " << a.reason;
+      EXPECT_TRUE(a.fits) << row.model << " " << row.devices << ": " << a.reason.english;
       EXPECT_NEAR(static_cast<double>(a.max_kv_tokens), row.kv_tokens, .04 * row.kv_tokens + 1500)
           << row.model << " " << row.devices;
     }
@@ -141,7 +141,7 @@ TEST(Fit, PutsExpertsIntoHostMemory) {
   auto plan = plan_offload(world().shape("r1"), quant("q4_k_m"), world().set("3090"), std::int64_t{512} << 30,
                            {.context = 8192});
   ASSERT_TRUE(plan);
-  EXPECT_TRUE(plan->fits) << plan->reason;
+  EXPECT_TRUE(plan->fits) << plan->reason.english;
   EXPECT_TRUE(plan->experts_on_host);
   EXPECT_NEAR(to_gb(plan->gpu_bytes + plan->host_bytes), 404, 12);
   EXPECT_GT(to_gb(plan->host_bytes), 370);
@@ -236,6 +236,41 @@ TEST(Fit, IsRefusedForNumbersThatCannotBe) {
     EXPECT_FALSE(check_fit(shape, quant("bf16"), set, s));
   EXPECT_FALSE(check_fit(shape, quant("own"), set, {}));
   EXPECT_FALSE(check_fit(shape, quant("bf16"), world().set("2xh100"), {}));  // one rank, two devices
+}
+
+// Every split shares out the whole: what the ranks hold is at least the file, and with one rank exactly it. Random
+// shapes, types and splits.
+TEST(Memory, SplitsSumToTheWhole) {
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE(seed);
+  std::mt19937 random(seed);
+  for (int i = 0; i < 200; ++i) {
+    const KnownModel& known = world().models[random() % world().models.size()];
+    const ModelShape shape = *find_known_shape(world().models, known.name);
+    const Quantisation& q = all_quantisations()[1 + random() % (all_quantisations().size() - 1)];
+    const std::int64_t n = 1 + static_cast<std::int64_t>(random() % 16);
+    auto p = choose_parallelism(shape, q, n);
+    if (!p) continue;
+    DeploymentSettings s{.parallelism = *p};
+    const auto w = plan_rank_weights(shape, q, s);
+    ASSERT_TRUE(w) << w.error().message;
+    EXPECT_EQ(w->file_bytes, weight_file_bytes(q, shape));
+    EXPECT_GE(w->all_ranks_bytes, w->file_bytes) << known.name << " " << q.name << " " << n;
+    EXPECT_GE(w->bytes * p->n_ranks(), w->all_ranks_bytes);
+    if (n == 1) {
+      EXPECT_EQ(w->bytes, w->file_bytes) << known.name << " " << q.name;
+    }
+    std::int64_t sum = 0;
+    for (const std::int64_t bytes : w->groups) sum += bytes;
+    EXPECT_EQ(sum, w->bytes);
+    // Stages alone copy nothing but a tied table.
+    DeploymentSettings stages{.parallelism = {.pipeline = 1 + static_cast<std::int64_t>(random() % 8)}};
+    const auto by_stage = plan_rank_weights(shape, q, stages);
+    ASSERT_TRUE(by_stage);
+    if (!shape.config.tied_embeddings) {
+      EXPECT_EQ(by_stage->all_ranks_bytes, by_stage->file_bytes);
+    }
+  }
 }
 
 // Every yes is checked against the cell beyond: a fit at the largest context, none one block further.
@@ -348,12 +383,6 @@ TEST(Consistency, OfThePublishedCluster) {
   EXPECT_NEAR(kv_bytes * 1e-9, 30.9, .1);
   EXPECT_NEAR(kv_bytes / world().set("h800").device.bandwidth * 1e3, 9.2, .1);
   EXPECT_NEAR(1e3 / 21, 48, .5);
-  const double transfer_s = 3.0 * 32 * 9 * 7000 / 50e9;
-  EXPECT_NEAR(transfer_s * 1e6, 120.96, .01);
-  EXPECT_NEAR(2 * 61 * transfer_s * 1e3, 14.76, .01);
-  EXPECT_NEAR(1 / (2 * 61 * transfer_s), 67, 1);
-  EXPECT_NEAR(2 * 61 * 3.0 * 32 * 9 * 7000 / 900e9 * 1e3, .82, .01);
-  EXPECT_NEAR(4096.0 * 70272 / 50e9 * 1e3, 5.8, .1);
 }
 
 TEST(Consistency, OfExpertsInHostMemory) {

@@ -12,14 +12,29 @@
 
 namespace still {
 
+struct NumaNode {
+  int id = 0;
+  std::string cpus;  // "0-15,32-47", as the system writes it
+  std::int64_t memory_bytes = 0;
+};
+// A GPU as the driver describes it (NVML), with the figures of the database row that it is.
+struct DetectedGpu {
+  Device device;
+  std::string row;  // of the database; empty: none is near, and speeds are unknown
+  std::int64_t free_bytes = 0;
+  int n_nvlinks = 0;               // active
+  std::vector<std::string> links;  // to each GPU: "NVLink", "same PCIe switch", "same CPU", "other CPU", "itself"
+};
 struct Machine {
   std::string cpu;
   std::vector<std::string> isas;  // of our kernels, lowest first
-  int n_cores = 0, n_numa_nodes = 1;
+  int n_cores = 0;
   std::int64_t memory_bytes = 0, available_bytes = 0;
-  std::vector<Device> gpus;  // by NVML; empty without a driver
+  std::vector<NumaNode> nodes;    // at least one
+  std::vector<DetectedGpu> gpus;  // empty without a driver
 };
-Machine detect_machine(const std::vector<Device>& database);
+// nvml: the driver's library, opened at run time.
+Machine detect_machine(const std::vector<Device>& database, const char* nvml = "libnvidia-ml.so.1");
 
 struct HostWeights {
   std::int64_t arena_bytes = 0;   // packed matrices and f32 vectors: what WeightLayout::arena_bytes will be

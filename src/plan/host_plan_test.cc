@@ -2,7 +2,9 @@
 #include "plan/host_plan.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 
 #include "files/checkpoint.h"
@@ -77,6 +79,34 @@ TEST(Machine, IsDetected) {
   EXPECT_GE(machine.n_cores, 1);
   EXPECT_GT(machine.memory_bytes, machine.available_bytes / 2);
   EXPECT_FALSE(machine.isas.empty());
+  ASSERT_FALSE(machine.nodes.empty());
+  EXPECT_FALSE(machine.nodes.front().cpus.empty());
+  EXPECT_GT(machine.nodes.front().memory_bytes, 0);
+}
+
+// The driver's library is a stand-in, compiled here, that speaks NVML's entry points.
+TEST(Machine, GpusAreFoundByNvml) {
+  const std::string library = ::testing::TempDir() + "/libnvml_stub_" + std::to_string(::getpid()) + ".so";
+  const std::string command =
+      "cc -shared -fPIC -o '" + library + "' '" + STILL_SOURCE_DIR + "/src/plan/nvml_stub.c' 2>/dev/null";
+  if (std::system(command.c_str()) != 0) GTEST_SKIP() << "no C compiler here";
+  const Machine machine = detect_machine(*built_in_devices(), library.c_str());
+  std::remove(library.c_str());
+  ASSERT_EQ(machine.gpus.size(), 3u);  // the fourth is lost
+  const DetectedGpu& first = machine.gpus[0];
+  EXPECT_EQ(first.device.name, "NVIDIA A100-SXM4-80GB");
+  EXPECT_EQ(first.row, "A100-80GB");
+  EXPECT_EQ(first.device.usable_bytes, std::int64_t{81920} << 20);
+  EXPECT_EQ(first.free_bytes, std::int64_t{80920} << 20);
+  EXPECT_EQ(first.device.sm, 80);
+  EXPECT_GT(first.device.bandwidth, 1.9e12);
+  EXPECT_EQ(first.n_nvlinks, 12);
+  EXPECT_EQ(first.links, (std::vector<std::string>{"itself", "NVLink", "other CPU"}));
+  EXPECT_EQ(machine.gpus[2].row, "");
+  EXPECT_EQ(machine.gpus[2].device.sm, 120);
+  EXPECT_EQ(machine.gpus[2].n_nvlinks, 0);
+  EXPECT_TRUE(detect_machine(*built_in_devices(), "/nowhere/libnvml.so").gpus.empty());
+  EXPECT_TRUE(detect_machine(*built_in_devices(), "libc.so.6").gpus.empty());  // a library without these entry points
 }
 
 }  // namespace

@@ -9,9 +9,10 @@ namespace still {
 
 namespace {
 
-// Tokenizer, templates, stacks, allocator slack and the program's own pages, as measured on the three models of
-// docs/plan.md.
-constexpr std::int64_t kRuntimeBytes = std::int64_t{80} << 20;
+// The program's own pages, templates, bookkeeping; and what the tokenizer takes for a word, as measured on the three
+// models of docs/plan.md.
+constexpr std::int64_t kRuntimeBytes = std::int64_t{8} << 20;
+constexpr std::int64_t kRuntimeBytesOfWord = 176;
 // Below this a chat is not possible, so a plan that only fits less is refused.
 constexpr std::int64_t kMinContext = 256;
 
@@ -45,15 +46,15 @@ MemoryPlan with_blocks(const ModelConfig& config, std::int64_t weight_bytes, std
   MemoryPlan plan;
   plan.settings = settings;
   const KvGeometry geometry = kv_geometry(config, settings);
-  plan.weight_bytes = weight_bytes;
+  plan.weight_bytes = Arena::reserved(weight_bytes);
   plan.n_blocks = ceil_div(settings.kv_tokens, settings.block_size);
-  plan.kv_bytes = plan.n_blocks * geometry.block_bytes();
+  plan.kv_bytes = Arena::reserved(plan.n_blocks * geometry.block_bytes());
   plan.kv_bytes_per_token = geometry.block_bytes() / settings.block_size;
   plan.max_logit_rows = std::max<std::int64_t>(16, settings.max_seqs);
-  plan.workspace_bytes = StepBuffers::bytes(config, settings.chunk_tokens, plan.max_logit_rows) +
-                         Exec::scratch_bytes(exec_options(config, max_k, plan));
+  plan.workspace_bytes = Arena::reserved(StepBuffers::bytes(config, settings.chunk_tokens, plan.max_logit_rows)) +
+                         Arena::reserved(Exec::scratch_bytes(exec_options(config, max_k, plan)));
   plan.rope_bytes = RopeTable::bytes(config.rope, settings.context);
-  plan.runtime_bytes = kRuntimeBytes;
+  plan.runtime_bytes = kRuntimeBytes + kRuntimeBytesOfWord * config.vocab_size;
   return plan;
 }
 
@@ -160,8 +161,9 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
   }
   if (wanted.kv_tokens == 0 && settings.max_seqs > 1) {
     // Room for every sequence's whole context, or as much of it as fits.
-    const std::int64_t block_bytes = plan.kv_bytes / plan.n_blocks;
-    const std::int64_t spare_blocks = (settings.memory_limit - plan.total_bytes()) / block_bytes;
+    const std::int64_t block_bytes = kv_geometry(config, settings).block_bytes();
+    const std::int64_t spare = settings.memory_limit - plan.total_bytes() - Arena::reserved(1 << 21);
+    const std::int64_t spare_blocks = std::max<std::int64_t>(0, spare / block_bytes);
     const std::int64_t all_blocks = ceil_div(settings.context, settings.block_size) * settings.max_seqs;
     settings.kv_tokens = std::min(all_blocks, plan.n_blocks + spare_blocks) * settings.block_size;
     plan = with_blocks(config, weight_bytes, max_k, settings);

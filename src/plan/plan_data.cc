@@ -20,6 +20,7 @@ STILL_EMBED(still_plan_devices, "devices.json")
 STILL_EMBED(still_plan_models, "models.json")
 STILL_EMBED(still_plan_quality, "quality.json")
 STILL_EMBED(still_plan_claims, "claims.json")
+STILL_EMBED(still_plan_zh, "zh.json")
 
 namespace still {
 
@@ -30,6 +31,7 @@ std::string_view plan_data_text(std::string_view name) {
   if (name == "devices") return text(still_plan_devices_begin, still_plan_devices_end);
   if (name == "models") return text(still_plan_models_begin, still_plan_models_end);
   if (name == "quality") return text(still_plan_quality_begin, still_plan_quality_end);
+  if (name == "zh") return text(still_plan_zh_begin, still_plan_zh_end);
   if (name == "claims") return text(still_plan_claims_begin, still_plan_claims_end);
   STILL_CHECK(!"no such data");
 }

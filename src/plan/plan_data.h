@@ -12,7 +12,7 @@
 
 namespace still {
 
-// The text of data/plan/<name>.json: "devices", "models", "quality", "claims".
+// The text of data/plan/<name>.json: "devices", "models", "quality", "claims", "zh" (message.h).
 std::string_view plan_data_text(std::string_view name);
 
 struct KnownModel {

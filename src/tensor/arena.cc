@@ -15,7 +15,7 @@ Result<Arena> Arena::create(std::int64_t bytes, std::string_view what, bool huge
   Arena arena;
   if (bytes == 0) return arena;
   constexpr std::int64_t kHugePage = 2 * 1024 * 1024;
-  arena.size_ = bytes >= kHugePage ? (bytes + kHugePage - 1) / kHugePage * kHugePage : rounded(bytes);
+  arena.size_ = reserved(bytes);
   void* mapped = ::mmap(nullptr, static_cast<std::size_t>(arena.size_), PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) {

@@ -29,6 +29,11 @@ class Arena {
     return reinterpret_cast<T*>(allocate(n * static_cast<std::int64_t>(sizeof(T))));
   }
   static constexpr std::int64_t rounded(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+  // What create(bytes) reserves: whole huge pages from one of them on.
+  static constexpr std::int64_t reserved(std::int64_t bytes) {
+    constexpr std::int64_t kHugePage = 2 * 1024 * 1024;
+    return bytes >= kHugePage ? (bytes + kHugePage - 1) / kHugePage * kHugePage : rounded(bytes);
+  }
 
   std::int64_t size() const { return size_; }
   std::int64_t used() const { return used_; }

@@ -1,0 +1,281 @@
+// This machine: what it is, what the engine takes for a model (exact), how fast it will be (calibrated), and both
+// compared with the engine itself.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <optional>
+
+#include "base/json.h"
+#include "cli/model_ref.h"
+#include "cli/plan_contract.h"
+#include "cli/plan_options.h"
+#include "cli/table.h"
+#include "engine/bench.h"
+#include "plan/calibrate.h"
+#include "plan/host_plan.h"
+
+namespace still {
+
+namespace {
+
+EngineSettings engine_settings(const PlanOptions& o) {
+  EngineSettings settings;
+  settings.n_threads = static_cast<int>(o.threads.value_or(0));
+  settings.context = o.contexts.empty() ? 0 : o.contexts.front();
+  settings.max_seqs = o.concurrencies.empty() ? 1 : o.concurrencies.front();
+  if (o.chunk) settings.chunk_tokens = *o.chunk;
+  settings.kv_type = o.kv == "f32" ? KvType::kF32 : o.kv == "int8" ? KvType::kInt8 : KvType::kF16;
+  if (o.host_gib) settings.memory_limit = static_cast<std::int64_t>(*o.host_gib * (std::int64_t{1} << 30));
+  return settings;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values.empty() ? 0 : values[values.size() / 2];
+}
+
+// The file of a name in the store, or of a path.
+Result<std::filesystem::path> model_file(const Context& context, const std::string& name, const char* option) {
+  if (name.empty()) return error(Code::kInvalidArgument, "{} needs a model that is here, not a bare shape", option);
+  std::error_code code;
+  if (std::filesystem::exists(name, code)) return std::filesystem::path(name);
+  STILL_TRY(const ResolvedModel found, find_model(context, name));
+  return found.path;
+}
+
+Status print_contract(const Context& context, const PlanOptions& o, const Words& say, const std::string& name,
+                      const ModelShape& shape) {
+  STILL_TRY(const std::filesystem::path path, model_file(context, name, "--contract"));
+  const std::int64_t fill =
+      o.contexts.empty() ? std::clamp<std::int64_t>(400'000'000'000 / shape.n_params(), 256, 2048) : o.contexts.front();
+  std::vector<std::vector<std::string>> rows = {{say("CONTEXT"), say("SEQS"), "KV", say("CHUNK"), say("THREADS"),
+                                                 say("PLANNED MiB"), say("ALLOCATED"), say("RESIDENT"),
+                                                 say("DIFFERENCE"), say("MAPPED FILE"), say("HOLDS")}};
+  JsonArray array;
+  int n_broken = 0;
+  for (const EngineSettings& settings : contract_settings(std::min(shape.config.max_seq_len, fill), fill)) {
+    STILL_TRY(const ContractRun run, run_contract(path, settings, fill));
+    const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
+    n_broken += !run.holds();
+    const char* kv = settings.kv_type == KvType::kF32 ? "f32" : settings.kv_type == KvType::kInt8 ? "int8" : "f16";
+    rows.push_back(
+        {std::to_string(settings.context), std::to_string(settings.max_seqs), kv, std::to_string(settings.chunk_tokens),
+         std::to_string(settings.n_threads), fmt::format("{:.1f}", mib(run.plan.total_bytes())),
+         fmt::format("{:.1f}", mib(run.allocated)), fmt::format("{:.1f}", mib(run.resident)),
+         fmt::format("{:+.1f}", mib(run.resident - run.plan.total_bytes())), fmt::format("{:.1f}", mib(run.mapped)),
+         run.holds() ? say("yes") : say("no") + (run.refusal.empty() ? "" : ": " + run.refusal)});
+    array.push_back(JsonObject{{"context", settings.context},
+                               {"sequences", settings.max_seqs},
+                               {"kv", kv},
+                               {"chunk", settings.chunk_tokens},
+                               {"threads", settings.n_threads},
+                               {"planned_bytes", run.plan.total_bytes()},
+                               {"allocated_bytes", run.allocated},
+                               {"resident_bytes", run.resident},
+                               {"mapped_bytes", run.mapped},
+                               {"mapped_max_bytes", run.mapped_max},
+                               {"holds", run.holds()},
+                               {"refusal", run.refusal}});
+  }
+  using enum Align;
+  if (o.json)
+    fmt::print("{}\n", to_json(array));
+  else
+    fmt::print(
+        "{}{}\n",
+        format_table({kRight, kRight, kLeft, kRight, kRight, kRight, kRight, kRight, kRight, kRight, kLeft}, rows),
+        say("resident: anonymous memory after every sequence filled its context; at most 32 MiB or 1 % apart"));
+  if (n_broken > 0) return error(Code::kInternal, "{}: plan and engine disagree under {} settings", name, n_broken);
+  return ok();
+}
+
+// Rounds of the slice and of the engine in turn, so that both meet the same neighbours on the machine.
+Status print_verification(const Context& context, const PlanOptions& o, const Words& say, const std::string& name,
+                          const ModelShape& shape, const Quantisation& q) {
+  STILL_TRY(const std::filesystem::path path, model_file(context, name, "--verify"));
+  const CalibrationSettings settings{.n_threads = static_cast<int>(o.threads.value_or(0))};
+  STILL_TRY(const std::shared_ptr<const Model> model, Model::load(path, {.n_threads = settings.n_threads}));
+  const std::int64_t n_gen = 8, deep = settings.deep_kv_len - n_gen / 2, shallow = settings.decode_kv_len - n_gen / 2;
+  EngineOptions options{.settings = {.n_threads = settings.n_threads, .context = deep + 256},
+                        .prefix_cache = false,
+                        .step_target = std::chrono::milliseconds(0)};
+  STILL_TRY(const std::unique_ptr<Engine> engine, Engine::create(model, options));
+  STILL_TRY(Calibrator calibrator, Calibrator::create(shape, q, settings));
+  std::vector<double> decode, decode_deep, prefill;
+  constexpr int kRounds = 9;
+  ProgressLine line(context.err, std::chrono::milliseconds(0));
+  for (int i = 0; i < kRounds; ++i) {
+    line.update("slice and engine in turn", static_cast<double>(i) / kRounds, "");
+    calibrator.round();
+    // Each of these runs once uncounted and once counted.
+    STILL_TRY(const BenchRuns a, bench_decode(*engine, n_gen, shallow, 1, 1));
+    STILL_TRY(const BenchRuns b, bench_decode(*engine, n_gen, deep, 1, 1));
+    STILL_TRY(const BenchRuns c, bench_prefill(*engine, settings.n_prompt, 1));
+    decode.push_back(a.median());
+    decode_deep.push_back(b.median());
+    prefill.push_back(c.median());
+  }
+  line.clear();
+  const HostSpeed speed = calibrator.speed();
+  struct Row {
+    Message what;
+    double predicted, measured;
+  };
+  const Row rows[] = {{message("decode at {} tokens", settings.decode_kv_len), speed.decode_tok_per_s, median(decode)},
+                      {message("decode at {} tokens", settings.deep_kv_len),
+                       speed.tok_per_s_at(static_cast<double>(settings.deep_kv_len)), median(decode_deep)},
+                      {message("prefill of {} tokens", settings.n_prompt), speed.prefill_tok_per_s, median(prefill)}};
+  std::vector<std::vector<std::string>> table = {
+      {say("MODEL"), say("TEST"), say("PREDICTED tok/s"), say("MEASURED tok/s"), say("ERROR")}};
+  JsonArray array;
+  for (const Row& row : rows) {
+    table.push_back({shape.name, say(row.what), fmt::format("{:.1f}", row.predicted),
+                     fmt::format("{:.1f}", row.measured),
+                     fmt::format("{:+.1f} %", 100 * (row.predicted / row.measured - 1))});
+    array.push_back(JsonObject{
+        {"model", shape.name}, {"test", row.what.english}, {"predicted", row.predicted}, {"measured", row.measured}});
+  }
+  using enum Align;
+  if (o.json)
+    fmt::print("{}\n", to_json(array));
+  else
+    fmt::print("{}{}\n", format_table({kLeft, kLeft, kRight, kRight, kRight}, table),
+               say(message("{} of {} layers with made-up weights against the engine with the model, {} rounds in turn, "
+                           "medians",
+                           speed.slice_layers, shape.config.n_layers, kRounds)));
+  return ok();
+}
+
+std::string size_text(std::int64_t bytes) {
+  return fmt::format("{:.1f} GiB", to_gib(bytes));
+}
+
+}  // namespace
+
+Status print_machine(const PlanOptions& o, const PlanWorld& world) {
+  const Machine machine = detect_machine(world.data.devices);
+  const Words& say = world.say;
+  if (o.json) {
+    JsonArray isas, nodes, gpus;
+    for (const std::string& isa : machine.isas) isas.emplace_back(isa);
+    for (const NumaNode& node : machine.nodes)
+      nodes.push_back(JsonObject{{"node", node.id}, {"cpus", node.cpus}, {"memory_bytes", node.memory_bytes}});
+    for (const DetectedGpu& gpu : machine.gpus) {
+      JsonArray links;
+      for (const std::string& link : gpu.links) links.emplace_back(link);
+      gpus.push_back(JsonObject{{"name", gpu.device.name},
+                                {"memory_bytes", gpu.device.usable_bytes},
+                                {"free_bytes", gpu.free_bytes},
+                                {"compute_capability", gpu.device.sm},
+                                {"nvlinks", gpu.n_nvlinks},
+                                {"database_row", gpu.row},
+                                {"links", std::move(links)}});
+    }
+    fmt::print("{}\n", to_json(JsonObject{{"cpu", machine.cpu},
+                                          {"cores", machine.n_cores},
+                                          {"isas", std::move(isas)},
+                                          {"memory_bytes", machine.memory_bytes},
+                                          {"available_bytes", machine.available_bytes},
+                                          {"numa_nodes", std::move(nodes)},
+                                          {"gpus", std::move(gpus)}}));
+    return ok();
+  }
+  std::string isas;
+  for (const std::string& isa : machine.isas) isas += (isas.empty() ? "" : ", ") + isa;
+  fmt::print("{}\n", say(message("CPU: {}, {} cores, kernels for {}", machine.cpu, machine.n_cores, isas)));
+  fmt::print("{}\n", say(message("memory: {}, {} available", size_text(machine.memory_bytes),
+                                 size_text(machine.available_bytes))));
+  for (const NumaNode& node : machine.nodes)
+    fmt::print("{}\n", say(message("NUMA node {}: CPUs {}, {}", node.id, node.cpus, size_text(node.memory_bytes))));
+  if (machine.gpus.empty()) fmt::print("{}\n", say("GPUs: none found (no NVIDIA driver answers)"));
+  for (std::size_t i = 0; i < machine.gpus.size(); ++i) {
+    const DetectedGpu& gpu = machine.gpus[i];
+    fmt::print("{}\n",
+               say(message("GPU {}: {}, {} ({} free), compute capability {}.{}, {} NVLinks, database row: {}", i,
+                           gpu.device.name, size_text(gpu.device.usable_bytes), size_text(gpu.free_bytes),
+                           gpu.device.sm / 10, gpu.device.sm % 10, gpu.n_nvlinks, gpu.row.empty() ? "-" : gpu.row)));
+    for (std::size_t j = i + 1; j < machine.gpus.size(); ++j)
+      fmt::print("  {}\n", say(message("to GPU {}: {}", j, say(gpu.links[j]))));
+  }
+  return ok();
+}
+
+Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& world, const std::string& name,
+                 const ModelShape& shape, const Quantisation& q) {
+  if (o.contract) return print_contract(context, o, world.say, name, shape);
+  if (o.verify) return print_verification(context, o, world.say, name, shape, q);
+  if (o.kv != "f16" && o.kv != "f32" && o.kv != "int8")
+    return error(Code::kInvalidArgument, "--kv {}: the engine keeps f16, f32 or int8 on this machine", o.kv);
+  const Machine machine = detect_machine(world.data.devices);
+  STILL_TRY(const HostWeights weights, plan_host_weights(shape, q));
+  STILL_TRY(const MemoryPlan plan, plan_memory(shape.config, weights.arena_bytes, weights.max_k, engine_settings(o)));
+  std::optional<HostSpeed> speed;
+  if (o.calibrate) {
+    ProgressLine line(context.err, std::chrono::milliseconds(0));
+    line.update("measuring a slice of the model's layers", -1, "");
+    STILL_TRY(speed, calibrate_host(shape, q, {.n_threads = static_cast<int>(o.threads.value_or(0))}));
+  }
+  if (o.json) {
+    JsonObject result{{"model", shape.name},
+                      {"quantisation", q.name},
+                      {"devices", machine.cpu},
+                      {"context", plan.settings.context},
+                      {"concurrency", plan.settings.max_seqs},
+                      {"fits", true},
+                      {"weight_bytes", plan.weight_bytes},
+                      {"kv_bytes", plan.kv_bytes},
+                      {"workspace_bytes", plan.workspace_bytes},
+                      {"rope_bytes", plan.rope_bytes},
+                      {"runtime_bytes", plan.runtime_bytes},
+                      {"mapped_bytes", weights.mapped_bytes},
+                      {"total_bytes", plan.total_bytes()},
+                      {"available_bytes", machine.available_bytes}};
+    if (speed) {
+      result["decode_tok_per_s"] = speed->decode_tok_per_s;
+      result["decode_s_per_kv_token"] = speed->decode_s_per_kv_token;
+      result["prefill_tok_per_s"] = speed->prefill_tok_per_s;
+    }
+    fmt::print("{}\n", to_json(result));
+    return ok();
+  }
+  const Words& say = world.say;
+  fmt::print("{}\n", say(message("{} {} on this machine: {}, {} cores, {}, {:.1f} GiB available", shape.name, q.name,
+                                 machine.cpu, machine.n_cores, machine.isas.back(), to_gib(machine.available_bytes))));
+  std::vector<std::vector<std::string>> rows = {{say("EXACT, AS THE ENGINE ALLOCATES"), say("BYTES"), "GB", "GiB"}};
+  if (o.explain) rows.front().push_back(say("HOW"));
+  const auto add = [&](const std::string& part, std::int64_t bytes, const Message& how) {
+    rows.push_back(
+        {part, std::to_string(bytes), fmt::format("{:.3f}", to_gb(bytes)), fmt::format("{:.3f}", to_gib(bytes))});
+    if (o.explain) rows.back().push_back(say(how));
+  };
+  const EngineSettings& s = plan.settings;
+  add(say("packed weights"), plan.weight_bytes,
+      message("every matrix in the kernels' own layout, vectors in f32; whole huge pages of 2 MiB"));
+  add(say("KV cache"), plan.kv_bytes,
+      message("{} blocks of {} positions, {} B a token", plan.n_blocks, s.block_size, plan.kv_bytes_per_token));
+  add(say("workspace"), plan.workspace_bytes,
+      message("activations of {} tokens, {} rows of logits, scratch of {} threads", s.chunk_tokens, plan.max_logit_rows,
+              s.n_threads));
+  add("rope", plan.rope_bytes, message("cosine and sine of {} positions, f32", s.context));
+  add(say("runtime (estimate)"), plan.runtime_bytes,
+      message("program, tokenizer of {} words, bookkeeping", shape.config.vocab_size));
+  add(say("all"), plan.total_bytes(), message("sum"));
+  add(say("embedding, read in the file (page cache)"), weights.mapped_bytes,
+      message("the system may drop these pages and read them again"));
+  using enum Align;
+  fmt::print("{}", format_table({kLeft, kRight, kRight, kRight, kLeft}, rows));
+  fmt::print("{}\n", say(message("fits: {} sequences, {} tokens of context each, {} tokens of KV in all", s.max_seqs,
+                                 s.context, s.kv_tokens)));
+  if (!speed) return ok();
+  fmt::print("{}\n", say(message("measured on {} of {} layers in {:.1f} s:", speed->slice_layers, shape.config.n_layers,
+                                 speed->seconds)));
+  fmt::print("  {}\n", say(message("prefill of 512 tokens: {:.1f} tok/s", speed->prefill_tok_per_s)));
+  for (std::int64_t depth = 64; depth <= s.context; depth *= 4)
+    fmt::print("  {}\n", say(message("decode at {} tokens: {:.1f} tok/s", depth,
+                                     speed->tok_per_s_at(static_cast<double>(depth)))));
+  return ok();
+}
+
+}  // namespace still
