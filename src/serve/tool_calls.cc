@@ -86,7 +86,7 @@ void move_references(Json& schema, const std::string& root) {
   } else if (JsonObject* object = schema.if_object()) {
     for (auto& [key, member] : *object) {
       if (key == "$ref" && member.is_string() && member.get_string().starts_with("#"))
-        member = root + std::string(member.get_string().substr(1));
+        member = root + std::string(std::string_view(member.get_string()).substr(1));
       else
         move_references(member, root);
     }

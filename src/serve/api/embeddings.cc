@@ -180,7 +180,7 @@ void rerank(EmbeddingService& service, ServeContext& context, const HttpRequest&
   input.texts = documents;
   input.texts.push_back(query);
   const std::string model = input.model.name;
-  context.embeddings.embed(
+  service.embed(
       context, std::move(input),
       [writer, model, documents = std::move(documents), n_best, with_documents](Result<Embeddings> embeddings) {
         if (!embeddings) return send_error(*writer, embeddings.error());
