@@ -12,11 +12,14 @@ std::int64_t int8_peak_avx512_vnni(std::int64_t n_rounds) {
   for (auto& sum : sums) sum = _mm512_setzero_si512();
   __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(2);
   for (std::int64_t round = 0; round < n_rounds; ++round) {
-    // The compiler may not know the operands, or it would fold rounds together.
-    asm volatile("" : "+v"(a), "+v"(b));
+    // The compiler may not know an operand or a sum, or it would fold rounds, or the chains into one.
 #pragma GCC unroll 16
-    for (auto& sum : sums) sum = _mm512_dpbusd_epi32(sum, a, b);
+    for (auto& sum : sums) {
+      asm volatile("" : "+v"(a), "+v"(b), "+v"(sum));
+      sum = _mm512_dpbusd_epi32(sum, a, b);
+    }
   }
+#pragma GCC unroll 16
   for (auto& sum : sums) asm volatile("" : : "v"(sum));
   return n_rounds * kChains * 64;
 }
