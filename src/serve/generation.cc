@@ -6,6 +6,7 @@
 
 #include "serve/answer_shape.h"
 #include "serve/answer_stream.h"
+#include "serve/auth.h"
 #include "serve/context.h"
 #include "serve/generation_registry.h"
 #include "serve/prompt.h"
@@ -164,6 +165,8 @@ void EngineGeneration::on_event(AnswerStream& stream, const Event& event, int an
   } else if (const auto* prompt_token = std::get_if<PromptTokenEvent>(&event)) {
     sink_->on_prompt_token(*prompt_token, answer);
   } else if (const auto* finished = std::get_if<FinishedEvent>(&event)) {
+    if (context_.auth != nullptr)
+      context_.auth->count_tokens(input_.user, finished->usage.n_prompt + finished->usage.n_completion);
     if (finished->reason == FinishReason::kError) {
       end(&finished->error);
       return;
