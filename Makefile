@@ -1,5 +1,6 @@
-# Daily work; the real build is CMake's (CMakePresets.json).  make build | check | dev | bench | format | clean
-.PHONY: build check dev bench format clean
+# Daily work; the real build is CMake's (CMakePresets.json).  make build | check | dev | bench | format | tidy | clean
+# Needs `tools/install_packages.sh daily` once.
+.PHONY: build check dev bench format tidy clean
 
 build:
 	@test -f build/release/build.ninja || cmake --preset release
@@ -17,6 +18,11 @@ bench:
 
 format:
 	git ls-files '*.cc' '*.h' '*.cu' '*.cuh' | xargs clang-format-19 -i
+
+# All sources, or those named: make tidy FILES="src/cli/run.cc"
+tidy: build
+	@for file in $(or $(FILES),$(shell git ls-files 'src/*.cc' | grep -vE '_(test|bench)\.cc$$|kernels/(cpu|cuda)/|tensor/cuda/')); do \
+	  clang-tidy-19 --quiet -p build/release $$file 2>/dev/null || status=1; done; exit $${status:-0}
 
 clean:
 	rm -rf build

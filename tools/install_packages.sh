@@ -1,7 +1,8 @@
 #!/bin/sh
-# Installs the Debian packages that building needs ("build"), or testing as well ("test"): only those that are missing, so
-# that it works without a network once they are there. Uses sudo only when it is not run as root.
-# usage: tools/install_packages.sh build|test
+# Installs the Debian packages that building needs ("build"), testing as well ("test"), or the Makefile too ("daily"):
+# only those that are missing, so that it works without a network once they are there. Uses sudo only when it is not run
+# as root.
+# usage: tools/install_packages.sh build|test|daily
 set -eu
 
 packages="g++ cmake ninja-build pkg-config ca-certificates
@@ -10,10 +11,12 @@ packages="g++ cmake ninja-build pkg-config ca-certificates
 # `pip:` sources go through the machine's own pip, whichever it is.
 python3 -m pip --version >/dev/null 2>&1 || packages="$packages python3-pip"
 
+testing="libgtest-dev libgmock-dev clang-format-19 python3 binutils git"
 case ${1-} in
   build) ;;
-  test) packages="$packages libgtest-dev libgmock-dev clang-format-19 python3 binutils git" ;;
-  *) echo "usage: $0 build|test" >&2; exit 2 ;;
+  test) packages="$packages $testing" ;;
+  daily) packages="$packages $testing make libbenchmark-dev clang-tidy-19" ;;
+  *) echo "usage: $0 build|test|daily" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query >/dev/null; then
