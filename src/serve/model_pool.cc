@@ -28,6 +28,7 @@ using Ready = std::function<void(Result<std::shared_ptr<ModelLease>>)>;
 constexpr std::chrono::seconds kNameAge{2};  // so long a name's manifest is not read again
 // Of the memory that is available when the pool starts: the rest is for what the server itself takes.
 constexpr double kBudgetShare = 0.95;
+constexpr std::int64_t kRounding = 64 << 20;
 
 Error busy_error() {
   return {Code::kUnavailable, "server busy, please try again.  maximum pending requests exceeded"};
@@ -518,7 +519,8 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
     entries.at(name).plan_bytes = n_bytes;
     EngineOptions engine;
     engine.settings = plan->settings;
-    engine.settings.memory_limit = n_bytes;
+    // Loading rounds some sizes up; everything large is settled by the plan.
+    engine.settings.memory_limit = n_bytes + kRounding;
     engine.max_queue = options.max_queue;
     lock.unlock();
     log(fmt::format("loading {}: {:.2f} GiB, a context of {} tokens", name,
@@ -543,6 +545,7 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
   (*served)->load_time = entry.load_time;
   (*served)->loaded_at = std::chrono::system_clock::now();
   entry.context = (*served)->engine->context();
+  entry.plan_bytes = (*served)->engine->plan().total_bytes();
   const std::int64_t longest = (*served)->model->config().max_seq_len;
   std::int64_t wanted = 0;
   for (const Waiter& waiter : waiters) {
