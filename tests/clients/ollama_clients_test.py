@@ -25,6 +25,7 @@ import still_server  # noqa: E402
 
 MODELS = pathlib.Path(os.environ.get("STILL_TEST_MODELS", ""))
 SMALL, LARGER, THINKING = "smollm2:135m", "qwen2.5:0.5b", "thinker:latest"
+GREEDY_BODY = {"temperature": 0}  # newer releases of anthropic have no argument for it
 GREEDY = {"temperature": 0, "seed": 1, "num_predict": 24}
 SCHEMA = {"type": "object", "required": ["city", "population"], "additionalProperties": False,
           "properties": {"city": {"type": "string", "maxLength": 20}, "population": {"type": "integer"}}}
@@ -62,7 +63,7 @@ def setUpModule():
     models = {SMALL: MODELS / "smollm2.gguf", LARGER: MODELS / "q05.gguf"}
     if (MODELS / "q15think.gguf").is_file():
         models[THINKING] = MODELS / "q15think.gguf"
-    server = OllamaServer(still_server.start(BINARY, models))
+    server = OllamaServer(still_server.start(BINARY, models, ("--context", "8192", "--parallel", "4")))
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
         os.environ.pop(proxy, None)
 
@@ -310,9 +311,9 @@ class OllamaPython(unittest.TestCase):
             self.assertEqual(error.exception.status_code, 400)
 
     def test_create_from_an_upload(self):
-        digest = self.client.create_blob(str(MODELS / "smollm2.gguf"))
-        self.client.create(model="uploaded", files={"smollm2.gguf": digest})
-        self.assertEqual(self.client.show("uploaded").details.family, "llama")
+        digest = self.client.create_blob(str(still_server.TINY / "qwen2" / "model.gguf"))
+        self.client.create(model="uploaded", files={"model.gguf": digest})
+        self.assertEqual(self.client.show("uploaded").details.family, "qwen2")
         self.client.delete("uploaded")
 
     def test_pull_progress(self):
@@ -381,7 +382,7 @@ class Anthropic(unittest.TestCase):
 
     def test_message_and_usage(self):
         message = self.client.messages.create(
-            model=LARGER, max_tokens=30, temperature=0, system="You are a calculator.",
+            model=LARGER, max_tokens=30, extra_body=GREEDY_BODY, system="You are a calculator.",
             messages=[{"role": "user", "content": [{"type": "text", "text": "What is 2+2? Answer with a number."}]}])
         self.assertIn("4", message.content[0].text)
         self.assertEqual(message.stop_reason, "end_turn")
@@ -391,7 +392,7 @@ class Anthropic(unittest.TestCase):
         self.assertEqual(counted.input_tokens, message.usage.input_tokens)
 
     def test_stream(self):
-        arguments = dict(model=LARGER, max_tokens=20, temperature=0,
+        arguments = dict(model=LARGER, max_tokens=20, extra_body=GREEDY_BODY,
                          messages=[{"role": "user", "content": "Count from one to ten."}])
         with self.client.messages.stream(**arguments) as stream:
             text = "".join(stream.text_stream)
@@ -403,21 +404,21 @@ class Anthropic(unittest.TestCase):
 
     def test_stop_sequence_and_prefill(self):
         message = self.client.messages.create(
-            model=LARGER, max_tokens=40, temperature=0, stop_sequences=["5"],
+            model=LARGER, max_tokens=40, extra_body=GREEDY_BODY, stop_sequences=["5"],
             messages=[{"role": "user", "content": "Count: 1 2 3 4 5 6 7 8"}, {"role": "assistant", "content": "1 2 3"}])
         self.assertEqual((message.stop_reason, message.stop_sequence), ("stop_sequence", "5"))
 
     def test_tools(self):
         tools = [{"name": "get_weather", "description": "The weather of a city now",
                   "input_schema": TOOL["function"]["parameters"]}]
-        with self.client.messages.stream(model=LARGER, max_tokens=100, temperature=0, tools=tools,
+        with self.client.messages.stream(model=LARGER, max_tokens=100, extra_body=GREEDY_BODY, tools=tools,
                                          messages=WEATHER) as stream:
             message = stream.get_final_message()
         calls = [block for block in message.content if block.type == "tool_use"]
         self.assertEqual(calls[0].input, {"city": "Paris"})
         self.assertEqual(message.stop_reason, "tool_use")
         final = self.client.messages.create(
-            model=LARGER, max_tokens=60, temperature=0, tools=tools,
+            model=LARGER, max_tokens=60, extra_body=GREEDY_BODY, tools=tools,
             messages=WEATHER + [{"role": "assistant", "content": message.content},
                                 {"role": "user", "content": [{"type": "tool_result", "tool_use_id": calls[0].id,
                                                               "content": "rain, 11 degrees"}]}])
@@ -426,7 +427,7 @@ class Anthropic(unittest.TestCase):
     def test_thinking(self):
         if not has_thinker():
             self.skipTest("no q15think.gguf")
-        with self.client.messages.stream(model=THINKING, max_tokens=2000, temperature=1,
+        with self.client.messages.stream(model=THINKING, max_tokens=2000,
                                          thinking={"type": "enabled", "budget_tokens": 1024},
                                          messages=[{"role": "user", "content": "What is 3*5?"}]) as stream:
             message = stream.get_final_message()
