@@ -35,6 +35,8 @@ EngineCore::EngineCore(const CoreOptions& options, Vocab vocab, std::unique_ptr<
   samplers_.assign(static_cast<std::size_t>(n_threads), Sampler(*options.kernels));
   const auto max_seqs = static_cast<std::size_t>(options.scheduler.max_seqs);
   tasks_.resize(max_seqs);
+  device_rows_.reserve(max_seqs);
+  device_tasks_.reserve(max_seqs);
   for (SampleTask& task : tasks_) task.sample.top.reserve(kMaxLogprobs);
   prompt_sample_.top.reserve(kMaxLogprobs);
   slots_.reserve(max_seqs);
@@ -237,6 +239,7 @@ void EngineCore::after_forward(std::size_t slot_idx, const StepSlot& slot, std::
     finish(sequence, FinishReason::kLength);
     return;
   }
+  tasks_[n_tasks_].is_done = false;
   tasks_[n_tasks_++].slot_idx = slot_idx;
 }
 
@@ -268,12 +271,69 @@ void EngineCore::sample_row(Sampler& sampler, const Sequence& sequence, std::spa
       task.sample);
 }
 
+namespace {
+// What the device's sampler does; bans are counted.
+bool is_simple(const Request& request) {
+  const SamplingParams& params = request.sampling;
+  const bool is_greedy = params.temperature < 1e-4f || params.top_k == 1;
+  const bool is_plain = params.top_k == 0 && params.top_p >= 1 && params.min_p <= 0;
+  return (is_greedy || is_plain) && params.repetition_penalty == 1 && params.presence_penalty == 0 &&
+         params.frequency_penalty == 0 && params.logit_bias.empty() && request.n_logprobs < 0 &&
+         request.constraint == nullptr;
+}
+}  // namespace
+
+Status EngineCore::sample_on_device() {
+  device_rows_.clear();
+  device_tasks_.clear();
+  for (std::size_t i = 0; i < n_tasks_; ++i) {
+    SampleTask& task = tasks_[i];
+    const Sequence& sequence = *slots_[task.slot_idx].sequence;
+    const Request& request = sequence.request;
+    if (!sequence.thinking.forced_tokens().empty() || !is_simple(request)) continue;
+    CudaSampleRow row;
+    row.row = static_cast<std::int32_t>(runner_.row_of(task.slot_idx, n_prompt_rows_[task.slot_idx]));
+    row.temperature = request.sampling.temperature;
+    row.top_k = request.sampling.top_k;
+    row.random = counter_random(sequence.seed, static_cast<std::uint64_t>(sequence.tokens.size()));
+    bool fits = true;
+    const auto ban = [&](TokenId id) {
+      if (id < 0) return;
+      if (row.n_banned == kCudaMaxBanned) {
+        fits = false;
+      } else {
+        row.banned[row.n_banned++] = id;
+      }
+    };
+    for (const TokenId id : request.banned_tokens) ban(id);
+    if (request.sampling.ignore_eos || sequence.n_answer() < request.min_tokens)
+      for (const TokenId id : vocab_.end_tokens) ban(id);
+    if (sequence.n_answer() < request.min_tokens)
+      for (const TokenId id : request.stop_tokens) ban(id);
+    ban(sequence.thinking.banned_tag());
+    if (!fits) continue;
+    device_rows_.push_back(row);
+    device_tasks_.push_back(i);
+  }
+  if (device_rows_.empty()) return ok();
+  STILL_TRY(const std::span<const TokenId> ids, forward_->sample(device_rows_));
+  for (std::size_t i = 0; i < device_tasks_.size(); ++i) {
+    SampleTask& task = tasks_[device_tasks_[i]];
+    task.sample.id = ids[i];
+    task.sample.logprob = 0;
+    task.sample.top.clear();
+    task.has_mask = false;
+    task.is_done = true;
+  }
+  return ok();
+}
+
 // First tokens of all slots, in parallel: each depends on its own row and request alone.
 void EngineCore::sample_all() {
   const auto one = [&](std::size_t task_idx, Sampler& sampler) {
     SampleTask& task = tasks_[task_idx];
     const Sequence& sequence = *slots_[task.slot_idx].sequence;
-    if (!sequence.thinking.forced_tokens().empty()) return;
+    if (task.is_done || !sequence.thinking.forced_tokens().empty()) return;
     sample_row(sampler, sequence, runner_.logits(task.slot_idx, n_prompt_rows_[task.slot_idx]), task);
   };
   ThreadPool* threads = forward_->threads();
@@ -490,9 +550,14 @@ bool EngineCore::step() {
       for (const StepSlot& slot : slots_) fail(*slot.sequence, ran.error());
     } else {
       for (std::size_t i = 0; i < slots_.size(); ++i) after_forward(i, slots_[i], n_prompt_rows_[i]);
-      sample_all();
+      const Status drawn = forward_->is_on_device() ? sample_on_device() : ok();
+      if (drawn) sample_all();
       for (std::size_t i = 0; i < n_tasks_; ++i) {
         const StepSlot& slot = slots_[tasks_[i].slot_idx];
+        if (!drawn) {
+          fail(*slot.sequence, drawn.error());
+          continue;
+        }
         advance(tasks_[i], slot, n_prompt_rows_[tasks_[i].slot_idx]);
         if (options_.preempt_every_step && !slot.sequence->is_finished) scheduler_.preempt(slot.sequence);
       }

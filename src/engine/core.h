@@ -67,6 +67,7 @@ class EngineCore {
     Sample sample;
     std::vector<std::uint32_t> mask;
     bool has_mask = false;
+    bool is_done = false;  // by the device
   };
 
   void take_incoming();
@@ -75,6 +76,8 @@ class EngineCore {
   void after_forward(std::size_t slot_idx, const StepSlot& slot, std::int64_t n_prompt_rows);
   void tell_prompt_tokens(Sequence& sequence, std::size_t slot_idx, std::int64_t first, std::int64_t n);
   void sample_all();
+  // Draws the tokens that need no more than the device's sampler; their tasks are then done.
+  Status sample_on_device();
   void sample_row(Sampler& sampler, const Sequence& sequence, std::span<float> logits, SampleTask& task);
   void advance(SampleTask& task, const StepSlot& slot, std::int64_t first_row);
   // Appends a token and tells of it; true where the sequence has finished.
@@ -102,6 +105,8 @@ class EngineCore {
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Sequence*> admitted_, finished_, touched_;
   std::vector<SampleTask> tasks_;
+  std::vector<CudaSampleRow> device_rows_;
+  std::vector<std::size_t> device_tasks_;
   std::size_t n_tasks_ = 0;
   Sample prompt_sample_;
   std::vector<StepSlot> slots_;  // of this step, before sequences move on

@@ -4,6 +4,7 @@
 
 #include "engine/core.h"
 #include "kernels/dispatch.h"
+#include "ops/cuda_exec.h"
 
 namespace still {
 
@@ -28,7 +29,7 @@ class ModelForward : public ForwardPass {
   }
 
   Result<float*> run(const RaggedBatch& batch) override {
-    model_->forward(*exec_, batch, cache_, rope_, buffers_);
+    STILL_TRY_STATUS(model_->forward(*exec_, batch, cache_, rope_, buffers_));
     return buffers_.logits;
   }
   ThreadPool* threads() override { return &exec_->threads(); }
@@ -42,6 +43,59 @@ class ModelForward : public ForwardPass {
   StepBuffers buffers_;
   RopeTable rope_;
 };
+
+// The same on a GPU: what the plan counted lies there, logits stay there.
+class CudaForward : public ForwardPass {
+ public:
+  static Result<std::unique_ptr<CudaForward>> create(std::shared_ptr<const Model> model, const MemoryPlan& plan) {
+    auto forward = std::unique_ptr<CudaForward>(new CudaForward);
+    const EngineSettings& settings = plan.settings;
+    STILL_TRY(forward->exec_, Exec::create(exec_options(model->config(), model->max_k(), plan)));
+    STILL_TRY(forward->cache_, KvCache::create_on_cuda(kv_geometry(model->config(), settings), plan.n_blocks,
+                                                       forward->exec_->cuda()->stream()));
+    STILL_TRY(forward->buffers_,
+              StepBuffers::create_on_cuda(model->config(), settings.chunk_tokens, plan.max_logit_rows,
+                                          activation_layout(settings), forward->memory_));
+    forward->rope_ = RopeTable(model->config().rope, settings.context);
+    forward->model_ = std::move(model);
+    return forward;
+  }
+
+  // The engine's thread is not the one that made it.
+  Result<float*> run(const RaggedBatch& batch) override {
+    STILL_TRY_STATUS(use_cuda_device(model_->cuda_device()));
+    STILL_TRY_STATUS(model_->forward(*exec_, batch, cache_, rope_, buffers_));
+    return nullptr;
+  }
+  bool is_on_device() const override { return true; }
+  Result<float*> fetch_row(std::int64_t row) override {
+    const std::int64_t n = model_->config().vocab_size;
+    return exec_->cuda()->fetch(buffers_.logits + row * n, n);
+  }
+  Result<std::span<const TokenId>> sample(std::span<const CudaSampleRow> rows) override {
+    return exec_->cuda()->sample(buffers_.logits, rows);
+  }
+
+ private:
+  CudaForward() = default;
+  std::shared_ptr<const Model> model_;
+  DeviceBuffer memory_;
+  KvCache cache_;
+  StepBuffers buffers_;
+  RopeTable rope_;
+  std::unique_ptr<Exec> exec_;
+};
+
+// Bytes that are free on a GPU now.
+Result<std::int64_t> free_cuda_memory(std::int32_t device) {
+  std::string reason;
+  for (const CudaDeviceInfo& info : list_cuda_devices(&reason))
+    if (info.index == device) return info.free_bytes;
+  return error(Code::kUnavailable, "GPU {}: {}", device, reason);
+}
+
+// Tokens of a step where the caller left the number to us: a GPU is filled by more rows than a CPU.
+constexpr std::int64_t kCudaChunkTokens = 8192;
 
 }  // namespace
 
@@ -60,6 +114,16 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
   auto state = std::make_unique<State>();
   EngineSettings settings = options.settings;
   // The weights are loaded already: what is available now does not count them, the plan does.
+  const bool on_cuda = model->cuda_device() >= 0;
+  settings.cuda_device = model->cuda_device();
+  settings.has_f32_activations = model->has_f32_activations();
+  if (on_cuda && settings.kv_type != KvType::kF16)
+    return error(Code::kUnsupported, "KV type: on a GPU keys and values are kept as f16");
+  if (on_cuda && settings.chunk_tokens == EngineSettings().chunk_tokens) settings.chunk_tokens = kCudaChunkTokens;
+  if (settings.memory_limit <= 0 && on_cuda) {
+    STILL_TRY(const std::int64_t free_bytes, free_cuda_memory(model->cuda_device()));
+    settings.memory_limit = free_bytes + model->weight_bytes();
+  }
   if (settings.memory_limit <= 0) settings.memory_limit = available_memory() + model->weight_bytes();
   STILL_TRY(state->plan, plan_memory(model->config(), model->weight_bytes(), model->max_k(), settings));
   const MemoryPlan& plan = state->plan;
@@ -67,7 +131,12 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
   if (kernels == nullptr) {
     STILL_TRY(kernels, default_cpu_kernels());
   }
-  STILL_TRY(std::unique_ptr<ForwardPass> forward, ModelForward::create(model, plan, kernels));
+  std::unique_ptr<ForwardPass> forward;
+  if (on_cuda) {
+    STILL_TRY(forward, CudaForward::create(model, plan));
+  } else {
+    STILL_TRY(forward, ModelForward::create(model, plan, kernels));
+  }
   CoreOptions core;
   core.scheduler = {.max_seqs = plan.settings.max_seqs,
                     .chunk_tokens = plan.settings.chunk_tokens,

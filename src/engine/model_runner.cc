@@ -72,6 +72,11 @@ Status ModelRunner::run(std::span<const StepSlot> slots) {
 }
 
 std::span<float> ModelRunner::logits(std::size_t slot_idx, std::int64_t row) {
+  if (forward_.is_on_device()) {
+    const Result<float*> fetched = forward_.fetch_row(row_of(slot_idx, row));
+    if (!fetched) return {};
+    return {*fetched, static_cast<std::size_t>(limits_.vocab_size)};
+  }
   return {logits_ + (first_row_[slot_idx] + row) * limits_.vocab_size, static_cast<std::size_t>(limits_.vocab_size)};
 }
 

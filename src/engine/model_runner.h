@@ -10,6 +10,7 @@
 #include "base/result.h"
 #include "base/thread_pool.h"
 #include "engine/scheduler.h"
+#include "kernels/cuda/cuda_kernels.h"
 #include "ops/attention.h"
 
 namespace still {
@@ -23,6 +24,14 @@ class ForwardPass {
   virtual Result<float*> run(const RaggedBatch& batch) = 0;
   // Threads that idle between two runs; null: none.
   virtual ThreadPool* threads() { return nullptr; }
+  // Where logits stay on a device: run() then gives no pointer, rows are fetched, and tokens can be drawn there.
+  virtual bool is_on_device() const { return false; }
+  // A row of the last run's logits, [vocab_size], until the next call.
+  virtual Result<float*> fetch_row(std::int64_t) { return error(Code::kUnsupported, "the logits are on the host"); }
+  // Tokens of the given rows; -1 where the logits are not finite.
+  virtual Result<std::span<const TokenId>> sample(std::span<const CudaSampleRow>) {
+    return error(Code::kUnsupported, "tokens are drawn on the host");
+  }
 };
 
 struct RunnerLimits {
@@ -39,7 +48,9 @@ class ModelRunner {
 
   // Rows of slot s: first those of the prompt's log-probabilities (see n_prompt_rows), then, where the slot is
   // complete, that of its last token and those of its draft.
+  // From a device they are valid until the next call, and empty where it has failed.
   std::span<float> logits(std::size_t slot_idx, std::int64_t row);
+  std::int64_t row_of(std::size_t slot_idx, std::int64_t row) const { return first_row_[slot_idx] + row; }
   // Tokens of the chunk whose successor is a prompt token that was not scored yet; they are [first, first + n).
   static std::int64_t n_prompt_rows(const StepSlot& slot, std::int64_t* first = nullptr);
 

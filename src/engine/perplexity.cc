@@ -43,8 +43,8 @@ class Scorer {
   // Computes tokens [begin, end) and calls score(pos, logits) for those from `first_scored` on; end - first_scored <=
   // kRows.
   template <class Score>
-  void run(std::span<const TokenId> tokens, std::int64_t begin, std::int64_t end, std::int64_t first_scored,
-           Score&& score) {
+  Status run(std::span<const TokenId> tokens, std::int64_t begin, std::int64_t end, std::int64_t first_scored,
+             Score&& score) {
     positions_.resize(static_cast<std::size_t>(end - begin));
     std::iota(positions_.begin(), positions_.end(), static_cast<std::int32_t>(begin));
     rows_.clear();
@@ -52,17 +52,19 @@ class Scorer {
       rows_.push_back(static_cast<std::int32_t>(pos - begin));
     const std::int32_t q_start[2] = {0, static_cast<std::int32_t>(end - begin)};
     const std::int32_t kv_len[1] = {static_cast<std::int32_t>(end)};
-    model_.forward(*exec_,
-                   {.ids = tokens.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)),
-                    .positions = positions_,
-                    .q_start = q_start,
-                    .kv_len = kv_len,
-                    .block_tables = block_table_,
-                    .max_blocks = static_cast<std::int64_t>(block_table_.size()),
-                    .logit_rows = rows_},
-                   cache_, rope_, buffers_);
+    STILL_TRY_STATUS(
+        model_.forward(*exec_,
+                       {.ids = tokens.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)),
+                        .positions = positions_,
+                        .q_start = q_start,
+                        .kv_len = kv_len,
+                        .block_tables = block_table_,
+                        .max_blocks = static_cast<std::int64_t>(block_table_.size()),
+                        .logit_rows = rows_},
+                       cache_, rope_, buffers_));
     for (std::size_t i = 0; i < rows_.size(); ++i)
       score(begin + rows_[i], buffers_.logits + static_cast<std::int64_t>(i) * model_.config().vocab_size);
+    return ok();
   }
   const CpuKernels& kernels() const { return exec_->kernels(); }
 
@@ -82,6 +84,8 @@ class Scorer {
 Result<PerplexityResult> perplexity(const Model& model, std::string_view text, const PerplexityOptions& options) {
   if (options.n_ctx < 4 || options.n_ctx > model.config().max_seq_len)
     return error(Code::kInvalidArgument, "context {}: expected 4 to {}", options.n_ctx, model.config().max_seq_len);
+  if (model.cuda_device() >= 0)
+    return error(Code::kUnsupported, "perplexity is computed on the CPU: load the model there");
   const Tokenizer& tokenizer = model.tokenizer();
   std::vector<TokenId> tokens = tokenizer.encode(text, {.add_special = true, .parse_special = false});
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
@@ -108,9 +112,9 @@ Result<PerplexityResult> perplexity(const Model& model, std::string_view text, c
       ++result.n_scored;
     };
     // The unscored half in one step, then as many as there are rows; the last token predicts nothing.
-    scorer->run(ids, 0, first, first, score);
+    STILL_TRY_STATUS(scorer->run(ids, 0, first, first, score));
     for (std::int64_t pos = first; pos < options.n_ctx - 1; pos += kRows)
-      scorer->run(ids, pos, std::min(pos + kRows, options.n_ctx - 1), pos, score);
+      STILL_TRY_STATUS(scorer->run(ids, pos, std::min(pos + kRows, options.n_ctx - 1), pos, score));
     ids[0] = replaced;
     result.n_chunks = chunk + 1;
     result.perplexity = std::exp(sum / static_cast<double>(result.n_scored));

@@ -184,14 +184,17 @@ float Sampler::best_logprobs(std::span<const float> logits, std::int32_t n, Samp
 }
 
 void Sampler::score(std::span<const float> logits, TokenId id, std::int32_t n_logprobs, Sample& result) {
-  const float log_sum = best_logprobs(logits, n_logprobs, result);
   result.id = id;
+  if (logits.empty()) return;  // the device that computed them has failed
+  const float log_sum = best_logprobs(logits, n_logprobs, result);
   result.logprob = logits[static_cast<std::size_t>(id)] - log_sum;
 }
 
 void Sampler::sample(const SampleInput& input, Sample& result) {
   float log_sum = 0;
   result.top.clear();
+  result.id = -1;
+  if (input.logits.empty()) return;  // the device that computed them has failed
   if (input.n_logprobs >= 0) {
     log_sum = best_logprobs(input.logits, input.n_logprobs, result);
     raw_row_.assign(input.logits.begin(), input.logits.end());

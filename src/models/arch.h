@@ -12,6 +12,7 @@
 #include "ops/attention.h"
 #include "ops/exec.h"
 #include "ops/weight.h"
+#include "tensor/cuda.h"
 
 namespace still {
 
@@ -45,21 +46,33 @@ class WeightSet {
   std::vector<EmbeddingTable> embeddings;
 };
 
+// Where and how activations lie. On the CPU: f32, one tensor after the other. On a GPU q, k and v are columns of one
+// tensor, and what products read is bf16 where all matrices are 16-bit floats.
+struct ActivationLayout {
+  bool is_joined = false;
+  DType type = DType::kF32;  // of normed, attn, ffn, gathered: f32 or bf16
+};
+
 // The activations of one step, laid out once at load for `max_tokens` tokens and `max_logit_rows` wanted rows.
 // Widths come from the config; an architecture with other needs adds its own.
 struct StepBuffers {
   std::int64_t max_tokens = 0, max_logit_rows = 0;
-  float* hidden = nullptr;    // [max_tokens, hidden_size], the residual stream
-  float* normed = nullptr;    // [max_tokens, hidden_size]
-  float* q = nullptr;         // [max_tokens, n_heads * head_dim]
-  float* k = nullptr;         // [max_tokens, n_kv_heads * head_dim]
-  float* v = nullptr;         // [max_tokens, n_kv_heads * head_dim]
-  float* attn = nullptr;      // [max_tokens, n_heads * head_dim]
-  float* ffn = nullptr;       // [max_tokens, intermediate_size]
-  float* gathered = nullptr;  // [max_logit_rows, hidden_size]
-  float* logits = nullptr;    // [max_logit_rows, vocab_size]
+  ActivationLayout layout;
+  std::int64_t qkv_stride = 0;  // elements from row to row of q, k and v; 0: their widths
+  float* hidden = nullptr;      // [max_tokens, hidden_size], the residual stream
+  void* normed = nullptr;       // [max_tokens, hidden_size]
+  float* q = nullptr;           // [max_tokens, n_heads * head_dim]
+  float* k = nullptr;           // [max_tokens, n_kv_heads * head_dim]
+  float* v = nullptr;           // [max_tokens, n_kv_heads * head_dim]
+  void* attn = nullptr;         // [max_tokens, n_heads * head_dim]
+  void* ffn = nullptr;          // [max_tokens, intermediate_size]
+  void* gathered = nullptr;     // [max_logit_rows, hidden_size]
+  float* logits = nullptr;      // [max_logit_rows, vocab_size]
 
-  static std::int64_t bytes(const ModelConfig& config, std::int64_t max_tokens, std::int64_t max_logit_rows);
+  static std::int64_t bytes(const ModelConfig& config, std::int64_t max_tokens, std::int64_t max_logit_rows,
+                            ActivationLayout layout = {});
+  static Result<StepBuffers> create_on_cuda(const ModelConfig& config, std::int64_t max_tokens,
+                                            std::int64_t max_logit_rows, ActivationLayout layout, DeviceBuffer& memory);
   static Result<StepBuffers> create(const ModelConfig& config, std::int64_t max_tokens, std::int64_t max_logit_rows,
                                     Arena& arena);
 };

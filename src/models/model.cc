@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "kernels/cuda_packing.h"
 #include "kernels/dispatch.h"
 #include "kernels/packing.h"
 #include "models/registry.h"
@@ -31,7 +32,8 @@ Result<PackedFormat> format_of(const TensorSpec& spec, DType type) {
 
 }  // namespace
 
-Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint) {
+Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint,
+                                   bool on_cuda) {
   WeightLayout layout;
   for (TensorSpec& spec : arch.tensors(config)) {
     WeightLayout::Item item;
@@ -49,7 +51,8 @@ Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, 
     switch (spec.role) {
       case TensorRole::kMatrix: {
         STILL_TRY(const PackedFormat format, format_of(spec, type));
-        item.bytes = Arena::rounded(packed_bytes(format, spec.shape[0], spec.shape[1]));
+        item.bytes = Arena::rounded(on_cuda ? cuda_packed_bytes(format, spec.shape[0], spec.shape[1])
+                                            : packed_bytes(format, spec.shape[0], spec.shape[1]));
         item.file_bytes = dtype_bytes(type, spec.shape.n_elements());
         break;
       }
@@ -63,6 +66,13 @@ Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, 
         if (find_format(type) == nullptr || spec.shape[1] % dtype_info(type).block_size != 0)
           return error(Code::kUnsupported, "{}: type {} does not compute here", spec.name, dtype_name(type));
         item.file_bytes = dtype_bytes(type, spec.shape.n_elements());
+        if (on_cuda) {
+          // With a tied head its rows are read.
+          STILL_TRY(const PackedFormat format, format_of(spec, type));
+          if (!config.tied_embeddings)
+            item.bytes = Arena::rounded(cuda_packed_bytes(format, spec.shape[0], spec.shape[1]));
+          break;
+        }
         layout.mapped_bytes += item.file_bytes;
         break;
     }
@@ -121,7 +131,8 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
   STILL_TRY(model->arch_, find_arch(checkpoint->architecture()));
   STILL_TRY(model->config_, model->arch_->read_config(checkpoint->config()));
   ModelConfig& config = model->config_;
-  STILL_TRY(const WeightLayout layout, weight_layout(*model->arch_, config, *checkpoint));
+  const bool on_cuda = options.cuda_device >= 0;
+  STILL_TRY(const WeightLayout layout, weight_layout(*model->arch_, config, *checkpoint, on_cuda));
   STILL_TRY(model->tokenizer_, load_tokenizer(*checkpoint));
   if (model->tokenizer_->vocab_size() > config.vocab_size)
     return error(Code::kCorrupt, "tokenizer: {} tokens, but the model's vocabulary has {}",
@@ -145,6 +156,10 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
   const CpuKernels* kernels = options.kernels;
   if (kernels == nullptr) {
     STILL_TRY(kernels, default_cpu_kernels());
+  }
+  if (on_cuda) {
+    STILL_TRY_STATUS(model->load_on_cuda(layout, options, *kernels));
+    return std::shared_ptr<const Model>(std::move(model));
   }
   STILL_TRY(model->arena_, Arena::create(layout.arena_bytes, "weights"));
 
@@ -221,15 +236,17 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
   return std::shared_ptr<const Model>(std::move(model));
 }
 
-void Model::forward(Exec& exec, const RaggedBatch& batch, KvCache& cache, const RopeTable& rope,
-                    StepBuffers& buffers) const {
-  arch_->forward({.exec = exec,
-                  .config = config_,
-                  .weights = *bound_,
-                  .rope = rope,
-                  .batch = batch,
-                  .cache = cache,
-                  .buffers = buffers});
+Status Model::forward(Exec& exec, const RaggedBatch& batch, KvCache& cache, const RopeTable& rope,
+                      StepBuffers& buffers) const {
+  return exec.run_step(batch, [&](const RaggedBatch& step) {
+    arch_->forward({.exec = exec,
+                    .config = config_,
+                    .weights = *bound_,
+                    .rope = rope,
+                    .batch = step,
+                    .cache = cache,
+                    .buffers = buffers});
+  });
 }
 
 }  // namespace still

@@ -80,7 +80,7 @@ struct Runner {
     const std::int32_t q_start[2] = {0, static_cast<std::int32_t>(ids.size())};
     const std::int32_t kv_len[1] = {pos + static_cast<std::int32_t>(ids.size())};
     const RaggedBatch batch{ids, positions, q_start, kv_len, blocks, max_blocks, rows};
-    model->forward(*exec, batch, cache, rope, buffers);
+    EXPECT_TRUE(model->forward(*exec, batch, cache, rope, buffers));
     return {buffers.logits, buffers.logits + ids.size() * static_cast<std::size_t>(model->config().vocab_size)};
   }
 };

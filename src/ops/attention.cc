@@ -7,9 +7,18 @@
 #include <atomic>
 
 #include "base/check.h"
+#include "ops/cuda_exec.h"
 #include "ops/parallel.h"
 
 namespace still {
+
+void rope_kv_write(Exec& exec, TensorView q, TensorView k, TensorView v, std::int64_t n_heads, const RopeTable& table,
+                   KvCache& cache, std::int32_t layer, const RaggedBatch& batch) {
+  if (exec.cuda() != nullptr) return exec.cuda()->rope_kv_write(q, k, v, n_heads, table, cache, layer);
+  rope(exec, q, n_heads, table, batch.positions);
+  rope(exec, k, cache.geometry().n_kv_heads, table, batch.positions);
+  kv_write(exec, cache, layer, k, v, batch);
+}
 
 void kv_write(Exec& exec, KvCache& cache, std::int32_t layer, TensorView k, TensorView v, const RaggedBatch& batch) {
   const KvGeometry& geometry = cache.geometry();
@@ -219,6 +228,7 @@ void attention(Exec& exec, TensorView out, TensorView q, const KvCache& cache, s
   const KvGeometry& geometry = cache.geometry();
   STILL_DCHECK(q.rows() == batch.n_tokens() && q.row_size() == n_heads * geometry.head_dim && out.shape == q.shape);
   STILL_DCHECK(n_heads % geometry.n_kv_heads == 0 && out.data != q.data);
+  if (exec.cuda() != nullptr) return exec.cuda()->attention(out, q, cache, layer, n_heads, scale, window);
   STILL_DCHECK(exec.options().max_attention_parts == 0 || exec.options().head_dim >= geometry.head_dim);
   AttentionCall(exec, q.f32(), out.f32(), cache, layer, batch, n_heads, scale, window).run();
 }

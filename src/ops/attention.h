@@ -8,6 +8,7 @@
 
 #include "ops/exec.h"
 #include "ops/kv_cache.h"
+#include "ops/rope.h"
 #include "tensor/tensor.h"
 
 namespace still {
@@ -30,6 +31,10 @@ struct RaggedBatch {
 
 // Stores this step's keys and values. k, v: [n_tokens, n_kv_heads * head_dim] f32, keys already rotated.
 void kv_write(Exec& exec, KvCache& cache, std::int32_t layer, TensorView k, TensorView v, const RaggedBatch& batch);
+
+// q and k rotated by their tokens' positions (k in place only on the CPU), then kv_write: one kernel on a GPU.
+void rope_kv_write(Exec& exec, TensorView q, TensorView k, TensorView v, std::int64_t n_heads, const RopeTable& table,
+                   KvCache& cache, std::int32_t layer, const RaggedBatch& batch);
 
 // softmax(q k^T scale) v with grouped heads, causal, and over the last `window` positions only where window > 0.
 // out, q: [n_tokens, n_heads * head_dim] f32. This step's keys and values are already in the cache.

@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "kernels/packing.h"
+#include "ops/cuda_exec.h"
 #include "ops/parallel.h"
 #include "quant/registry.h"
 
@@ -10,6 +11,7 @@ namespace still {
 void embed(Exec& exec, TensorView y, const EmbeddingTable& table, std::span<const TokenId> ids) {
   const auto n_tokens = static_cast<std::int64_t>(ids.size());
   STILL_DCHECK(y.rows() == n_tokens && (n_tokens == 0 || y.row_size() == table.row_size));
+  if (exec.cuda() != nullptr) return exec.cuda()->embed(y, table);
   float* values = y.f32();
   const QuantFormat* format = find_format(table.dtype);
   const bool from_packed = table.data == nullptr;

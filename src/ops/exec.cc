@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "kernels/dispatch.h"
+#include "ops/cuda_exec.h"
 
 namespace still {
 
@@ -31,7 +32,11 @@ std::int64_t partial_bytes(const ExecOptions& options) {
 }
 }  // namespace
 
+Exec::Exec() = default;
+Exec::~Exec() = default;
+
 std::int64_t Exec::scratch_bytes(const ExecOptions& options) {
+  if (options.cuda) return CudaExec::scratch_bytes(*options.cuda);
   return thread_count(options) * kThreadScratchBytes + ActivationSizes(options, 32).total() +
          ActivationSizes(options, 256).total() + partial_bytes(options);
 }
@@ -49,6 +54,11 @@ Result<std::unique_ptr<Exec>> Exec::create(const ExecOptions& options) {
   if (exec->kernels_ == nullptr) {
     STILL_TRY(exec->kernels_, default_cpu_kernels());
   }
+  if (options.cuda) {
+    STILL_TRY(exec->cuda_, CudaExec::create(*options.cuda));
+    exec->threads_ = std::make_unique<ThreadPool>(ThreadPool::Options{.n_threads = 1});
+    return exec;
+  }
   STILL_TRY(exec->arena_, Arena::create(scratch_bytes(options), "scratch of the operators"));
   const int n_threads = thread_count(options);
   exec->thread_scratch_ = exec->arena_.allocate_array<std::uint8_t>(n_threads * kThreadScratchBytes);
@@ -61,6 +71,12 @@ Result<std::unique_ptr<Exec>> Exec::create(const ExecOptions& options) {
   exec->attention_partials_ = exec->arena_.allocate_array<float>(partial_bytes(options) / 4);
   exec->threads_ = std::make_unique<ThreadPool>(ThreadPool::Options{.n_threads = n_threads});
   return exec;
+}
+
+Status Exec::run_step(const RaggedBatch& batch, const std::function<void(const RaggedBatch&)>& body) {
+  if (cuda_ != nullptr) return cuda_->run_step(batch, body);
+  body(batch);
+  return ok();
 }
 
 std::uint8_t* Exec::thread_scratch(int thread_idx) {

@@ -1,18 +1,24 @@
 // Exec: where operators run. Carries the device, the threads, the kernel table and per-thread scratch; one owner at a
-// time. A CUDA device will stand beside the CPU behind the same operators; nobody outside ops/ asks which one it is.
+// time. With ExecOptions::cuda the operators run on a GPU (cuda_exec.h), and all tensors they are given lie there.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/result.h"
 #include "base/thread_pool.h"
 #include "kernels/kernel_table.h"
+#include "ops/cuda_options.h"
 #include "tensor/arena.h"
 #include "tensor/tensor.h"
 
 namespace still {
+
+class CudaExec;
+struct RaggedBatch;
 
 struct ExecOptions {
   int n_threads = 0;                    // 0: the physical cores
@@ -22,6 +28,7 @@ struct ExecOptions {
   std::int64_t max_attention_parts =
       0;  // most (sequence, query head, segment) partial results of one attention call; more are not split
   std::int32_t head_dim = 0, n_heads = 0;
+  std::optional<CudaOptions> cuda;  // absent: the CPU
 };
 
 // Activations of one linear, quantised: as in QuantizedRows, for max_tokens rows of max_k.
@@ -43,8 +50,14 @@ struct AttentionTask {
 class Exec {
  public:
   static Result<std::unique_ptr<Exec>> create(const ExecOptions& options);
-  // Bytes create() will take beside the threads' stacks: the plan's formula.
+  ~Exec();
+  // Bytes create() will take beside the threads' stacks, of the device's memory: the plan's formula.
   static std::int64_t scratch_bytes(const ExecOptions& options);
+
+  CudaExec* cuda() { return cuda_.get(); }  // null: the operators run on the CPU
+  // Calls body with the batch once its lists are where the operators run; on a GPU body may get a padded batch of the
+  // same shape, or not be called at all where what it launched was captured.
+  Status run_step(const RaggedBatch& batch, const std::function<void(const RaggedBatch&)>& body);
 
   const CpuKernels& kernels() const { return *kernels_; }
   ThreadPool& threads() { return *threads_; }
@@ -62,8 +75,9 @@ class Exec {
   const ExecOptions& options() const { return options_; }
 
  private:
-  Exec() = default;
+  Exec();
   ExecOptions options_;
+  std::unique_ptr<CudaExec> cuda_;
   const CpuKernels* kernels_ = nullptr;
   std::unique_ptr<ThreadPool> threads_;
   Arena arena_;

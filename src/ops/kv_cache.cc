@@ -42,6 +42,26 @@ Result<KvCache> KvCache::create(const KvGeometry& geometry, std::int64_t n_block
   return cache;
 }
 
+Result<KvCache> KvCache::create_on_cuda(const KvGeometry& geometry, std::int64_t n_blocks, CudaStream& stream) {
+  if (geometry.type != KvType::kF16)
+    return error(Code::kUnsupported, "KV cache: on a GPU keys and values are kept as f16");
+  if (geometry.block_size < kKvTile || geometry.block_size % kKvTile != 0)
+    return error(Code::kInvalidArgument, "KV block size: {} positions, expected a multiple of {}", geometry.block_size,
+                 kKvTile);
+  if (n_blocks < 1) return error(Code::kInvalidArgument, "KV blocks: {}, expected at least 1", n_blocks);
+  KvCache cache;
+  cache.geometry_ = geometry;
+  cache.n_blocks_ = n_blocks;
+  STILL_TRY(cache.device_, DeviceBuffer::create(n_blocks * geometry.block_bytes(), "KV cache"));
+  // Attention multiplies what lies behind a sequence's end in its last tile by 0: it must be finite.
+  stream.fill(cache.device_.data(), 0, cache.device_.size());
+  STILL_TRY_STATUS(stream.wait("KV cache"));
+  for (std::int32_t layer = 0; layer < geometry.n_layers; ++layer)
+    cache.layers_.push_back(reinterpret_cast<std::uint8_t*>(cache.device_.data()) +
+                            layer * n_blocks * geometry.layer_block_bytes());
+  return cache;
+}
+
 KvHeadView KvCache::head(std::int32_t layer, std::int32_t kv_head, const std::int32_t* block_table) const {
   STILL_DCHECK(layer >= 0 && layer < geometry_.n_layers && kv_head >= 0 && kv_head < geometry_.n_kv_heads);
   const HeadLayout layout(geometry_);
@@ -59,6 +79,7 @@ KvHeadView KvCache::head(std::int32_t layer, std::int32_t kv_head, const std::in
 
 void KvCache::copy_block(std::int32_t from, std::int32_t to) {
   STILL_DCHECK(from >= 0 && from < n_blocks_ && to >= 0 && to < n_blocks_);
+  STILL_CHECK(device_.data() == nullptr);
   const std::int64_t bytes = geometry_.layer_block_bytes();
   for (std::uint8_t* layer : layers_)
     std::memcpy(layer + to * bytes, layer + from * bytes, static_cast<std::size_t>(bytes));

@@ -8,6 +8,7 @@
 #include "base/result.h"
 #include "kernels/kernel_table.h"
 #include "tensor/arena.h"
+#include "tensor/cuda.h"
 
 namespace still {
 
@@ -26,20 +27,23 @@ struct KvGeometry {
 class KvCache {
  public:
   static Result<KvCache> create(const KvGeometry& geometry, std::int64_t n_blocks);
+  // In the memory of the current CUDA device; f16 only, and in the layout of kernels/cuda/cuda_kernels.h.
+  static Result<KvCache> create_on_cuda(const KvGeometry& geometry, std::int64_t n_blocks, CudaStream& stream);
   KvCache() = default;
 
   const KvGeometry& geometry() const { return geometry_; }
   std::int64_t n_blocks() const { return n_blocks_; }
-  std::int64_t bytes() const { return arena_.size(); }
+  std::int64_t bytes() const { return arena_.size() + device_.size(); }
   // The view that kernels read; block_table is the sequence's own.
   KvHeadView head(std::int32_t layer, std::int32_t kv_head, const std::int32_t* block_table) const;
-  // Copies whole blocks (copy-on-write of a shared prefix).
+  // Copies whole blocks (copy-on-write of a shared prefix); on the CPU only.
   void copy_block(std::int32_t from, std::int32_t to);
 
  private:
   KvGeometry geometry_;
   std::int64_t n_blocks_ = 0;
   Arena arena_;
+  DeviceBuffer device_;
   std::vector<std::uint8_t*> layers_;
 };
 

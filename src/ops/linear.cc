@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "kernels/packing.h"
+#include "ops/cuda_exec.h"
 
 namespace still {
 
@@ -173,6 +174,7 @@ class LinearCall {
 
 void linear(Exec& exec, TensorView x, std::span<const LinearOutput> outputs) {
   if (x.rows() == 0) return;
+  if (exec.cuda() != nullptr) return exec.cuda()->linear(x, outputs);
   LinearCall(exec, x, Epilogue::kStore).run([&](auto&& take) {
     for (const LinearOutput& output : outputs) {
       STILL_DCHECK(output.y.rows() == x.rows() && output.y.row_size() == output.w->n_out);
@@ -185,12 +187,14 @@ void linear(Exec& exec, TensorView x, std::span<const LinearOutput> outputs) {
 void linear_add(Exec& exec, TensorView y, TensorView x, const Weight& w) {
   STILL_DCHECK(y.rows() == x.rows() && y.row_size() == (x.rows() == 0 ? 0 : w.n_out));
   if (x.rows() == 0) return;
+  if (exec.cuda() != nullptr) return exec.cuda()->linear_add(y, x, w);
   LinearCall(exec, x, Epilogue::kAdd).run([&](auto&& take) { take(Product{y.f32(), &w, nullptr, nullptr}); });
 }
 
 void linear_swiglu(Exec& exec, TensorView y, TensorView x, const Weight& gate, const Weight& up) {
   if (x.rows() == 0) return;
   STILL_DCHECK(gate.n_out == up.n_out && y.rows() == x.rows() && y.row_size() == gate.n_out);
+  if (exec.cuda() != nullptr) return exec.cuda()->linear_swiglu(y, x, gate, up);
   LinearCall(exec, x, Epilogue::kSwiglu).run([&](auto&& take) { take(Product{y.f32(), &gate, &up, nullptr}); });
 }
 

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "ops/cuda_exec.h"
 #include "ops/linear.h"
 
 namespace still {
@@ -14,6 +15,7 @@ void logits(Exec& exec, TensorView y, TensorView x, const Weight& head, std::spa
   const std::int64_t hidden_size = x.row_size();
   STILL_DCHECK(y.rows() == n_rows && y.row_size() == head.n_out);
   STILL_DCHECK(gathered.rows() >= n_rows && gathered.row_size() == hidden_size);
+  if (exec.cuda() != nullptr) return exec.cuda()->logits(y, x, head, gathered);
   for (std::int64_t i = 0; i < n_rows; ++i) {
     const std::int64_t row = rows[static_cast<std::size_t>(i)];
     STILL_DCHECK(row >= 0 && row < x.rows());

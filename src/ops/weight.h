@@ -9,7 +9,7 @@
 
 namespace still {
 
-// y = W x with W [n_out, k], packed in panels (kernels/packing.h).
+// y = W x with W [n_out, k], packed in panels (kernels/packing.h; on a GPU kernels/cuda_packing.h).
 struct Weight {
   std::string name;  // canonical, for messages
   PackedFormat format = PackedFormat::kF32;

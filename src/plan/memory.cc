@@ -13,6 +13,8 @@ namespace {
 // models of docs/plan.md.
 constexpr std::int64_t kRuntimeBytes = std::int64_t{8} << 20;
 constexpr std::int64_t kRuntimeBytesOfWord = 176;
+// On a GPU: the library's workspace, captured steps and the allocator's slack.
+constexpr std::int64_t kCudaRuntimeBytes = std::int64_t{512} << 20;
 // Below this a chat is not possible, so a plan that only fits less is refused.
 constexpr std::int64_t kMinContext = 256;
 
@@ -51,10 +53,12 @@ MemoryPlan with_blocks(const ModelConfig& config, std::int64_t weight_bytes, std
   plan.kv_bytes = Arena::reserved(plan.n_blocks * geometry.block_bytes());
   plan.kv_bytes_per_token = geometry.block_bytes() / settings.block_size;
   plan.max_logit_rows = std::max<std::int64_t>(16, settings.max_seqs);
-  plan.workspace_bytes = Arena::reserved(StepBuffers::bytes(config, settings.chunk_tokens, plan.max_logit_rows)) +
+  plan.workspace_bytes = Arena::reserved(StepBuffers::bytes(config, settings.chunk_tokens, plan.max_logit_rows,
+                                                            activation_layout(settings))) +
                          Arena::reserved(Exec::scratch_bytes(exec_options(config, max_k, plan)));
   plan.rope_bytes = RopeTable::bytes(config.rope, settings.context);
-  plan.runtime_bytes = kRuntimeBytes + kRuntimeBytesOfWord * config.vocab_size;
+  plan.runtime_bytes =
+      settings.cuda_device >= 0 ? kCudaRuntimeBytes : kRuntimeBytes + kRuntimeBytesOfWord * config.vocab_size;
   return plan;
 }
 
@@ -96,8 +100,33 @@ KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings
           .type = settings.kv_type};
 }
 
+ActivationLayout activation_layout(const EngineSettings& settings) {
+  if (settings.cuda_device < 0) return {};
+  return {.is_joined = true, .type = settings.has_f32_activations ? DType::kF32 : DType::kBF16};
+}
+
 ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const MemoryPlan& plan) {
   const EngineSettings& settings = plan.settings;
+  if (settings.cuda_device >= 0) {
+    ExecOptions options;
+    options.max_tokens = std::max(settings.chunk_tokens, settings.max_seqs);
+    options.cuda = CudaOptions{
+        .device = settings.cuda_device,
+        .max_tokens = options.max_tokens,
+        .max_seqs = settings.max_seqs,
+        .max_rows = plan.max_logit_rows,
+        .max_blocks = ceil_div(settings.context, settings.block_size),
+        .block_size = settings.block_size,
+        .max_k = max_k,
+        .max_gate = config.intermediate_size,
+        .max_matrix = std::max(config.intermediate_size * config.hidden_size, config.vocab_size * config.hidden_size),
+        .n_heads = config.n_heads,
+        .n_kv_heads = config.n_kv_heads,
+        .head_dim = config.head_dim,
+        .vocab_size = config.vocab_size,
+        .has_f32_activations = settings.has_f32_activations};
+    return options;
+  }
   // A decode is split over KV segments only where there are fewer (sequence, head) pairs than threads can use.
   const std::int64_t split_seqs = std::min<std::int64_t>(settings.max_seqs, settings.n_threads);
   return {.n_threads = settings.n_threads,

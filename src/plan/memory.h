@@ -17,6 +17,9 @@ struct EngineSettings {
   std::int64_t block_size = 32;     // positions of a KV block
   KvType kv_type = KvType::kF16;
   std::int64_t memory_limit = 0;  // bytes this engine may take; 0: what the machine has available
+  // Where it computes: a GPU, whose memory is then what all bytes here are of; -1: the CPU.
+  std::int32_t cuda_device = -1;
+  bool has_f32_activations = true;  // on a GPU: Model::has_f32_activations()
 };
 
 struct MemoryPlan {
@@ -33,6 +36,7 @@ struct MemoryPlan {
 };
 
 KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings);
+ActivationLayout activation_layout(const EngineSettings& settings);
 ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const MemoryPlan& plan);
 
 // kResourceExhausted with the nearest setting that fits, in one sentence, when the wanted one does not.

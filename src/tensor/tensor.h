@@ -1,4 +1,5 @@
-// TensorView: memory somebody else owns, with a type and a shape. Row-major, outermost dimension first, contiguous.
+// TensorView: memory somebody else owns, with a type and a shape. Row-major, outermost dimension first, contiguous but
+// for the rows of some activations on a GPU. The memory is the device's that the operators run on.
 #pragma once
 
 #include <cstddef>
@@ -45,6 +46,7 @@ struct TensorView {
   void* data = nullptr;
   DType dtype = DType::kF32;
   Shape shape;
+  std::int64_t row_stride = 0;  // elements from row to row; 0: row_size(). Others only on a GPU, for q, k and v
 
   explicit operator bool() const { return data != nullptr; }
   float* f32() const {
@@ -54,6 +56,7 @@ struct TensorView {
   std::int64_t rows() const { return shape[0]; }
   // Elements of one row: the product of all dimensions but the first.
   std::int64_t row_size() const { return shape.rank == 0 || shape[0] == 0 ? 0 : shape.n_elements() / shape[0]; }
+  std::int64_t stride() const { return row_stride != 0 ? row_stride : row_size(); }
 };
 
 }  // namespace still

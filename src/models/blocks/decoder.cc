@@ -43,7 +43,7 @@ void decoder_forward(const ForwardArgs& args) {
   const auto& weights = static_cast<const DecoderWeights&>(args.weights);
   const std::int64_t n_tokens = args.batch.n_tokens();
   const TensorView hidden{args.buffers.hidden, DType::kF32, {n_tokens, config.hidden_size}};
-  const TensorView normed{args.buffers.normed, DType::kF32, {n_tokens, config.hidden_size}};
+  const TensorView normed{args.buffers.normed, args.buffers.layout.type, {n_tokens, config.hidden_size}};
 
   embed(args.exec, hidden, *weights.embedding, args.batch.ids);
   for (std::int32_t layer = 0; layer < config.n_layers; ++layer) {
@@ -57,7 +57,7 @@ void decoder_forward(const ForwardArgs& args) {
   if (n_wanted == 0) return;
   rms_norm(args.exec, normed, hidden, weights.final_norm, config.rms_norm_eps);
   logits(args.exec, {args.buffers.logits, DType::kF32, {n_wanted, config.vocab_size}}, normed, *weights.head,
-         args.batch.logit_rows, {args.buffers.gathered, DType::kF32, {n_wanted, config.hidden_size}});
+         args.batch.logit_rows, {args.buffers.gathered, args.buffers.layout.type, {n_wanted, config.hidden_size}});
 }
 
 }  // namespace still

@@ -39,16 +39,16 @@ void gqa_attention(const ForwardArgs& args, const GqaWeights& weights, std::int3
                    TensorView normed) {
   const ModelConfig& config = args.config;
   const std::int64_t n_tokens = args.batch.n_tokens();
-  const TensorView q{args.buffers.q, DType::kF32, {n_tokens, std::int64_t{config.n_heads} * config.head_dim}};
-  const TensorView k{args.buffers.k, DType::kF32, {n_tokens, std::int64_t{config.n_kv_heads} * config.head_dim}};
-  const TensorView v{args.buffers.v, DType::kF32, k.shape};
-  const TensorView attn{args.buffers.attn, DType::kF32, q.shape};
+  const std::int64_t stride = args.buffers.qkv_stride;
+  const TensorView q{args.buffers.q, DType::kF32, {n_tokens, std::int64_t{config.n_heads} * config.head_dim}, stride};
+  const TensorView k{
+      args.buffers.k, DType::kF32, {n_tokens, std::int64_t{config.n_kv_heads} * config.head_dim}, stride};
+  const TensorView v{args.buffers.v, DType::kF32, k.shape, stride};
+  const TensorView attn{args.buffers.attn, args.buffers.layout.type, q.shape};
 
   linear(args.exec, normed,
          {{q, weights.q, weights.q_bias}, {k, weights.k, weights.k_bias}, {v, weights.v, weights.v_bias}});
-  rope(args.exec, q, config.n_heads, args.rope, args.batch.positions);
-  rope(args.exec, k, config.n_kv_heads, args.rope, args.batch.positions);
-  kv_write(args.exec, args.cache, layer, k, v, args.batch);
+  rope_kv_write(args.exec, q, k, v, config.n_heads, args.rope, args.cache, layer, args.batch);
   const float scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
   attention(args.exec, attn, q, args.cache, layer, args.batch, config.n_heads, scale, config.sliding_window);
   linear_add(args.exec, hidden, attn, *weights.o);

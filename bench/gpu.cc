@@ -1,0 +1,227 @@
+// still_gpu_bench: speed of the engine on a GPU with random weights in the shapes of real models, beside what the card
+// itself can read in the same run.
+//
+//   still_gpu_bench [--model 1.5b|7b|8b|14b|32b] [--type bf16|q8_0|q4_k_m] [--seqs 1,16,64] [--context 512] [--new 128]
+//                   [--prefill 512] [--prompts 16] [--repeat 3] [--json]
+//
+// decode: tokens a second of all sequences after `context` tokens each; floor: bytes that a step must read over the
+// read bandwidth measured here. prefill: `prompts` prompts of that length at once.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <string>
+
+#include "base/rng.h"
+#include "engine/bench.h"
+#include "engine/engine.h"
+#include "kernels/cuda/cuda_kernels.h"
+#include "tensor/cuda.h"
+
+namespace still {
+namespace {
+
+struct Shape4 {
+  std::string_view name, type;
+  std::int32_t n_layers;
+  std::int64_t hidden, ffn;
+  std::int32_t n_heads, n_kv_heads;
+  std::int64_t vocab;
+  double theta;
+};
+// DeepSeek-R1-Distill-*: config.json of each. Heads are 128 wide.
+constexpr Shape4 kShapes[] = {{"1.5b", "qwen2", 28, 1536, 8960, 12, 2, 151936, 10000},
+                              {"7b", "qwen2", 28, 3584, 18944, 28, 4, 152064, 10000},
+                              {"8b", "llama", 32, 4096, 14336, 32, 8, 128256, 500000},
+                              {"14b", "qwen2", 48, 5120, 13824, 40, 8, 152064, 1000000},
+                              {"32b", "qwen2", 64, 5120, 27648, 40, 8, 152064, 1000000}};
+
+ModelConfig config_of(const Shape4& shape) {
+  ModelConfig config;
+  config.model_type = shape.type;
+  config.n_layers = shape.n_layers;
+  config.hidden_size = shape.hidden;
+  config.intermediate_size = shape.ffn;
+  config.n_heads = shape.n_heads;
+  config.n_kv_heads = shape.n_kv_heads;
+  config.head_dim = 128;
+  config.vocab_size = shape.vocab;
+  config.max_seq_len = 131072;
+  config.attention_bias = shape.type == "qwen2";
+  config.rope.n_rot = 128;
+  config.rope.theta = shape.theta;
+  return config;
+}
+
+// llama.cpp's Q4_K_M: values and down projections of half of the layers and the head in Q6_K.
+DType q4_k_m(const TensorSpec& spec, std::int32_t n_layers) {
+  if (spec.name == "lm_head.weight") return DType::kQ6_K;
+  if (!spec.name.ends_with("v_proj.weight") && !spec.name.ends_with("down_proj.weight")) return DType::kQ4_K;
+  const int layer = std::atoi(spec.name.c_str() + std::string_view("model.layers.").size());
+  const bool is_more = layer < n_layers / 8 || layer >= 7 * n_layers / 8 || (layer - n_layers / 8) % 3 == 2;
+  return is_more ? DType::kQ6_K : DType::kQ4_K;
+}
+
+// Bytes a second of a sum over 4 GiB.
+Result<double> measure_read() {
+  constexpr std::int64_t kBytes = std::int64_t{4} << 30;
+  STILL_TRY(CudaStream stream, CudaStream::create());
+  STILL_TRY(CudaTimer timer, CudaTimer::create());
+  STILL_TRY(const DeviceBuffer memory, DeviceBuffer::create(kBytes + 256, "read test"));
+  cuda_kernels()->fill_f32(stream.handle(), reinterpret_cast<float*>(memory.data()), kBytes / 4, 1, 0, 1);
+  double best = 0;
+  for (int i = 0; i < 6; ++i) {
+    timer.start(stream);
+    cuda_kernels()->read(stream.handle(), memory.data(), kBytes,
+                         reinterpret_cast<std::uint32_t*>(memory.data() + kBytes));
+    timer.stop(stream);
+    best = std::max(best, static_cast<double>(kBytes) / (timer.milliseconds() * 1e-3));
+  }
+  STILL_TRY_STATUS(stream.wait("read test"));
+  return best;
+}
+
+struct Sink : EventSink {
+  void on_event(const Event& event) override {
+    if (std::holds_alternative<TokenEvent>(event)) ++n_tokens;
+    if (const auto* end = std::get_if<FinishedEvent>(&event)) {
+      is_finished = true;
+      if (end->reason == FinishReason::kError) error = end->error.message;
+    }
+  }
+  std::int64_t n_tokens = 0;
+  bool is_finished = false;
+  std::string error;
+};
+
+// Tokens a second of many prompts at once, until each has its first token.
+Result<double> prefill(Engine& engine, std::int64_t n_prompts, std::int64_t length, std::uint64_t seed) {
+  std::vector<std::shared_ptr<Sink>> sinks;
+  Rng rng(seed);
+  for (std::int64_t i = 0; i < n_prompts; ++i) {
+    Request request;
+    for (std::int64_t t = 0; t < length; ++t)
+      request.prompt.push_back(static_cast<TokenId>(rng.below(engine.model().config().vocab_size)));
+    request.max_tokens = 1;
+    request.sampling.temperature = 0;
+    request.sampling.ignore_eos = true;
+    request.thinking.mode = ThinkingMode::kUntracked;
+    request.keep_prefix = false;
+    sinks.push_back(std::make_shared<Sink>());
+    STILL_TRY([[maybe_unused]] const RequestId id, engine.submit(std::move(request), sinks.back()));
+  }
+  const auto start = std::chrono::steady_clock::now();
+  while (engine.step()) {
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (const auto& sink : sinks)
+    if (!sink->error.empty()) return error(Code::kInternal, "{}", sink->error);
+  return static_cast<double>(n_prompts * length) / seconds;
+}
+
+struct Arguments {
+  std::string model = "7b", type = "bf16";
+  std::vector<std::int64_t> seqs = {1};
+  std::int64_t context = 512, n_new = 128, prefill = 0, prompts = 16, repeat = 3;
+};
+
+std::vector<std::int64_t> numbers(std::string_view text) {
+  std::vector<std::int64_t> values;
+  while (!text.empty()) {
+    const std::size_t comma = std::min(text.find(','), text.size());
+    values.push_back(std::atoll(std::string(text.substr(0, comma)).c_str()));
+    text.remove_prefix(std::min(text.size(), comma + 1));
+  }
+  return values;
+}
+
+Status run(const Arguments& arguments) {
+  std::string reason;
+  const auto devices = list_cuda_devices(&reason);
+  if (devices.empty()) return error(Code::kUnavailable, "no GPU: {}", reason);
+  const auto* shape =
+      std::find_if(std::begin(kShapes), std::end(kShapes), [&](const Shape4& s) { return s.name == arguments.model; });
+  if (shape == std::end(kShapes)) return error(Code::kInvalidArgument, "--model {}: unknown", arguments.model);
+  STILL_TRY(const double bandwidth, measure_read());
+  RandomModelSpec spec;
+  spec.config = config_of(*shape);
+  spec.type_of = [&](const TensorSpec& tensor) {
+    if (arguments.type == "q4_k_m") return q4_k_m(tensor, shape->n_layers);
+    return arguments.type == "q8_0" ? DType::kQ8_0 : DType::kBF16;
+  };
+  STILL_TRY(const std::shared_ptr<const Model> model, Model::make_random(spec));
+  EngineOptions options;
+  options.prefix_cache = false;
+  options.max_queue = 4096;
+  options.step_target = std::chrono::milliseconds(0);
+  options.max_stall = 0;
+  const std::int64_t most = std::max(*std::max_element(arguments.seqs.begin(), arguments.seqs.end()),
+                                     arguments.prefill > 0 ? arguments.prompts : 1);
+  options.settings.max_seqs = most;
+  const std::int64_t length =
+      std::max(arguments.context + (arguments.repeat + 2) * arguments.n_new, arguments.prefill) + 64;
+  options.settings.context = length;
+  options.settings.kv_tokens = most * (length + 64);
+  STILL_TRY(const std::unique_ptr<Engine> engine, Engine::create(model, options));
+  const MemoryPlan& plan = engine->plan();
+  fmt::print("# {} (driver CUDA {}), {:.2f} TB/s read; {} {}: {:.2f} GB of weights, {:.2f} GB a token\n",
+             devices[0].name, devices[0].driver, bandwidth * 1e-12, arguments.model, arguments.type,
+             static_cast<double>(model->weight_bytes()) * 1e-9, static_cast<double>(model->bytes_per_token()) * 1e-9);
+  for (const std::int64_t n : arguments.seqs) {
+    if (n <= 0) continue;
+    STILL_TRY(const BenchRuns runs,
+              bench_decode(*engine, arguments.n_new, arguments.context, n, static_cast<int>(arguments.repeat)));
+    const double kv = static_cast<double>(arguments.context) + static_cast<double>(arguments.n_new) / 2;
+    const double bytes = static_cast<double>(model->bytes_per_token()) +
+                         static_cast<double>(n) * kv * static_cast<double>(plan.kv_bytes_per_token);
+    const double floor = static_cast<double>(n) / (bytes / bandwidth);
+    fmt::print(
+        "decode {:>5} {:>6} seqs {:>3} context {}: {:>9.1f} tok/s (min {:.1f}, max {:.1f}), {:.3f} ms a step, floor "
+        "{:.0f}, {:.0f} %\n",
+        arguments.model, arguments.type, n, arguments.context, runs.median(), runs.min(), runs.max(),
+        1e3 * static_cast<double>(n) / runs.median(), floor, 100 * runs.median() / floor);
+    std::fflush(stdout);
+  }
+  if (arguments.prefill > 0) {
+    for (const std::int64_t prompts : {std::int64_t{1}, arguments.prompts}) {
+      double best = 0, worst = 1e30;
+      for (std::int64_t i = 0; i <= arguments.repeat; ++i) {
+        STILL_TRY(const double rate, prefill(*engine, prompts, arguments.prefill, 7 + static_cast<std::uint64_t>(i)));
+        if (i == 0) continue;
+        best = std::max(best, rate);
+        worst = std::min(worst, rate);
+      }
+      const double flops = 2 * static_cast<double>(model->macs_per_token());
+      fmt::print("prefill {:>4} {:>6} {} x {}: {:.0f} to {:.0f} tok/s, {:.2f} ms, {:.0f} TFLOP/s\n", arguments.model,
+                 arguments.type, prompts, arguments.prefill, worst, best,
+                 1e3 * static_cast<double>(prompts * arguments.prefill) / best, best * flops * 1e-12);
+      std::fflush(stdout);
+    }
+  }
+  return ok();
+}
+
+}  // namespace
+}  // namespace still
+
+int main(int argc, char** argv) {
+  still::Arguments arguments;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string_view name = argv[i];
+    const std::string value = argv[i + 1];
+    if (name == "--model") arguments.model = value;
+    if (name == "--type") arguments.type = value;
+    if (name == "--seqs") arguments.seqs = still::numbers(value);
+    if (name == "--context") arguments.context = std::atoll(value.c_str());
+    if (name == "--new") arguments.n_new = std::atoll(value.c_str());
+    if (name == "--prefill") arguments.prefill = std::atoll(value.c_str());
+    if (name == "--prompts") arguments.prompts = std::atoll(value.c_str());
+    if (name == "--repeat") arguments.repeat = std::atoll(value.c_str());
+  }
+  if (const still::Status done = still::run(arguments); !done) {
+    fmt::print(stderr, "still_gpu_bench: {}\n", done.error().message);
+    return 1;
+  }
+  return 0;
+}

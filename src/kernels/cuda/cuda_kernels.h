@@ -1,0 +1,196 @@
+// The table of CUDA kernels: plain structs and function pointers, as kernel_table.h is for CPUs, without CUDA's
+// headers. A build without CUDA has no table (cuda_kernels_stub.cc). All pointers are device memory; `stream` is a
+// cudaStream_t; calls are asynchronous; shapes were checked by ops/. Every kernel is launched so that it may begin
+// before its predecessor on the stream has ended (programmatic dependent launch) and waits itself before it reads
+// activations.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/kernel_table.h"
+
+namespace still {
+
+// Activations that a product reads, in the forms that exist.
+struct CudaActivations {
+  const float* f32 = nullptr;  // [n_rows, k]
+  const std::uint16_t* bf16 = nullptr;
+  const std::int8_t* q = nullptr;  // as QuantizedRows, contiguous rows
+  const float* scale = nullptr;
+  const std::int16_t* sums = nullptr;
+};
+
+enum class CudaEpilogue : std::int32_t { kStore, kAdd, kSwiglu };
+
+// One matrix of a product and where its result goes.
+struct CudaProduct {
+  const std::uint8_t* weights = nullptr;  // kernels/cuda_packing.h
+  std::int32_t n_out = 0;
+  void* y = nullptr;  // [n_rows, y_stride], f32 or bf16
+  std::int64_t y_stride = 0;
+  const float* bias = nullptr;  // [n_out] or null
+};
+
+inline constexpr int kCudaMaxProducts = 3;
+inline constexpr int kCudaSkinnyRows = 16;
+
+// y = W x + bias; y += W x; or, of two matrices, y = silu(W0 x) * (W1 x) into products[0].y.
+struct CudaLinearArgs {
+  PackedFormat format = PackedFormat::kF32;
+  CudaEpilogue epilogue = CudaEpilogue::kStore;
+  std::int32_t n_products = 1;
+  CudaProduct products[kCudaMaxProducts];
+  bool y_is_bf16 = false;
+  std::int32_t k = 0;
+  std::int32_t n_rows = 0;  // at most kCudaSkinnyRows, but for F32
+  CudaActivations x;        // F32: f32; BF16, F16: bf16; quantised: q
+};
+
+// Quantised copies of rows: q [n, k], scale [n, k / block], sums [n, k / 16]; null where not wanted.
+struct CudaQuantizedOut {
+  std::int8_t* q = nullptr;
+  float* scale = nullptr;
+  std::int16_t* sums = nullptr;
+};
+
+struct CudaNormArgs {
+  const float* x;                      // [*, k]
+  const std::int32_t* rows = nullptr;  // which rows of x; null: the first n_rows
+  const float* w;                      // [k]
+  float* y_f32 = nullptr;              // [n_rows, k]
+  std::uint16_t* y_bf16 = nullptr;     // [n_rows, k]
+  CudaQuantizedOut block32, block256;
+  std::int32_t n_rows, k;
+  float eps;
+};
+
+// One step's batch in device memory. Padding tokens of a captured step have slot -1 and kv_len 0.
+struct CudaBatch {
+  const std::int32_t* ids = nullptr;            // [n_tokens]
+  const std::int32_t* positions = nullptr;      // [n_tokens]
+  const std::int32_t* slots = nullptr;          // [n_tokens] block * block_size + offset, or -1
+  const std::int32_t* rows = nullptr;           // [n_rows] wanted rows
+  const std::int32_t* decode_tokens = nullptr;  // [n_decodes] of sequences with one new token
+  const std::int32_t* decode_seqs = nullptr;    // [n_decodes]
+  const std::int32_t* tiles = nullptr;          // [n_tiles][4]: sequence, first token, tokens (<= 16), first position
+  const std::int32_t* kv_len = nullptr;         // [n_seqs]
+  const std::int32_t* tables = nullptr;         // [n_seqs, table_stride]
+  std::int32_t table_stride = 0;
+  std::int32_t n_tokens = 0, n_rows = 0, n_seqs = 0, n_decodes = 0, n_tiles = 0;
+  std::int32_t max_decode_len = 0;  // an upper bound of kv_len of the decodes
+};
+
+// The keys and values of one layer. A block of one head: K [block_size][head_dim], then V [block_size /
+// 32][head_dim][32], both f16.
+struct CudaKv {
+  std::uint8_t* base;
+  std::int64_t block_bytes;  // from one block to the next
+  std::int64_t head_bytes;   // from one head to the next inside a block
+  std::int64_t v_offset;
+  std::int32_t block_size, n_kv_heads, head_dim;
+};
+
+// q and k are rotated in place (k only on its way into the cache), k and v stored. Row strides in elements.
+struct CudaRopeKvArgs {
+  float* q;
+  const float* k;
+  const float* v;
+  std::int64_t q_stride, k_stride, v_stride;
+  std::int32_t n_heads, n_rot;
+  bool pairs;
+  const float* cos;  // [max_seq_len, n_rot / 2]
+  const float* sin;
+  CudaKv kv;
+  const std::int32_t* positions;
+  const std::int32_t* slots;
+  std::int32_t n_tokens;
+};
+
+struct CudaAttentionArgs {
+  const float* q;  // [n_tokens, q_stride]
+  std::int64_t q_stride;
+  float* out_f32 = nullptr;  // [n_tokens, n_heads * head_dim]; one of the two
+  std::uint16_t* out_bf16 = nullptr;
+  CudaKv kv;
+  CudaBatch batch;
+  std::int32_t n_heads;
+  float scale;
+  std::int32_t window;
+  std::int32_t split;                // positions of a part of a decode; a multiple of 32
+  float* partials = nullptr;         // [n_seqs][n_heads][max_parts][head_dim + 2]
+  std::int32_t* arrivals = nullptr;  // [n_seqs * n_kv_heads], zero between calls
+  std::int32_t max_parts = 0;
+};
+
+// One row's sampling. Random numbers are the CPU sampler's: counter_random(seed, position).
+inline constexpr int kCudaMaxBanned = 8;
+struct CudaSampleRow {
+  std::int32_t row = 0;   // of the logits
+  float temperature = 0;  // < 1e-4: the best
+  std::int32_t top_k = 0;
+  float top_p = 1, min_p = 0;
+  std::uint32_t n_banned = 0;
+  std::int32_t banned[kCudaMaxBanned] = {};
+  std::uint64_t random = 0;  // 64 random bits of this position
+};
+
+struct CudaKernels {
+  const char* name;  // "sm_90a"
+
+  void (*linear)(void* stream, const CudaLinearArgs& args);
+  // Rows [row_begin, row_begin + n_rows) of a matrix as bf16 [n_rows, k]; row_begin a multiple of 16.
+  void (*dequantize)(void* stream, PackedFormat format, const std::uint8_t* weights, std::int64_t k,
+                     std::int64_t row_begin, std::int64_t n_rows, std::uint16_t* out);
+  // f32 or bf16 rows to quantised ones; block 32 or 256.
+  void (*quantize_rows)(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, std::int32_t block,
+                        const CudaQuantizedOut& out);
+  void (*to_bf16)(void* stream, const float* x, std::int64_t n, std::uint16_t* y);
+  void (*rms_norm)(void* stream, const CudaNormArgs& args);
+  void (*gather)(void* stream, const void* x, std::int64_t row_bytes, const std::int32_t* rows, std::int32_t n_rows,
+                 void* y);
+  // y: [n, k] f32; weights packed as for linear.
+  void (*embed)(void* stream, PackedFormat format, const std::uint8_t* weights, std::int32_t k, const std::int32_t* ids,
+                std::int32_t n, float* y);
+  void (*rope_kv_write)(void* stream, const CudaRopeKvArgs& args);
+  void (*attention)(void* stream, const CudaAttentionArgs& args);
+  // y = silu(gate) * up; gate and up: bf16 rows [n, 2 * width] side by side; y f32 or bf16 [n, width].
+  void (*swiglu)(void* stream, const std::uint16_t* gate_up, std::int32_t n, std::int32_t width, float* y_f32,
+                 std::uint16_t* y_bf16);
+  // Token ids of rows: [n]; -1 where the logits are not finite. logits: [*, vocab_size] f32; scratch:
+  // sample_scratch_bytes(most rows, vocab_size), zeroed once. n: at most 16384.
+  void (*sample)(void* stream, const float* logits, std::int32_t vocab_size, const CudaSampleRow* rows, std::int32_t n,
+                 std::uint8_t* scratch, std::int32_t* ids);
+  std::int64_t (*sample_scratch_bytes)(std::int32_t n, std::int32_t vocab_size);
+
+  // For measurements: random valid weights of a format, about `deviation` large; f32 normal values.
+  void (*fill_weights)(void* stream, PackedFormat format, std::uint8_t* weights, std::int64_t n_out, std::int64_t k,
+                       std::uint64_t seed, float deviation);
+  void (*fill_f32)(void* stream, float* x, std::int64_t n, std::uint64_t seed, float mean, float deviation);
+  void (*read)(void* stream, const void* data, std::int64_t bytes, std::uint32_t* sink);  // reads all, keeps nothing
+};
+
+// Null where this build has no CUDA.
+const CudaKernels* cuda_kernels();
+
+// d = alpha-free GEMM through cuBLASLt: y [n_rows, y_stride] (+)= x [n_rows, k] * w [n_out, k]^T (+ bias).
+struct CudaGemmArgs {
+  const std::uint16_t* x;  // bf16
+  const std::uint16_t* w;  // bf16, row stride w_stride
+  std::int64_t w_stride;
+  void* y;
+  std::int64_t y_stride;
+  bool y_is_bf16, add;
+  const float* bias = nullptr;  // only with f32 y
+  std::int64_t n_rows, n_out, k;
+};
+
+// cuBLASLt, loaded at run time; one per device and stream. Not thread-safe.
+class CudaGemm {
+ public:
+  virtual ~CudaGemm() = default;
+  virtual bool run(void* stream, const CudaGemmArgs& args) = 0;  // false: no algorithm, nothing was launched
+};
+// Null, with the reason, where the library is not installed.
+CudaGemm* make_cuda_gemm(const char** reason);
+
+}  // namespace still

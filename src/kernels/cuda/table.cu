@@ -1,0 +1,29 @@
+// The table of CUDA kernels (cuda_kernels.h).
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/elementwise.cuh"
+#include "kernels/cuda/linear.cuh"
+#include "kernels/cuda/sample.cuh"
+
+namespace still {
+
+const CudaKernels* cuda_kernels() {
+  static constexpr CudaKernels kTable{.name = "cuda",
+                                      .linear = cuda::linear,
+                                      .dequantize = cuda::dequantize,
+                                      .quantize_rows = cuda::quantize_rows,
+                                      .to_bf16 = cuda::to_bf16,
+                                      .rms_norm = cuda::rms_norm,
+                                      .gather = cuda::gather,
+                                      .embed = cuda::embed,
+                                      .rope_kv_write = cuda::rope_kv_write,
+                                      .attention = cuda::attention,
+                                      .swiglu = cuda::swiglu,
+                                      .sample = cuda::sample,
+                                      .sample_scratch_bytes = cuda::sample_scratch_bytes,
+                                      .fill_weights = cuda::fill_weights,
+                                      .fill_f32 = cuda::fill_f32,
+                                      .read = cuda::read};
+  return &kTable;
+}
+
+}  // namespace still

@@ -1,0 +1,127 @@
+// CudaExec: the CUDA side of an Exec: a stream, the operators' scratch, one step's batch in device memory, and captured
+// decode steps. Operators call the methods below with what they were called with (ops/linear.cc and the like); shapes
+// are checked there. Launches are asynchronous; the first error shows at wait() and stays.
+//
+// A step of decodes alone is padded to a size of a ladder and to a power of two of KV parts. The second time such a
+// step comes it is captured, and from then on replayed: its pointers are fixed, what changes lies in device memory.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <tuple>
+#include <vector>
+
+#include "kernels/cuda/cuda_kernels.h"
+#include "ops/attention.h"
+#include "ops/cuda_options.h"
+#include "ops/kv_cache.h"
+#include "ops/linear.h"
+#include "ops/rope.h"
+#include "ops/weight.h"
+#include "tensor/cuda.h"
+
+namespace still {
+
+class CudaExec {
+ public:
+  static Result<std::unique_ptr<CudaExec>> create(const CudaOptions& options);
+  // Device bytes that create() takes: the plan's formula.
+  static std::int64_t scratch_bytes(const CudaOptions& options);
+
+  const CudaKernels& kernels() const { return *kernels_; }
+  CudaStream& stream() { return stream_; }
+  Status wait(std::string_view what) {
+    is_busy_ = false;
+    return stream_.wait(what);
+  }
+  const CudaOptions& options() const { return options_; }
+  const char* gemm_missing() const { return gemm_missing_; }  // why there is no cuBLASLt; null: there is
+
+  // Uploads the batch, then calls body with it (or with a padded one), or replays what body did.
+  Status run_step(const RaggedBatch& batch, const std::function<void(const RaggedBatch&)>& body);
+
+  void embed(TensorView y, const EmbeddingTable& table);
+  void rms_norm(TensorView y, TensorView x, TensorView w, float eps);
+  void linear(TensorView x, std::span<const LinearOutput> outputs);
+  void linear_add(TensorView y, TensorView x, const Weight& w);
+  void linear_swiglu(TensorView y, TensorView x, const Weight& gate, const Weight& up);
+  void rope_kv_write(TensorView q, TensorView k, TensorView v, std::int64_t n_heads, const RopeTable& rope,
+                     const KvCache& cache, std::int32_t layer);
+  void attention(TensorView out, TensorView q, const KvCache& cache, std::int32_t layer, std::int64_t n_heads,
+                 float scale, std::int64_t window);
+  void logits(TensorView y, TensorView x, const Weight& head, TensorView gathered);
+
+  // Copies of activations in other types are kept until their tensor changes; who changes one by other means says so.
+  void forget_copies(const void* of);  // null: all
+
+  // Draws tokens from device logits [*, vocab_size]; waits.
+  Result<std::span<const TokenId>> sample(const float* logits, std::span<const CudaSampleRow> rows);
+  // A row of device floats into pinned memory; waits.
+  Result<float*> fetch(const float* row, std::int64_t n);
+
+ private:
+  CudaExec() = default;
+  struct Layout;
+  struct GraphKey {
+    std::int64_t n_tokens, n_parts;
+    auto operator<=>(const GraphKey&) const = default;
+  };
+  struct StepGraph {
+    bool was_run = false;
+    CudaGraph graph;
+  };
+  // Where the forms of activations of up to kCudaSkinnyRows rows lie, and of which tensor they are.
+  struct QuantizedCopy {
+    CudaQuantizedOut out;
+    const void* of = nullptr;
+  };
+  void upload(const RaggedBatch& batch, std::int64_t n_padded, std::int64_t n_parts);
+  void multiply(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                std::span<const Weight* const> weights, bool y_is_bf16);
+  void multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                      std::span<const Weight* const> weights, bool y_is_bf16);
+  void multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                     std::span<const Weight* const> weights, bool y_is_bf16);
+  bool gemm(const std::uint16_t* x, std::int64_t n_rows, const Weight& w, const CudaProduct& product, bool y_is_bf16,
+            bool add);
+  CudaActivations activations(TensorView x, const Weight& w);
+  const std::uint16_t* as_bf16(TensorView x);
+  QuantizedCopy& copy_for(std::int32_t block) { return copies_[block == 32 ? 0 : 1]; }
+  CudaKv kv_of(const KvCache& cache, std::int32_t layer) const;
+
+  CudaOptions options_;
+  const CudaKernels* kernels_ = nullptr;
+  std::unique_ptr<CudaGemm> gemm_;
+  const char* gemm_missing_ = nullptr;
+  CudaStream stream_;
+  DeviceBuffer memory_;
+  PinnedBuffer pinned_;
+
+  std::byte* step_device_ = nullptr;  // the batch
+  std::byte* step_host_ = nullptr;
+  CudaBatch batch_;
+  bool is_busy_ = false;           // the staging memory may still be read
+  std::uint16_t* bf16_ = nullptr;  // [max_tokens, max_k], where activations are f32
+  const void* bf16_of_ = nullptr;
+  QuantizedCopy copies_[2];           // in blocks of 32, of 256
+  std::uint16_t* gate_up_ = nullptr;  // [max_tokens, 2 * max_gate]
+  std::uint16_t* dense_ = nullptr;    // a quantised matrix made dense, or rows of it
+  std::int64_t dense_elements_ = 0;
+  float* partials_ = nullptr;
+  std::int32_t* arrivals_ = nullptr;
+  std::int64_t split_ = 128, max_parts_ = 1;
+  std::uint8_t* sample_scratch_ = nullptr;
+  CudaSampleRow* sample_rows_ = nullptr;
+  CudaSampleRow* sample_rows_host_ = nullptr;
+  TokenId* sampled_ = nullptr;
+  TokenId* sampled_host_ = nullptr;
+  float* row_host_ = nullptr;
+
+  std::map<GraphKey, StepGraph> graphs_;
+  std::vector<std::int32_t> padded_ids_, padded_starts_, padded_lens_, padded_tables_, padded_rows_;
+  std::map<const RopeTable*, DeviceBuffer> rope_tables_;
+};
+
+}  // namespace still
