@@ -17,7 +17,7 @@ def main():
     models = {"chat": f"{folder}/q05.gguf" if folder else tiny, "thinking": tiny}
     if folder and pathlib.Path(folder, "q15think.gguf").exists():
         models["thinking"] = f"{folder}/q15think.gguf"
-    server = still_server.start(sys.argv[1], models, ["--context", "4096"] if folder else [])
+    server = still_server.start(sys.argv[1], models)
     try:
         return subprocess.run(["node", "node_clients_test.mjs", server.url, "chat:latest", "thinking:latest"], cwd=sys.argv[2]).returncode
     finally:

@@ -25,7 +25,7 @@ def check_models(server):
     assert server.json("GET", "/v1/models/tiny:latest")["id"] == "tiny:latest"
     assert server.json("GET", "/models")["object"] == "list"
     missing = server.json("GET", "/v1/models/tinny", status=404)["error"]
-    assert missing["code"] == "model_not_found" and "tiny" in missing["message"], missing
+    assert missing["code"] == "model_not_found" and "tinny" in missing["message"], missing
 
 
 def check_stream_equals_whole(server):
