@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
   const int part = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
   const int idx = static_cast<int>(blockIdx.z);
   allow_next();
-  wait_for_previous();
+  // The step's lists were there before its first kernel, and keys and values but the last position's before the step.
   const int seq = args.batch.decode_seqs[idx], token = args.batch.decode_tokens[idx];
   const int kv_len = args.batch.kv_len[seq];
   const int group = args.n_heads / args.kv.n_kv_heads;
@@ -61,12 +61,25 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
   const int n_parts = (kv_len + args.split - 1) / args.split;
   const int first_part = first_visible / args.split;
   if (part >= n_parts || part < first_part) {
+    wait_for_previous();
     if (kv_len == 0 && part == 0)  // padding of a captured step
       for (int i = static_cast<int>(threadIdx.x); i < group * kHeadDim; i += static_cast<int>(blockDim.x))
         write(args, (static_cast<std::int64_t>(token) * args.n_heads + kv_head * group) * kHeadDim + i, 0.0f);
     return;
   }
   const std::int32_t* table = args.batch.tables + static_cast<std::int64_t>(seq) * args.batch.table_stride;
+
+  if (const int pos = part * args.split + 32 * warp; pos < kv_len) {
+    const std::uint8_t* base = head_block(args.kv, table[pos / args.kv.block_size], kv_head);
+    const int offset = pos % args.kv.block_size;
+    const std::uint8_t* keys = base + static_cast<std::int64_t>(offset) * kHeadDim * 2;
+    const std::uint8_t* values = base + args.kv.v_offset + static_cast<std::int64_t>(offset) * kHeadDim * 2;
+    for (int i = lane; i < kHeadDim / 2; i += 32) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(keys + i * 128));
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(values + i * 128));
+    }
+  }
+  wait_for_previous();
 
   // B operand: column g is head kv_head * group + g.
   std::uint32_t q[kSteps][4];
@@ -219,13 +232,26 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
     const float* places =
         args.partials + (static_cast<std::int64_t>(idx) * n_heads + head) * args.max_parts * (kHeadDim + 2);
     float most = kMinusInfinity, sum = 0, value = 0;
-    for (int p = first_part; p < n_parts; ++p) {
-      const float* place = places + static_cast<std::int64_t>(p) * (kHeadDim + 2);
-      const float part_m = __ldcg(place), next = fmaxf(most, part_m);
-      const float a = exp2f(most - next), b = exp2f(part_m - next);
-      sum = sum * a + __ldcg(place + 1) * b;
-      value = value * a + __ldcg(place + 2 + d) * b;
-      most = next;
+    constexpr int kBatch = 4;  // loads in flight
+    for (int begin_part = first_part; begin_part < n_parts; begin_part += kBatch) {
+      float part_m[kBatch], part_l[kBatch], part_o[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int p = begin_part + i;
+        const float* place = places + static_cast<std::int64_t>(p) * (kHeadDim + 2);
+        part_m[i] = p < n_parts ? __ldcg(place) : kMinusInfinity;
+        part_l[i] = p < n_parts ? __ldcg(place + 1) : 0.0f;
+        part_o[i] = p < n_parts ? __ldcg(place + 2 + d) : 0.0f;
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (begin_part + i >= n_parts) break;
+        const float next = fmaxf(most, part_m[i]);
+        const float a = exp2f(most - next), b = exp2f(part_m[i] - next);
+        sum = sum * a + part_l[i] * b;
+        value = value * a + part_o[i] * b;
+        most = next;
+      }
     }
     write(args, (static_cast<std::int64_t>(token) * n_heads + head) * kHeadDim + d, value / sum);
   }

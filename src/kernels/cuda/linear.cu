@@ -29,10 +29,12 @@ __device__ __forceinline__ void store(const SkinnyArgs& args, const CudaProduct&
   }
 }
 
-template <class Format, int kColumns8>
+// kGroups8: columns (rows of activations) in groups of 8; 0: one column, whose neighbours are left out of the float
+// work.
+template <class Format, int kGroups8>
 __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ SkinnyArgs args) {
   extern __shared__ float parts[];  // [matrices][warps][16][8 * kColumns8]
-  constexpr int kWidth = 8 * kColumns8;
+  constexpr int kColumns8 = kGroups8 == 0 ? 1 : kGroups8, kWidth = 8 * kColumns8;
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int n_warps = static_cast<int>(blockDim.x / 32);
   const int g = lane / 4, t = lane % 4;
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
     }
     for (int chunk = warp; chunk < n_chunks; chunk += n_warps) {
       if (chunk + n_warps < n_chunks) Format::load(next, panel, chunk + n_warps, lane);
-      Format::template multiply<kColumns8>(current, panel, args.x, args.n_rows, chunk, lane, f);
+      Format::template multiply<kColumns8, kGroups8 == 0>(current, panel, args.x, args.n_rows, chunk, lane, f);
       current = next;
     }
     float* part = parts + (matrix * n_warps + warp) * 16 * kWidth;
@@ -119,13 +121,17 @@ __global__ void f32_kernel(const __grid_constant__ SkinnyArgs args) {
   }
 }
 
-// Warps of a block: as even a share of the chunks as 4 to 8 of them allow; more where there are few panels.
+// Warps of a block: those that take the fewest turns of a chunk, counted over the waves of blocks that the
+// multiprocessors' registers (16 warps of these kernels each) allow; of equal ones the most, for more loads in flight.
 int choose_warps(int n_chunks, int n_blocks) {
-  const int most = n_blocks * 4 >= 132 * 16 ? 4 : 8;
-  int best = 1, best_waste = 1 << 30;
-  for (int n = most == 4 ? 3 : 4; n <= most; ++n) {
-    const int waste = ((n_chunks + n - 1) / n * n - n_chunks) * 100 / (n_chunks > 0 ? n_chunks : 1);
-    if (waste <= best_waste) best = n, best_waste = waste;
+  constexpr int kMultiprocessors = 132, kWarps = 16;
+  int best = 1;
+  float least = 1e30f;
+  for (int n = 3; n <= 8; ++n) {
+    const float waves = static_cast<float>(n_blocks) / static_cast<float>(kMultiprocessors * (kWarps / n));
+    // The last of several waves is about half full.
+    const float turns = static_cast<float>((n_chunks + n - 1) / n) * (waves <= 1 ? 1.0f : waves + 0.5f);
+    if (turns <= least) best = n, least = turns;
   }
   return n_chunks < best ? (n_chunks > 0 ? n_chunks : 1) : best;
 }
@@ -137,7 +143,9 @@ void launch_skinny(void* stream, const SkinnyArgs& args, int n_chunks) {
   const int n_warps = choose_warps(n_chunks, n_blocks);
   const std::size_t part = static_cast<std::size_t>(n_warps) * (is_swiglu ? 2 : 1) * 16 * 8 * sizeof(float);
   const auto grid = static_cast<unsigned>(n_blocks), block = static_cast<unsigned>(n_warps * 32);
-  if (args.n_rows <= 8) {
+  if (args.n_rows == 1) {
+    launch(skinny_kernel<Format, 0>, grid, block, part, stream, args);
+  } else if (args.n_rows <= 8) {
     launch(skinny_kernel<Format, 1>, grid, block, part, stream, args);
   } else {
     launch(skinny_kernel<Format, 2>, grid, block, 2 * part, stream, args);

@@ -162,7 +162,8 @@ struct Quant {
   }
 
   // f[n] += this chunk times 8 columns n; f[n] is the accumulator of (rows g, g + 8) x (columns 2 t, 2 t + 1).
-  template <int kColumns8>
+  // kIsSingle: only the first of each pair of columns is wanted.
+  template <int kColumns8, bool kIsSingle>
   static __device__ __forceinline__ void multiply(const Chunk& c, const Panel& panel, const CudaActivations& x,
                                                   int n_rows, int chunk, int lane, float (&f)[kColumns8][4]) {
     const int g = lane / 4, t = lane % 4, k = panel.k;
@@ -200,14 +201,14 @@ struct Quant {
         std::uint32_t two_sums[2] = {0, 0};
         if constexpr (kMin) {
 #pragma unroll
-          for (int e = 0; e < 2; ++e)
+          for (int e = 0; e < (kIsSingle ? 1 : 2); ++e)
             if (first + e < n_rows)
               two_sums[e] = *reinterpret_cast<const std::uint32_t*>(
                   x.sums + (static_cast<std::int64_t>(first + e) * k + at) / 16);
         }
         if constexpr (kBlock == 256) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
+          for (int i = 0; i < 4; i += kIsSingle ? 2 : 1) {
             const int r = i / 2;
             const int low = static_cast<std::int16_t>(two_sums[i % 2] & 0xffffu);
             const int high = static_cast<std::int32_t>(two_sums[i % 2]) >> 16;
@@ -221,7 +222,7 @@ struct Quant {
           }
         } else {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
+          for (int i = 0; i < 4; i += kIsSingle ? 2 : 1) {
             const int r = i / 2;
             const float s =
                 first + i % 2 < n_rows ? x.scale[static_cast<std::int64_t>(first + i % 2) * n_blocks + at / 32] : 0.0f;
@@ -239,7 +240,7 @@ struct Quant {
 #pragma unroll
       for (int n = 0; n < kColumns8; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 4; i += kIsSingle ? 2 : 1) {
           const int column = 8 * n + 2 * t + i % 2, r = i / 2;
           const float s = column < n_rows ? x.scale[static_cast<std::int64_t>(column) * n_blocks + chunk] : 0.0f;
           f[n][i] = fmaf(__fmul_rn(d(c, r) * kFactor, s), static_cast<float>(sums[n][i]), f[n][i]);
@@ -300,7 +301,7 @@ struct Bf16 {
       }
     }
   }
-  template <int kColumns8>
+  template <int kColumns8, bool kIsSingle>
   static __device__ __forceinline__ void multiply(const Chunk& c, const Panel& panel, const CudaActivations& x,
                                                   int n_rows, int chunk, int lane, float (&f)[kColumns8][4]) {
     const int g = lane / 4, t = lane % 4;
