@@ -117,6 +117,8 @@ TEST(EngineCore, RefusesWhatCannotBe) {
   };
   EXPECT_EQ(message([](Request& r) { r.sampling.temperature = -1; }), "temperature -1: expected 0 or more");
   EXPECT_THAT(message([](Request& r) { r.sampling.temperature = NAN; }), HasSubstr("temperature nan"));
+  EXPECT_EQ(message([](Request& r) { r.sampling.temperature = INFINITY; }),
+            "temperature inf: expected a finite number, 0 or more");
   EXPECT_THAT(message([](Request& r) { r.sampling.top_p = 0; }), HasSubstr("top_p 0"));
   EXPECT_THAT(message([](Request& r) { r.sampling.top_k = -2; }), HasSubstr("top_k -2"));
   EXPECT_THAT(message([](Request& r) { r.sampling.min_p = 1.5f; }), HasSubstr("min_p 1.5"));
@@ -132,7 +134,7 @@ TEST(EngineCore, RefusesWhatCannotBe) {
   EXPECT_THAT(message([](Request& r) { r.stop = {""}; }), HasSubstr("empty string"));
   EXPECT_THAT(message([](Request& r) { r.n_logprobs = 21; }), HasSubstr("logprobs 21"));
   EXPECT_THAT(message([](Request& r) { r.thinking.budget = -7; }), HasSubstr("thinking budget -7"));
-  EXPECT_EQ(engine.core->stats().n_rejected, 15);
+  EXPECT_EQ(engine.core->stats().n_rejected, 16);
   EXPECT_FALSE(engine.core->step());
 }
 
@@ -185,6 +187,7 @@ TEST(Thinking, BudgetClosesTheBlockWithItsMessage) {
   EXPECT_EQ(recorder->reasoning, "aaaef");
   EXPECT_EQ(recorder->text, "x");
   EXPECT_TRUE(recorder->tokens[3].is_forced);
+  EXPECT_EQ(recorder->finished.usage.n_reasoning, 3) << "at most the budget: the closing message is not the model's";
   EXPECT_EQ(recorder->finished.reason, FinishReason::kStop);
 }
 

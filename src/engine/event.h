@@ -72,9 +72,9 @@ std::string_view to_string(FinishReason reason);  // "stop", "length", "stop_str
 
 struct Usage {
   std::int64_t n_prompt = 0;
-  std::int64_t n_cached = 0;                   // of the prompt
-  std::int64_t n_completion = 0;               // all tokens after the prompt, end token and forced ones included
-  std::int64_t n_reasoning = 0;                // of them, inside the thinking block (tags not counted)
+  std::int64_t n_cached = 0;      // of the prompt
+  std::int64_t n_completion = 0;  // all tokens after the prompt, end token and forced ones included
+  std::int64_t n_reasoning = 0;   // of them, inside the thinking block (tags and the closing message not counted)
   std::int64_t n_drafted = 0, n_accepted = 0;  // speculation
   std::int64_t n_preemptions = 0;
 };

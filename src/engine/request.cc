@@ -8,7 +8,8 @@ namespace {
 
 Status check_range(std::string_view name, double value, bool is_in_range, std::string_view wanted) {
   if (!std::isnan(value) && is_in_range) return ok();
-  return error(Code::kInvalidArgument, "{} {}: expected {}", name, value, wanted);
+  return error(Code::kInvalidArgument, "{} {}: expected {}{}", name, value,
+               std::isfinite(value) ? "" : "a finite number, ", wanted);
 }
 
 Status check_ids(std::string_view name, const std::vector<TokenId>& ids, std::int64_t vocab_size) {

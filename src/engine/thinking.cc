@@ -20,7 +20,7 @@ ThinkingState::ThinkingState(const ThinkingParams& params, const Vocab& vocab) {
 
 std::span<const TokenId> ThinkingState::forced_tokens() const {
   if (must_open_) return opening_;
-  if (is_inside_ && (is_stopping_ || (budget_ >= 0 && n_tokens_ >= budget_))) return closing_;
+  if (is_inside_ && is_closing()) return closing_;
   return {};
 }
 
@@ -37,7 +37,8 @@ bool ThinkingState::accept(TokenId id) {
     is_inside_ = false;
     return true;
   }
-  n_tokens_ += is_inside_ ? 1 : 0;
+  // The message that closes a block is the engine's, not the model's thinking: a budget of N counts at most N.
+  if (is_inside_ && !is_closing()) ++n_tokens_;
   return id == open_;
 }
 

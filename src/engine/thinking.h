@@ -30,11 +30,13 @@ class ThinkingState {
   // The tokens may still turn into reasoning: a constraint on the answer must let the opening tag through.
   bool may_open() const;
   Channel channel() const { return is_inside_ ? Channel::kReasoning : Channel::kContent; }
-  std::int64_t n_tokens() const { return n_tokens_; }  // inside the block, without tags
+  std::int64_t n_tokens() const { return n_tokens_; }  // the model's own inside the block: no tags, no closing message
   TokenId banned_tag() const;                          // -1: none
   TokenId open_tag() const { return open_; }
 
  private:
+  bool is_closing() const { return is_stopping_ || (budget_ >= 0 && n_tokens_ >= budget_); }
+
   bool is_tracked_ = false, is_inside_ = false, is_finished_ = false, is_forbidden_ = false, is_stopping_ = false;
   bool must_open_ = false;
   TokenId open_ = -1, close_ = -1;
