@@ -212,16 +212,18 @@ void read_header(Cursor& in, GgufHeader& header) {
   const auto magic = in.number<std::uint32_t>();
   if (in.failed()) return;
   if (magic != 0x46554747u) {  // "GGUF"
-    if (magic == 0x47475546u) return in.fail(Code::kUnsupported, "a big-endian GGUF file; convert it to little-endian");
-    return in.fail(Code::kCorrupt, "not a GGUF file: it begins with bytes {:02x} {:02x} {:02x} {:02x}", magic & 255,
-                   magic >> 8 & 255, magic >> 16 & 255, magic >> 24);
+    if (magic == 0x47475546u)
+      return in.fail(Code::kUnsupported, "a big-endian GGUF file, expected a little-endian one");
+    return in.fail(Code::kCorrupt,
+                   "not a GGUF file: it begins with bytes {:02x} {:02x} {:02x} {:02x}, expected 47 47 55 46 (\"GGUF\")",
+                   magic & 255, magic >> 8 & 255, magic >> 16 & 255, magic >> 24);
   }
   header.version = in.number<std::uint32_t>();
   if (in.failed()) return;
   if (header.version != 0 && (header.version & 0xffffu) == 0)
-    return in.fail(Code::kUnsupported, "a big-endian GGUF file; convert it to little-endian");
+    return in.fail(Code::kUnsupported, "a big-endian GGUF file, expected a little-endian one");
   if (header.version != 2 && header.version != 3)
-    return in.fail(Code::kUnsupported, "GGUF version {}; versions 2 and 3 can be read", header.version);
+    return in.fail(Code::kUnsupported, "GGUF version {}, expected 2 or 3", header.version);
   const auto n_tensors = in.number<std::uint64_t>();
   const auto n_entries = in.number<std::uint64_t>();
   if (in.failed()) return;

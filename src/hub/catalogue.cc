@@ -144,12 +144,20 @@ bool has_own_default(const Row& row) {
   });
 }
 
+// DeepSeek-R1's smaller sizes are other models taught by it; their titles say which.
+std::string_view architecture_of(const Row& row) {
+  if (row.title.find("Qwen") != std::string_view::npos) return "qwen2";
+  if (row.family == "deepseek-r1" && row.title.find("Llama") == std::string_view::npos) return "deepseek_v3";
+  return "llama";
+}
+
 // `is_default`: the tag is the size alone.
 CatalogueEntry make_entry(const Row& row, const Quantisation& quantisation, bool is_default) {
   CatalogueEntry entry;
   entry.name.model = row.family;
   entry.name.tag = is_default ? std::string(row.size) : fmt::format("{}-{}", row.size, quantisation.tag);
   entry.title = row.title;
+  entry.architecture = architecture_of(row);
   entry.quantisation = quantisation.tag;
   entry.parameters = row.parameters * 1e9;
   entry.approx_bytes = static_cast<std::int64_t>(entry.parameters * quantisation.bits_per_weight / 8);

@@ -20,6 +20,7 @@ struct CatalogueSource {
 struct CatalogueEntry {
   ModelName name;            // canonical: deepseek-r1:7b, deepseek-r1:7b-q8_0
   std::string title;         // "DeepSeek-R1-Distill-Qwen-7B"
+  std::string architecture;  // config.json's model_type: "qwen2"
   std::string quantisation;  // "q4_k_m"
   double parameters = 0;     // number of weights
   std::int64_t approx_bytes = 0;

@@ -10,6 +10,8 @@ namespace still {
 
 namespace {
 
+constexpr long kMaxRedirects = 10;
+
 char lower(char c) {
   return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
 }
@@ -120,7 +122,7 @@ CurlHandle make_curl(const HubOptions& options) {
   curl_easy_setopt(curl.get(), CURLOPT_PROTOCOLS_STR, "http,https");
   curl_easy_setopt(curl.get(), CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
   curl_easy_setopt(curl.get(), CURLOPT_FOLLOWLOCATION, 1L);
-  curl_easy_setopt(curl.get(), CURLOPT_MAXREDIRS, 10L);
+  curl_easy_setopt(curl.get(), CURLOPT_MAXREDIRS, kMaxRedirects);
   curl_easy_setopt(curl.get(), CURLOPT_NOSIGNAL, 1L);
   curl_easy_setopt(curl.get(), CURLOPT_USERAGENT, "still/" STILL_VERSION);
   curl_easy_setopt(curl.get(), CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(options.connect_timeout.count()));
@@ -194,8 +196,11 @@ tl::unexpected<Error> curl_error(CURLcode code, std::string_view url) {
                    curl_easy_strerror(code));
     case CURLE_UNSUPPORTED_PROTOCOL:
       return error(Code::kInvalidArgument, "{}: not http or https", url);
+    case CURLE_TOO_MANY_REDIRECTS:
+      return error(Code::kUnavailable, "{} redirects more than {} times, expected a file: check the address {}", host,
+                   kMaxRedirects, url);
     default:
-      return error(Code::kUnavailable, "{}: {}", host, curl_easy_strerror(code));
+      return error(Code::kUnavailable, "{}: {}; try again later", host, curl_easy_strerror(code));
   }
 }
 
@@ -210,7 +215,7 @@ Result<HttpReply> http_get(const HttpGet& request, const HubOptions& options, co
       return error(Code::kCorrupt, "{}: the answer is longer than {} bytes", request.url, request.max_bytes);
     }
     if (transfer.range_ignored) {
-      return error(Code::kUnsupported, "{} does not serve parts of files: pull the whole file instead",
+      return error(Code::kUnavailable, "{} does not serve parts of files: pull the whole file instead",
                    host_of(request.url));
     }
     const bool headers_only = request.head_only && code == CURLE_WRITE_ERROR && status != 0;

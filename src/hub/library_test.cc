@@ -225,5 +225,22 @@ TEST_F(LibraryTest, FindsTheRoot) {
   EXPECT_EQ(find_ollama_root("", folder_ / "home"), folder_ / "home/.ollama/models");
 }
 
+TEST(ExplainFailure, SaysWhichModelAndWhatToDo) {
+  const ResolvedModel file{.name = "./m.gguf", .path = "./m.gguf"};
+  EXPECT_EQ(
+      explain_failure({Code::kCorrupt, "x.weight: shape [1], expected [2]"}, file).message,
+      "./m.gguf: x.weight: shape [1], expected [2]; download or copy it again, or name another file or folder of a "
+      "model");
+  ResolvedModel stored{.name = "m:latest", .path = "/s/blobs/sha256-1", .is_stored = true};
+  stored.manifest.source = "hf:a/b:c.gguf";
+  EXPECT_EQ(
+      explain_failure({Code::kCorrupt, "/s/blobs/sha256-1: truncated"}, stored).message,
+      "/s/blobs/sha256-1: truncated; get it again: still rm m:latest && still pull hf:a/b:c.gguf --name m:latest");
+  EXPECT_EQ(
+      explain_failure({Code::kUnsupported, "architecture \"x\""}, stored).message,
+      "m:latest: architecture \"x\"; choose another file of this model, or another model: still list --catalogue");
+  EXPECT_EQ(explain_failure({Code::kResourceExhausted, "no memory"}, stored).message, "no memory");
+}
+
 }  // namespace
 }  // namespace still

@@ -371,6 +371,12 @@ Result<Plan> make_plan(const PullRequest& request) {
     plan.sources.push_back({.source = request.what});
     return plan;
   }
+  if (looks_like_path(request.what)) {
+    return error(Code::kInvalidArgument,
+                 "{} is a path, expected a name or a source: \"still pull file:{}\" copies it into the store, and "
+                 "\"still run {}\" runs it where it is",
+                 request.what, request.what, request.what);
+  }
   STILL_TRY(const ModelName wanted, ModelName::parse(request.what));
   const std::optional<CatalogueEntry> entry = find_in_catalogue(wanted);
   if (!entry) {

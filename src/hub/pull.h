@@ -49,6 +49,11 @@ struct ResolvedModel {
 // Order: what looks like a path ("./x", "/x", "~" is the shell's work, or ends in .gguf or .safetensors) is one; then
 // the store; then any path that exists. kNotFound suggests close names of the store, or the pull that would bring it.
 Result<ResolvedModel> resolve_model(const Store& store, std::string_view argument);
+// Whether resolve_model() takes it for a path, there or not.
+bool looks_like_path(std::string_view text);
+// An error of opening or loading `model`, made a sentence on its own: which model, what was found, what to do (get it
+// again, or choose another). Errors of memory, permissions and arguments say so themselves and stay as they are.
+Error explain_failure(Error problem, const ResolvedModel& model);
 // The same for commands that need a stored model (rm, cp, show): exact name, else the catalogue's name of an alias.
 Result<ModelName> find_stored_name(const Store& store, std::string_view argument);
 

@@ -42,6 +42,7 @@ struct RemoteModel {
   std::vector<RemoteFile> files;
 };
 
+// kUnavailable where a server serves whole files only.
 // `what`: a name of the catalogue (its first source that answers) or a source. Later parts of a split model give
 // headers too.
 Result<RemoteModel> read_remote_model(std::string_view what, const HubOptions& options, const CancelToken& cancel);

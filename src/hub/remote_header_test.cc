@@ -76,6 +76,15 @@ TEST(RemoteHeader, ReadsLocalFilesAndFolders) {
   }
 }
 
+TEST(RemoteHeader, EndlessRedirectsNameTheAddress) {
+  TestServer server([&](const Request&) { return Reply{.status = 302, .headers = {{"Location", "/round.gguf"}}}; });
+  const auto model = read_remote_model(server.url("/round.gguf"), HubOptions(), CancelToken());
+  ASSERT_FALSE(model);
+  EXPECT_EQ(model.error().code, Code::kUnavailable);
+  EXPECT_THAT(model.error().message,
+              HasSubstr("redirects more than 10 times, expected a file: check the address http"));
+}
+
 TEST(RemoteHeader, BadAnswersAreSentences) {
   const std::string header = make_gguf(100, 8);
   TestServer server([&](const Request& r) -> Reply {

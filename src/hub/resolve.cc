@@ -8,12 +8,12 @@
 namespace still {
 namespace fs = std::filesystem;
 
-namespace {
-
 bool looks_like_path(std::string_view text) {
   return text.starts_with('/') || text.starts_with("./") || text.starts_with("../") || text == "." || text == ".." ||
          text.ends_with(".gguf") || text.ends_with(".safetensors") || text.ends_with('/');
 }
+
+namespace {
 
 tl::unexpected<Error> not_found(const Store& store, std::string_view argument, const ModelName& name) {
   std::vector<std::string> names;
@@ -67,6 +67,26 @@ Result<ResolvedModel> resolve_model(const Store& store, std::string_view argumen
   STILL_TRY(model.manifest, store.read(*name));
   STILL_TRY(model.path, store.model_path(model.manifest));
   return model;
+}
+
+Error explain_failure(Error problem, const ResolvedModel& model) {
+  const bool is_damaged = problem.code == Code::kCorrupt || problem.code == Code::kNotFound;
+  if (!is_damaged && problem.code != Code::kUnsupported) return problem;
+  const std::string path = model.path.string();
+  if (problem.message.find(path) == std::string::npos) {
+    problem.message = fmt::format("{}: {}", model.is_stored ? model.name : path, problem.message);
+  }
+  if (problem.code == Code::kUnsupported) {
+    problem.message += "; choose another file of this model, or another model: still list --catalogue";
+  } else if (model.is_stored) {
+    const bool is_known = is_source(model.manifest.source);
+    problem.message +=
+        fmt::format("; get it again: still rm {0} && still pull {1}{2}", model.name,
+                    is_known ? model.manifest.source : model.name, is_known ? " --name " + model.name : std::string());
+  } else {
+    problem.message += "; download or copy it again, or name another file or folder of a model";
+  }
+  return problem;
 }
 
 }  // namespace still

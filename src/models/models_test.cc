@@ -183,7 +183,7 @@ TEST(ModelLoad, AllocatesWhatTheLayoutSays) {
 TEST(Registry, NamesTheArchitecturesItKnows) {
   const auto arch = find_arch("mamba");
   ASSERT_FALSE(arch);
-  EXPECT_EQ(arch.error().message, "architecture \"mamba\" is not supported (supported: llama, qwen2)");
+  EXPECT_EQ(arch.error().message, "architecture \"mamba\" is not supported, expected one of llama, qwen2");
 }
 
 TEST(Config, RefusesWhatCannotBe) {

@@ -15,7 +15,7 @@ Result<const Arch*> find_arch(std::string_view model_type) {
     if (arch->model_type == model_type) return arch;
     known += (known.empty() ? "" : ", ") + std::string(arch->model_type);
   }
-  return error(Code::kUnsupported, "architecture \"{}\" is not supported (supported: {})", model_type, known);
+  return error(Code::kUnsupported, "architecture \"{}\" is not supported, expected one of {}", model_type, known);
 }
 
 }  // namespace still
