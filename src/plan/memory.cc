@@ -180,6 +180,19 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
   settings.kv_tokens = wanted_tokens;
   MemoryPlan plan = with_blocks(config, weight_bytes, max_k, settings);
   if (plan.total_bytes() > settings.memory_limit) {
+    if (wanted_tokens >= 2 * settings.context) {
+      // One context would fit: what is too much is the number of tokens for all sequences together.
+      const std::int64_t block_bytes = kv_geometry(config, settings).block_bytes();
+      const std::int64_t room = settings.memory_limit - (plan.total_bytes() - plan.kv_bytes) - Arena::reserved(1);
+      const std::int64_t fitting = std::max<std::int64_t>(0, room / block_bytes) * settings.block_size;
+      if (fitting >= settings.context)
+        return error(
+            Code::kResourceExhausted,
+            "{} sequences with a KV cache of {} tokens in all need {:.2f} GiB (weights {:.2f}, KV cache {:.2f}), "
+            "{:.2f} GiB are available: {} tokens fit, which is {} at a time with a context of {} tokens",
+            settings.max_seqs, wanted_tokens, gib(plan.total_bytes()), gib(plan.weight_bytes), gib(plan.kv_bytes),
+            gib(settings.memory_limit), fitting, fitting / settings.context, settings.context);
+    }
     return error(
         Code::kResourceExhausted,
         "a context of {} tokens needs {:.2f} GiB (weights {:.2f}, KV cache {:.2f}), {:.2f} GiB are available: {}",

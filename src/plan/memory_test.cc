@@ -1,0 +1,61 @@
+// What the memory plan says where the wanted settings do not fit.
+#include "plan/memory.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace still {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+ModelConfig small_config() {
+  ModelConfig config{.model_type = "llama",
+                     .n_layers = 2,
+                     .hidden_size = 64,
+                     .intermediate_size = 128,
+                     .n_heads = 4,
+                     .n_kv_heads = 2,
+                     .head_dim = 16,
+                     .vocab_size = 256,
+                     .max_seq_len = 65536};
+  config.rope.n_rot = 16;
+  return config;
+}
+
+EngineSettings settings_of(std::int64_t context, std::int64_t max_seqs, std::int64_t kv_tokens) {
+  return {.n_threads = 1,
+          .context = context,
+          .max_seqs = max_seqs,
+          .kv_tokens = kv_tokens,
+          .memory_limit = std::int64_t{256} << 20};
+}
+
+// Several contexts that are too much together are not told the longest single one, which would be longer than theirs.
+TEST(PlanMemory, TooManySequencesAreToldTheTokensThatFit) {
+  const auto plan = plan_memory(small_config(), 1 << 20, 128, settings_of(32768, 64, 64 * 32768));
+  ASSERT_FALSE(plan);
+  EXPECT_EQ(plan.error().code, Code::kResourceExhausted);
+  EXPECT_THAT(plan.error().message, HasSubstr("64 sequences with a KV cache of 2097152 tokens in all need"));
+  EXPECT_THAT(plan.error().message, Not(HasSubstr("longest context")));
+  // What it says fits does, and not much more.
+  const std::string& message = plan.error().message;
+  const std::size_t at = message.find("are available: ");
+  ASSERT_NE(at, std::string::npos);
+  const std::int64_t fitting = std::stoll(message.substr(at + 15));
+  EXPECT_GE(fitting, 32768);
+  EXPECT_TRUE(plan_memory(small_config(), 1 << 20, 128, settings_of(32768, 64, fitting)));
+  EXPECT_FALSE(plan_memory(small_config(), 1 << 20, 128, settings_of(32768, 64, fitting + 65536)));
+}
+
+TEST(PlanMemory, OneSequenceIsToldTheLongestContext) {
+  EngineSettings settings = settings_of(65536, 1, 0);
+  settings.memory_limit = std::int64_t{20} << 20;
+  const auto plan = plan_memory(small_config(), 1 << 20, 128, settings);
+  ASSERT_FALSE(plan);
+  EXPECT_THAT(plan.error().message, HasSubstr("the longest context that fits is"));
+}
+
+}  // namespace
+}  // namespace still
