@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 #include <utf8proc.h>
 
+#include <cerrno>
+#include <cstring>
+
 namespace still {
 namespace {
 
@@ -39,7 +42,8 @@ void AnswerPrinter::write(std::string_view text) {
   if (clean.empty()) return;
   const std::string wrapped = wrap_.wrap(clean);
   std::fwrite(wrapped.data(), 1, wrapped.size(), context_.out.stream());
-  std::fflush(context_.out.stream());
+  errno = 0;
+  if (std::fflush(context_.out.stream()) != 0 && write_errno_ == 0) write_errno_ = errno != 0 ? errno : EIO;
   ends_with_newline_ = clean.ends_with('\n');
 }
 
@@ -100,10 +104,12 @@ void AnswerPrinter::print_content(std::string_view text) {
   write(text);
 }
 
-void AnswerPrinter::finish() {
+Status AnswerPrinter::finish() {
   progress_.clear();
   close_reasoning();
   if (!ends_with_newline_) write("\n");
+  if (can_write()) return ok();
+  return error(Code::kResourceExhausted, "cannot write the output: {}", std::strerror(write_errno_));
 }
 
 void print_stats(const GenerateResult& result, double load_seconds) {

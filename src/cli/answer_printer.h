@@ -21,8 +21,11 @@ class AnswerPrinter {
   // Words are wrapped on a terminal where asked for.
   AnswerPrinter(const Context& context, ReasoningView view, bool wraps_words = true);
   void on_event(const Event& event);
-  // Ends the last line. Call once, after the last event.
-  void finish();
+  // Ends the last line. Call once, after the last event. kResourceExhausted or what else kept stdout from being
+  // written.
+  Status finish();
+  // False once stdout could not be written: more answer would be lost, too.
+  bool can_write() const { return write_errno_ == 0; }
 
  private:
   void print_reasoning(std::string_view text);
@@ -37,6 +40,7 @@ class AnswerPrinter {
   bool in_reasoning_ = false;
   bool ends_with_newline_ = true;
   std::int64_t n_reasoning_ = 0;
+  int write_errno_ = 0;  // of the first write that failed
 };
 
 // Counts, rates and times of an answer on stderr, in the lines that Ollama's --verbose has, and the time to first

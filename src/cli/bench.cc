@@ -144,7 +144,7 @@ Status bench(const BenchOptions& options, const Context& context) {
   const std::vector<Case> cases = list_cases(options);
   STILL_TRY_STATUS(check_options(options, cases));
   STILL_TRY(EngineOptions engine_options, to_engine_options(options.engine));
-  STILL_TRY(const ResolvedModel found, find_or_pull_model(context, options.model));
+  STILL_TRY(const ResolvedModel found, find_model_here(context, options.model));
   STILL_TRY(const std::shared_ptr<const Model> model, load_model(context, found, engine_options.settings.n_threads));
 
   // Room for the longest case, and as many sequences as the widest.

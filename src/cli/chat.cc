@@ -128,6 +128,7 @@ Status set_parameter(ChatSettings& settings, std::string_view name, std::string_
   } else if (name == "max_tokens" || name == "num_predict") {
     STILL_TRY(changed.max_tokens, parse_integer(name, value, -1, kMaxInt64));
   } else if (name == "stop") {
+    STILL_TRY_STATUS(check_utf8(value, "stop"));
     changed.stop.emplace_back(value);
   } else {
     return error(Code::kInvalidArgument,
@@ -200,6 +201,15 @@ Result<Chat> Chat::open(const Context& context, const ResolvedModel& found, cons
   STILL_TRY(chat.engine_, Engine::create(chat.model_, options));
   chat.load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return chat;
+}
+
+bool Chat::can_think() const {
+  const Tokenizer& tokenizer = model_->tokenizer();
+  return tokenizer.find("<think>") && tokenizer.find("</think>");
+}
+
+std::string Chat::cannot_think() const {
+  return fmt::format("{} cannot think: its vocabulary has no <think> and </think> tokens", found_.name);
 }
 
 Result<GenerateResult> Chat::answer(const std::string& text, const ChatSettings& settings,

@@ -62,6 +62,9 @@ class Chat {
   void set_messages(JsonArray messages) { messages_ = std::move(messages); }
   const Engine& engine() const { return *engine_; }
   const ResolvedModel& found() const { return found_; }
+  // The vocabulary has the tokens of thinking; otherwise cannot_think() says what is missing.
+  bool can_think() const;
+  std::string cannot_think() const;
   double load_seconds() const { return load_seconds_; }
 
  private:

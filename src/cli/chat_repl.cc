@@ -141,7 +141,10 @@ class Repl {
     const auto [what, arguments] = split_word(rest);
     if (what == "parameter") {
       const auto [name, value] = split_word(arguments);
-      if (value.empty()) return error(Code::kInvalidArgument, "/set parameter NAME VALUE");
+      if (value.empty()) {
+        return error(Code::kInvalidArgument, "/set parameter {}: a name and a value are expected, as in {}", name,
+                     "/set parameter temperature 0");
+      }
       STILL_TRY_STATUS(set_parameter(options_.settings, name, without_quotes(value)));
     } else if (what == "system") {
       STILL_TRY_STATUS(check_utf8(arguments, "system prompt"));
@@ -152,9 +155,16 @@ class Repl {
       options_.stats = what == "verbose";
     } else if (what == "think" || what == "nothink") {
       return think(what == "nothink" ? "off" : arguments.empty() ? "on" : arguments);
+    } else if (const auto known = list_parameters(options_.settings);
+               what == "stop" ||
+               std::ranges::find(known, what, &std::pair<std::string, std::string>::first) != known.end()) {
+      // "/set temperature 0" is what people write.
+      return set("parameter " + rest);
     } else {
       return error(Code::kInvalidArgument,
-                   "/set parameter, /set system, /set verbose, /set quiet, /set wordwrap or /set nowordwrap");
+                   "/set {}: expected parameter, system, verbose, quiet, wordwrap, nowordwrap, think or the name of a "
+                   "parameter, as in /set temperature 0; /show lists them",
+                   what.empty() ? "without a word" : printable_line(what));
     }
     return ok();
   }
@@ -170,10 +180,9 @@ class Repl {
       setting.budget = -1;
     } else {
       STILL_TRY(const ThinkSetting parsed, ThinkSetting::parse(word == "budget" ? value : word));
-      const Tokenizer& tokenizer = chat_.engine().model().tokenizer();
-      if (parsed.mode == ThinkSwitch::kOn && !(tokenizer.find("<think>") && tokenizer.find("</think>"))) {
-        return error(Code::kInvalidArgument, "{} cannot think: its vocabulary has no <think> and </think> tokens",
-                     chat_.found().name);
+      if ((parsed.mode == ThinkSwitch::kOn || parsed.budget >= 0) && !chat_.can_think()) {
+        return error(Code::kInvalidArgument, "{}; choose another model, such as deepseek-r1:1.5b",
+                     chat_.cannot_think());
       }
       if (parsed.budget >= 0) {
         setting.budget = parsed.budget;
@@ -245,12 +254,13 @@ Result<GenerateResult> print_answer(const Context& context, Chat& chat, const st
   const InterruptScope interrupt;
   const auto on_event = [&](const Event& event) {
     printer.on_event(event);
-    return !interrupt.is_interrupted();
+    return !interrupt.is_interrupted() && printer.can_write();
   };
   Result<GenerateResult> result =
       is_raw ? chat.complete(text, settings, on_event) : chat.answer(text, settings, on_event);
-  printer.finish();
+  const Status written = printer.finish();
   if (!result) return result;
+  if (!written) return tl::unexpected(written.error());
   for (const std::string& warning : result->finished.warnings) fmt::print(stderr, "still: {}\n", warning);
   if (result->finished.reason == FinishReason::kLength) {
     fmt::print(stderr, "still: stopped after {} tokens: {}\n", result->finished.usage.n_completion,

@@ -1,10 +1,18 @@
 #include "cli/model_ref.h"
 
 #include <fmt/format.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <tuple>
 
 #include "cli/interrupt.h"
 #include "hub/catalogue.h"
 #include "hub/file_io.h"
+#include "hub/remote_header.h"
+#include "models/registry.h"
 
 namespace still {
 namespace {
@@ -79,10 +87,132 @@ Result<ResolvedModel> find_model(const Context& context, const std::string& mode
   return found.resolved();
 }
 
-Result<ResolvedModel> find_or_pull_model(const Context& context, const std::string& model) {
+HeaderFolder::~HeaderFolder() {
+  std::error_code ignored;  // a temporary folder that stays behind is no reason to fail
+  if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+}
+
+Result<std::filesystem::path> HeaderFolder::create() {
+  std::string name = (std::filesystem::temp_directory_path() / "still-header-XXXXXX").string();
+  if (mkdtemp(name.data()) == nullptr) return system_error(errno, "cannot make the folder", name);
+  path_ = name;
+  return path_;
+}
+
+Result<ResolvedModel> find_model_here(const Context& context, const std::string& model) {
+  Result<ResolvedModel> found = find_model(context, model);
+  if (found || !is_source(model) || !is_absent(found.error())) return found;
+  return error(Code::kNotFound, "{} is not here: get it with \"still pull {}\", then name it as \"still list\" does",
+               model, model);
+}
+
+namespace {
+
+// What is known of a model before it is here.
+struct Candidate {
+  std::string family;  // "deepseek-r1"; empty: not of the catalogue
+  double parameters = 0;
+};
+
+// "; the nearest that runs here is ...": of the catalogue's models that are computed and whose weights leave half a
+// GiB of the available memory, the one of the same family, then of the nearest size, then of the finest quantisation.
+std::string nearest_that_runs(const Candidate& wanted) {
+  constexpr std::int64_t kSpareBytes = std::int64_t{512} << 20;
+  const std::int64_t available = available_memory();
+  std::optional<std::tuple<bool, double, std::int64_t, std::string>> best;
+  for (const CatalogueEntry& entry : list_catalogue()) {
+    if (!find_arch(entry.architecture) || entry.approx_bytes + kSpareBytes > available) continue;
+    const double ratio = wanted.parameters > 0 ? std::abs(std::log(entry.parameters / wanted.parameters)) : 0;
+    std::tuple key(entry.name.model != wanted.family, ratio, -entry.approx_bytes, entry.name.str());
+    if (!best || key < *best) best = std::move(key);
+  }
+  if (!best) return "; still list --catalogue shows smaller models";
+  return fmt::format("; the nearest that runs here is {0}: still run {0}", std::get<3>(*best));
+}
+
+// Whether the model behind these headers can be computed, and its weights and caches held.
+Status check_headers(const RemoteModel& remote, const Candidate& known, const EngineSettings& settings) {
+  HeaderFolder folder;
+  STILL_TRY(const std::filesystem::path path, folder.create());
+  STILL_TRY(const std::filesystem::path header, save_headers(remote, path));
+  Candidate candidate = known;
+  const auto refuse = [&](const Error& problem) {
+    std::string message = problem.message;
+    // The headers' place is gone when this is read.
+    if (const std::size_t at = message.find(header.string()); at != std::string::npos) {
+      message.replace(at, header.string().size(), remote.name);
+    } else {
+      message = fmt::format("{}: {}", remote.name, message);
+    }
+    return error(problem.code, "{}{}", message, nearest_that_runs(candidate));
+  };
+  const Result<Checkpoint> checkpoint = Checkpoint::open(header, {.allow_missing_data = true});
+  if (!checkpoint) return refuse(checkpoint.error());
+  candidate.parameters = 0;
+  for (const CheckpointTensor& tensor : checkpoint->tensors()) {
+    candidate.parameters += static_cast<double>(tensor.shape.n_elements());
+  }
+  const Result<const Arch*> arch = find_arch(checkpoint->architecture());
+  if (!arch) return refuse(arch.error());
+  const Result<ModelConfig> config = (*arch)->read_config(checkpoint->config());
+  if (!config) return refuse(config.error());
+  const Result<WeightLayout> layout = weight_layout(**arch, *config, *checkpoint);
+  if (!layout) return refuse(layout.error());
+  std::int64_t max_k = 0;
+  for (const WeightLayout::Item& item : layout->items) {
+    if (item.source != nullptr && item.spec.role == TensorRole::kMatrix) {
+      max_k = std::max(max_k, item.source->shape[1]);
+    }
+  }
+  EngineSettings least = settings;
+  least.context = least.kv_tokens = 0;
+  if (const auto plan = plan_memory(*config, layout->arena_bytes, max_k, least); !plan) return refuse(plan.error());
+  // It fits, if not with the context that was asked for: the sentence says which would.
+  const auto plan = plan_memory(*config, layout->arena_bytes, max_k, settings);
+  return plan ? Status() : error(plan.error().code, "{}: {}", remote.name, plan.error().message);
+}
+
+Status check_before_pull(const Context& context, const std::string& model, const Store& store,
+                         const EngineSettings& settings) {
+  Candidate candidate;
+  bool is_pip = model.starts_with("pip:");
+  if (!is_source(model)) {
+    STILL_TRY(const ModelName name, ModelName::parse(model));
+    const std::optional<CatalogueEntry> entry = find_in_catalogue(name);
+    STILL_CHECK(entry.has_value());  // can_be_pulled() found it
+    candidate = {.family = entry->name.model, .parameters = entry->parameters};
+    if (const auto arch = find_arch(entry->architecture); !arch) {
+      return error(arch.error().code, "{}: {}{}", model, arch.error().message, nearest_that_runs(candidate));
+    }
+    // The first source serves in the ordinary case; and what is stored under another name needs no asking.
+    is_pip = !entry->sources.empty() && entry->sources.front().source.starts_with("pip:");
+    for (const CatalogueSource& source : entry->sources) {
+      if (!source.sha256.empty() && store.has_blob(source.sha256, source.size)) return ok();
+    }
+  }
+  if (is_pip) return ok();
+  const Result<RemoteModel> remote = [&] {
+    ProgressLine line(context.err);
+    line.update("reading the header of " + model, -1, "");
+    const InterruptScope interrupt;
+    return read_remote_model(model, context.environment.hub, interrupt.token());
+  }();
+  if (remote) return check_headers(*remote, candidate, settings);
+  const Code code = remote.error().code;
+  // A source that does not answer, or not in parts: the pull says what is wrong, or another source of the list serves.
+  const bool is_bad = is_source(model) && (code == Code::kCorrupt || code == Code::kUnsupported);
+  if (is_bad) return error(code, "{}{}", remote.error().message, nearest_that_runs(candidate));
+  return code == Code::kCancelled ? Status(tl::unexpected(remote.error())) : ok();
+}
+
+}  // namespace
+
+Result<ResolvedModel> find_or_pull_model(const Context& context, const std::string& model,
+                                         const EngineSettings& settings) {
   Result<ResolvedModel> found = find_model(context, model);
   if (found || !is_absent(found.error()) || !can_be_pulled(model)) return found;
   STILL_TRY(Store store, Store::open(context.environment.models));
+  STILL_TRY_STATUS(check_before_pull(context, model, store, settings));
   fmt::print(stderr, "{} is not here yet: pulling it into {}\n", model, store.root().string());
   STILL_TRY(PullReport report, pull_with_progress(context, store, model, ""));
   return ResolvedModel{.name = report.manifest.name.str(),
@@ -101,7 +231,9 @@ Result<std::shared_ptr<const Model>> load_model(const Context& context, const Re
     const double seconds = std::chrono::duration<double>(ProgressLine::Clock::now() - start).count();
     line.update("loading " + found.name, share, share > 0 ? format_duration(seconds / share - seconds) + " left" : "");
   };
-  return Model::load(found.path, options);
+  Result<std::shared_ptr<const Model>> model = Model::load(found.path, options);
+  if (!model) return tl::unexpected(explain_failure(std::move(model).error(), found));
+  return model;
 }
 
 }  // namespace still

@@ -7,6 +7,7 @@
 #include "hub/library.h"
 #include "hub/pull.h"
 #include "models/model.h"
+#include "plan/memory.h"
 
 namespace still {
 
@@ -15,8 +16,26 @@ Result<Library> open_library(const Context& context);
 // A name in the store, in Ollama's store, or a path; Library::find() has the rules.
 Result<ResolvedModel> find_model(const Context& context, const std::string& model);
 // As find_model; a name of the catalogue, or a source ("hf:...", "file:..."), that is not in the store is pulled first,
-// with progress on stderr.
-Result<ResolvedModel> find_or_pull_model(const Context& context, const std::string& model);
+// with progress on stderr. What cannot run here with `settings` is refused before anything of it is loaded, as far as
+// its header can be read from afar (a wheel's cannot) or the catalogue knows its architecture; the error names the
+// nearest model of the catalogue that can.
+Result<ResolvedModel> find_or_pull_model(const Context& context, const std::string& model,
+                                         const EngineSettings& settings);
+// As find_model; what could be pulled but is not here is an error that says how to get it.
+Result<ResolvedModel> find_model_here(const Context& context, const std::string& model);
+
+// A temporary folder of headers that goes away with the object.
+class HeaderFolder {
+ public:
+  HeaderFolder() = default;
+  ~HeaderFolder();
+  HeaderFolder(const HeaderFolder&) = delete;
+  HeaderFolder& operator=(const HeaderFolder&) = delete;
+  Result<std::filesystem::path> create();
+
+ private:
+  std::filesystem::path path_;
+};
 
 // Nothing of that name is here; a source ("hf:...") is no name at all. Other errors mean that something is, but
 // damaged.
@@ -30,7 +49,7 @@ bool can_be_pulled(const std::string& model);
 Result<PullReport> pull_with_progress(const Context& context, Store& store, const std::string& what,
                                       const std::string& name);
 
-// Loads with a progress line on stderr.
+// Loads with a progress line on stderr. Errors are explain_failure()'s.
 Result<std::shared_ptr<const Model>> load_model(const Context& context, const ResolvedModel& found, int n_threads);
 
 }  // namespace still

@@ -40,6 +40,7 @@ Status apply(const RunOptions& options, ChatSettings& settings) {
   if (options.top_k) STILL_TRY_STATUS(set_parameter(settings, "top_k", std::to_string(*options.top_k)));
   if (options.seed) STILL_TRY_STATUS(set_parameter(settings, "seed", std::to_string(*options.seed)));
   if (options.max_tokens) settings.max_tokens = *options.max_tokens;
+  for (const std::string& stop : options.stop) STILL_TRY_STATUS(check_utf8(stop, "--stop"));
   if (!options.stop.empty()) settings.stop = options.stop;
   if (options.system) {
     STILL_TRY_STATUS(check_utf8(*options.system, "--system"));
@@ -107,7 +108,7 @@ Status run(const RunOptions& options, const Context& context) {
   // Wrong numbers are told before a model is pulled or loaded.
   ChatSettings trial;
   STILL_TRY_STATUS(apply(options, trial));
-  STILL_TRY([[maybe_unused]] const EngineOptions trial_engine, to_engine_options(options.engine));
+  STILL_TRY(const EngineOptions engine_options, to_engine_options(options.engine));
   const bool is_terminal = isatty(STDIN_FILENO) == 1 && context.out.is_tty();
   STILL_TRY(const std::string prompt, gather_prompt(options));
   STILL_TRY_STATUS(check_utf8(prompt, "prompt"));
@@ -116,10 +117,13 @@ Status run(const RunOptions& options, const Context& context) {
     return error(Code::kInvalidArgument, "no prompt: give it as an argument or on stdin (a chat needs a terminal)");
   }
 
-  STILL_TRY(const ResolvedModel found, find_or_pull_model(context, options.model));
+  STILL_TRY(const ResolvedModel found, find_or_pull_model(context, options.model, engine_options.settings));
   STILL_TRY(Chat chat, Chat::open(context, found, options.engine));
   STILL_TRY(ChatSettings settings, default_settings(found, chat.engine().model()));
   STILL_TRY_STATUS(apply(options, settings));
+  if (settings.think.budget >= 0 && !chat.can_think()) {
+    fmt::print(stderr, "still: {}, so --think {} has no effect\n", chat.cannot_think(), settings.think.budget);
+  }
   if (options.json) return answer_as_json(chat, prompt, settings, options.raw);
   if (is_chat) {
     return run_chat_repl(

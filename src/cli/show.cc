@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -131,17 +129,31 @@ struct Facts {
   TokenizerSource tokenizer;
 };
 
-Result<Facts> gather(const Checkpoint& checkpoint) {
+// What is wrong with a model of which some weights are here and some are not: a file cut short, or a missing part.
+// Empty: all are here, or none (a header alone).
+std::string find_damage(const Checkpoint& checkpoint, const ResolvedModel& found) {
+  if (checkpoint.has_all_data()) return "";
+  const auto has_data = [](const CheckpointTensor& tensor) { return !tensor.data.empty(); };
+  if (std::ranges::none_of(checkpoint.tensors(), has_data)) return "";
+  const Result<Checkpoint> whole = Checkpoint::open(found.path);
+  return whole ? "" : explain_failure(whole.error(), found).message;
+}
+
+Result<Facts> gather(const Checkpoint& checkpoint, const ResolvedModel& found) {
   Facts facts{.totals = count_tensors(checkpoint)};
+  facts.problem = find_damage(checkpoint, found);
+  const auto add_problem = [&](const Error& problem) {
+    if (facts.problem.empty()) facts.problem = problem.message;
+  };
   const Result<const Arch*> arch = find_arch(checkpoint.architecture());
   if (!arch) {
-    facts.problem = arch.error().message;
+    add_problem(arch.error());
   } else if (Result<ModelConfig> config = (*arch)->read_config(checkpoint.config()); !config) {
-    facts.problem = config.error().message;
+    add_problem(config.error());
   } else {
     facts.config = std::move(*config);
     if (const Result<WeightLayout> layout = weight_layout(**arch, *facts.config, checkpoint); !layout) {
-      facts.problem = layout.error().message;
+      add_problem(layout.error());
     }
   }
   if (facts.problem.empty() && !checkpoint.has_all_data())
@@ -256,27 +268,6 @@ void print_metadata(const Checkpoint& checkpoint) {
   }
 }
 
-// A folder of headers that goes away with the object.
-class HeaderFolder {
- public:
-  HeaderFolder() = default;
-  ~HeaderFolder() {
-    std::error_code ignored;  // a temporary folder that stays behind is no reason to fail
-    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
-  }
-  HeaderFolder(const HeaderFolder&) = delete;
-  HeaderFolder& operator=(const HeaderFolder&) = delete;
-  Result<std::filesystem::path> create() {
-    std::string name = (std::filesystem::temp_directory_path() / "still-show-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) return system_error(errno, "cannot make the folder", name);
-    path_ = name;
-    return path_;
-  }
-
- private:
-  std::filesystem::path path_;
-};
-
 // What is not here but can be pulled: its header alone is fetched, into `folder`.
 Result<ResolvedModel> find_or_fetch_header(const Context& context, const std::string& model, HeaderFolder& folder) {
   Result<ResolvedModel> found = find_model(context, model);
@@ -291,12 +282,19 @@ Result<ResolvedModel> find_or_fetch_header(const Context& context, const std::st
 Status show(const ShowOptions& options, const Context& context) {
   HeaderFolder folder;
   STILL_TRY(const ResolvedModel found, find_or_fetch_header(context, options.model, folder));
-  STILL_TRY(const Checkpoint checkpoint, Checkpoint::open(found.path, {.allow_missing_data = true}));
-  STILL_TRY(const Facts facts, gather(checkpoint));
+  const Result<Checkpoint> opened = Checkpoint::open(found.path, {.allow_missing_data = true});
+  if (!opened) return tl::unexpected(explain_failure(opened.error(), found));
+  const Checkpoint& checkpoint = *opened;
+  STILL_TRY(const Facts facts, gather(checkpoint, found));
   if (options.chat_template) {
     fmt::print("{}\n", facts.tokenizer.chat_template);
   } else if (options.licence) {
-    fmt::print("{}\n", licence_of(checkpoint, found));
+    const std::string licence = licence_of(checkpoint, found);
+    if (licence.empty()) {
+      return error(Code::kNotFound, "{}: no licence in the model's files, expected general.license: see {}", found.name,
+                   found.is_stored ? found.manifest.source : "where the file came from");
+    }
+    fmt::print("{}\n", licence);
   } else if (options.json) {
     fmt::print("{}\n", to_json(to_json_object(found, checkpoint, facts)));
   } else if (options.tensors) {

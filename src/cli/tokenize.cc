@@ -67,9 +67,14 @@ void print_tokens(const Tokenizer& tokenizer, std::span<const TokenId> ids, cons
 }
 
 Status tokenize(const TokenizeOptions& options, const Context& context) {
-  STILL_TRY(const ResolvedModel found, find_model(context, options.model));
-  STILL_TRY(const Checkpoint checkpoint, Checkpoint::open(found.path, {.allow_missing_data = true}));
-  STILL_TRY(const Tokenizer tokenizer, load_tokenizer(checkpoint));
+  STILL_TRY(const ResolvedModel found, find_model_here(context, options.model));
+  const auto load = [&]() -> Result<Tokenizer> {
+    STILL_TRY(const Checkpoint checkpoint, Checkpoint::open(found.path, {.allow_missing_data = true}));
+    return load_tokenizer(checkpoint);
+  };
+  const Result<Tokenizer> loaded = load();
+  if (!loaded) return tl::unexpected(explain_failure(loaded.error(), found));
+  const Tokenizer& tokenizer = *loaded;
   std::string text = options.text;
   if (text.empty()) {
     STILL_TRY(text, read_stdin());
@@ -80,6 +85,7 @@ Status tokenize(const TokenizeOptions& options, const Context& context) {
     std::fwrite(bytes.data(), 1, bytes.size(), stdout);
     return ok();
   }
+  STILL_TRY_STATUS(check_utf8(text, options.text.empty() ? "stdin" : "TEXT"));
   const std::vector<TokenId> ids =
       tokenizer.encode(text, {.add_special = !options.no_special, .parse_special = !options.plain});
   print_tokens(tokenizer, ids, options);
@@ -89,7 +95,7 @@ Status tokenize(const TokenizeOptions& options, const Context& context) {
 Command::Action declare(Options& options) {
   auto chosen = std::make_shared<TokenizeOptions>();
   options.required("MODEL", &chosen->model, "A store name, or the path of a file or folder (a header is enough)");
-  options.optional("TEXT", &chosen->text, "The text; without it, all of stdin, byte for byte");
+  options.optional("TEXT", &chosen->text, "The text; without it, all of stdin (UTF-8)");
   options.flag("--json", &chosen->json, "An array of ids");
   options.flag("--count", &chosen->count, "Only how many");
   options.flag("--decode", &chosen->decode, "The other way: ids on stdin to text");
