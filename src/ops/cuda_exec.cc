@@ -309,10 +309,10 @@ void CudaExec::rms_norm(TensorView y, TensorView x, TensorView w, float eps) {
   } else {
     args.y_f32 = y.f32();
     // What the next products read; a copy in blocks that no weight here has costs little.
-    if (n <= kCudaSkinnyRows && options_.has_f32_activations) {
+    if (n > 1 && n <= kCudaSkinnyRows && options_.has_f32_activations) {
       if (args.k % 32 == 0) args.block32 = copies_[0].out, copies_[0].of = y.data;
       if (args.k % 256 == 0) args.block256 = copies_[1].out, copies_[1].of = y.data;
-    } else if (options_.has_f32_activations) {
+    } else if (n > 1 && options_.has_f32_activations) {
       args.y_bf16 = bf16_;
       bf16_of_ = y.data;
     }
@@ -343,6 +343,7 @@ CudaActivations CudaExec::activations(TensorView x, const Weight& w) {
     if (w.format != PackedFormat::kF32) result.bf16 = as_bf16(x);
     return result;
   }
+  if (x.rows() == 1 && x.dtype == DType::kF32) return {.f32 = x.f32()};  // quantised by who reads it
   QuantizedCopy& copy = copy_for(block);
   if (copy.of != x.data) {
     kernels_->quantize_rows(stream_.handle(), result, static_cast<std::int32_t>(x.rows()),
@@ -537,21 +538,25 @@ void CudaExec::rope_kv_write(TensorView q, TensorView k, TensorView v, std::int6
     stream_.copy_to_device(table.data() + n * 4, rope.sin(0), n * 4);
   }
   const auto* cos = reinterpret_cast<const float*>(table.data());
-  kernels_->rope_kv_write(stream_.handle(), {.q = q.f32(),
-                                             .k = k.f32(),
-                                             .v = v.f32(),
-                                             .q_stride = q.stride(),
-                                             .k_stride = k.stride(),
-                                             .v_stride = v.stride(),
-                                             .n_heads = static_cast<std::int32_t>(n_heads),
-                                             .n_rot = rope.config().n_rot,
-                                             .pairs = rope.config().pairs,
-                                             .cos = cos,
-                                             .sin = cos + n,
-                                             .kv = kv_of(cache, layer),
-                                             .positions = batch_.positions,
-                                             .slots = batch_.slots,
-                                             .n_tokens = batch_.n_tokens});
+  rope_ = {.q = q.f32(),
+           .k = k.f32(),
+           .v = v.f32(),
+           .q_stride = q.stride(),
+           .k_stride = k.stride(),
+           .v_stride = v.stride(),
+           .n_heads = static_cast<std::int32_t>(n_heads),
+           .n_rot = rope.config().n_rot,
+           .pairs = rope.config().pairs,
+           .cos = cos,
+           .sin = cos + n,
+           .kv = kv_of(cache, layer),
+           .positions = batch_.positions,
+           .slots = batch_.slots,
+           .n_tokens = batch_.n_tokens};
+  const bool is_wide = rope_.kv.head_dim == 64 || rope_.kv.head_dim == 128;
+  is_rope_pending_ = batch_.n_tiles == 0 && is_wide && rope_.n_rot == rope_.kv.head_dim && !rope_.pairs &&
+                     n_heads / rope_.kv.n_kv_heads <= 8;
+  if (!is_rope_pending_) kernels_->rope_kv_write(stream_.handle(), rope_);
 }
 
 void CudaExec::attention(TensorView out, TensorView q, const KvCache& cache, std::int32_t layer, std::int64_t n_heads,
@@ -569,7 +574,10 @@ void CudaExec::attention(TensorView out, TensorView q, const KvCache& cache, std
                                          .split = static_cast<std::int32_t>(split_),
                                          .partials = partials_,
                                          .arrivals = arrivals_,
-                                         .max_parts = static_cast<std::int32_t>(max_parts_)});
+                                         .max_parts = static_cast<std::int32_t>(max_parts_),
+                                         .is_rope_fused = is_rope_pending_,
+                                         .rope = rope_});
+  is_rope_pending_ = false;
   forget_copies(out.data);
 }
 

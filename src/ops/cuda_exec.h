@@ -102,6 +102,8 @@ class CudaExec {
   std::byte* step_device_ = nullptr;  // the batch
   std::byte* step_host_ = nullptr;
   CudaBatch batch_;
+  CudaRopeKvArgs rope_{};  // of a step of decodes: done by the attention that follows
+  bool is_rope_pending_ = false;
   bool is_busy_ = false;           // the staging memory may still be read
   std::uint16_t* bf16_ = nullptr;  // [max_tokens, max_k], where activations are f32
   const void* bf16_of_ = nullptr;

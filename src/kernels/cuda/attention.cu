@@ -83,7 +83,47 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
 
   // B operand: column g is head kv_head * group + g.
   std::uint32_t q[kSteps][4];
-  {
+  if (args.is_rope_fused) {
+    constexpr int kHalf = kHeadDim / 2;
+    const std::int64_t row = static_cast<std::int64_t>(kv_len - 1) * kHalf;
+    const float *cos = args.rope.cos + row, *sin = args.rope.sin + row;
+    if (part == n_parts - 1) {  // this block alone reads the new position
+      std::uint8_t* base =
+          args.kv.base + table[(kv_len - 1) / args.kv.block_size] * args.kv.block_bytes + kv_head * args.kv.head_bytes;
+      const int offset = (kv_len - 1) % args.kv.block_size;
+      const float* k = args.rope.k + token * args.rope.k_stride + kv_head * kHeadDim;
+      const float* v = args.rope.v + token * args.rope.v_stride + kv_head * kHeadDim;
+      __half* key = reinterpret_cast<__half*>(base) + static_cast<std::int64_t>(offset) * kHeadDim;
+      __half* value = reinterpret_cast<__half*>(base + args.kv.v_offset) +
+                      static_cast<std::int64_t>(offset / 32) * kHeadDim * 32 + offset % 32;
+      for (int i = static_cast<int>(threadIdx.x); i < kHeadDim; i += static_cast<int>(blockDim.x)) {
+        value[i * 32] = __float2half_rn(v[i]);
+        if (i >= kHalf) continue;
+        const float a = k[i], b = k[i + kHalf];
+        key[i] = __float2half_rn(fmaf(a, cos[i], -__fmul_rn(b, sin[i])));
+        key[i + kHalf] = __float2half_rn(fmaf(b, cos[i], __fmul_rn(a, sin[i])));
+      }
+      __syncthreads();
+    }
+    const float* from = args.q + token * args.q_stride + (kv_head * group + (g < group ? g : 0)) * kHeadDim;
+    const float scale = args.scale * kLog2E;
+#pragma unroll
+    for (int s = 0; s < kSteps / 2; ++s) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float x[2], y[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int d = 32 * s + 8 * t + 2 * i + e;
+          const float a = from[d], b = from[d + kHalf];
+          x[e] = fmaf(a, cos[d], -__fmul_rn(b, sin[d])) * scale;
+          y[e] = fmaf(b, cos[d], __fmul_rn(a, sin[d])) * scale;
+        }
+        q[s][i] = g < group ? pack_f16(x[0], x[1]) : 0;
+        q[s + kSteps / 2][i] = g < group ? pack_f16(y[0], y[1]) : 0;
+      }
+    }
+  } else {
     const float* from = args.q + token * args.q_stride + (kv_head * group + g) * kHeadDim;
     const float scale = args.scale * kLog2E;
 #pragma unroll

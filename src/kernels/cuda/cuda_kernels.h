@@ -43,7 +43,7 @@ struct CudaLinearArgs {
   bool y_is_bf16 = false;
   std::int32_t k = 0;
   std::int32_t n_rows = 0;  // at most kCudaSkinnyRows, but for F32
-  CudaActivations x;        // F32: f32; BF16, F16: bf16; quantised: q
+  CudaActivations x;        // F32: f32; BF16, F16: bf16; quantised: q, or f32 of a single row
 };
 
 // Quantised copies of rows: q [n, k], scale [n, k / block], sums [n, k / 16]; null where not wanted.
@@ -120,6 +120,10 @@ struct CudaAttentionArgs {
   float* partials = nullptr;         // [n_seqs][n_heads][max_parts][head_dim + 2]
   std::int32_t* arrivals = nullptr;  // [n_seqs * n_kv_heads], zero between calls
   std::int32_t max_parts = 0;
+  // Decodes only: q and k are still to be rotated, k and v to be stored (rope.kv and rope.positions are not looked at;
+  // rope covers whole heads in halves; head_dim 64 or 128, at most 8 heads of a KV head).
+  bool is_rope_fused = false;
+  CudaRopeKvArgs rope = {};
 };
 
 // One row's sampling. Random numbers are the CPU sampler's: counter_random(seed, position).

@@ -161,6 +161,44 @@ struct Quant {
     return half_bits_to_float(c.d[(kBlock == 256 ? 0 : 2 * j) + r] >> 16);
   }
 
+  // One column's chunk, quantised by the warp as quantize_rows would: lane l holds elements 8 l to 8 l + 7.
+  struct Column {
+    std::uint32_t words[2];
+    int sum16;    // of the 16 elements that lanes l and l ^ 1 hold
+    float scale;  // of the lane's block
+  };
+  static __device__ __forceinline__ Column quantize(const float* x, int n, int lane) {
+    float v[8] = {};
+    if (8 * lane < n && 8 * lane < kChunk) {
+      const float4 a = *reinterpret_cast<const float4*>(x + 8 * lane);
+      const float4 b = *reinterpret_cast<const float4*>(x + 8 * lane + 4);
+      v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    }
+    float most = 0, sum = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      most = fmaxf(most, fabsf(v[i]));
+      sum += v[i] - v[i];  // NaN where one is NaN or infinite
+    }
+#pragma unroll
+    for (int i = 1; i < kBlock / 8; i *= 2) {
+      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
+      sum += __shfl_xor_sync(0xffffffffu, sum, i);
+    }
+    const bool is_finite = sum == 0.0f, is_zero = most < 0x1p-120f || !is_finite;
+    const float inverse = is_zero ? 0.0f : __fdiv_rn(127.0f, most);
+    Column column{{0, 0}, 0, is_zero ? 0.0f : __fdiv_rn(most, 127.0f)};
+    if (!is_finite) column.scale = __int_as_float(0x7fc00000);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int q = is_zero ? 0 : __float2int_rn(__fmul_rn(v[i], inverse));
+      column.sum16 += q;
+      column.words[i / 4] |= static_cast<std::uint32_t>(q & 255) << (8 * (i % 4));
+    }
+    column.sum16 += __shfl_xor_sync(0xffffffffu, column.sum16, 1);
+    return column;
+  }
+
   // f[n] += this chunk times 8 columns n; f[n] is the accumulator of (rows g, g + 8) x (columns 2 t, 2 t + 1).
   // kIsSingle: only the first of each pair of columns is wanted.
   template <int kColumns8, bool kIsSingle>
@@ -168,6 +206,8 @@ struct Quant {
                                                   int n_rows, int chunk, int lane, float (&f)[kColumns8][4]) {
     const int g = lane / 4, t = lane % 4, k = panel.k;
     const int n_blocks = k / kBlock;
+    Column single;
+    if constexpr (kIsSingle) single = quantize(x.f32 + chunk * kChunk, k - chunk * kChunk, lane);
     int sums[kColumns8][4], mins[kColumns8][4];
 #pragma unroll
     for (int n = 0; n < kColumns8; ++n)
@@ -186,11 +226,25 @@ struct Quant {
         int acc[4], acc2[4];
         if constexpr (kSub == 32) {
           uint2 b = make_uint2(0, 0);
-          if (column < n_rows) b = *reinterpret_cast<const uint2*>(q + 8 * t);
+          if constexpr (kIsSingle) {
+            b.x = __shfl_sync(0xffffffffu, single.words[0], 4 * j + t);
+            b.y = __shfl_sync(0xffffffffu, single.words[1], 4 * j + t);
+            if (g != 0) b = make_uint2(0, 0);
+          } else if (column < n_rows) {
+            b = *reinterpret_cast<const uint2*>(q + 8 * t);
+          }
           mma_s8(acc, a[0], a[1], a[2], a[3], b.x, b.y);
         } else {
           std::uint32_t b0 = 0, b1 = 0;
-          if (column < n_rows) {
+          if constexpr (kIsSingle) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              const int from = 4 * j + 2 * half + t / 2;
+              const std::uint32_t low = __shfl_sync(0xffffffffu, single.words[0], from);
+              const std::uint32_t high = __shfl_sync(0xffffffffu, single.words[1], from);
+              (half == 0 ? b0 : b1) = g != 0 ? 0 : t % 2 == 0 ? low : high;
+            }
+          } else if (column < n_rows) {
             b0 = *reinterpret_cast<const std::uint32_t*>(q + 4 * t);
             b1 = *reinterpret_cast<const std::uint32_t*>(q + 16 + 4 * t);
           }
@@ -199,9 +253,13 @@ struct Quant {
         }
         // Two 16-sums of each column, low and high half of a word.
         std::uint32_t two_sums[2] = {0, 0};
-        if constexpr (kMin) {
+        if constexpr (kMin && kIsSingle) {
+          const int low = __shfl_sync(0xffffffffu, single.sum16, 4 * j);
+          const int high = __shfl_sync(0xffffffffu, single.sum16, 4 * j + 2);
+          two_sums[0] = (static_cast<std::uint32_t>(low) & 0xffffu) | static_cast<std::uint32_t>(high) << 16;
+        } else if constexpr (kMin) {
 #pragma unroll
-          for (int e = 0; e < (kIsSingle ? 1 : 2); ++e)
+          for (int e = 0; e < 2; ++e)
             if (first + e < n_rows)
               two_sums[e] = *reinterpret_cast<const std::uint32_t*>(
                   x.sums + (static_cast<std::int64_t>(first + e) * k + at) / 16);
@@ -224,8 +282,12 @@ struct Quant {
 #pragma unroll
           for (int i = 0; i < 4; i += kIsSingle ? 2 : 1) {
             const int r = i / 2;
-            const float s =
-                first + i % 2 < n_rows ? x.scale[static_cast<std::int64_t>(first + i % 2) * n_blocks + at / 32] : 0.0f;
+            float s = 0.0f;
+            if constexpr (kIsSingle) {
+              s = __shfl_sync(0xffffffffu, single.scale, 4 * j);
+            } else if (first + i % 2 < n_rows) {
+              s = x.scale[static_cast<std::int64_t>(first + i % 2) * n_blocks + at / 32];
+            }
             f[n][i] = fmaf(__fmul_rn(d(c, r, j) * kFactor, s), static_cast<float>(acc[i]), f[n][i]);
             if constexpr (kMin) {
               const int sum = static_cast<std::int16_t>(two_sums[i % 2] & 0xffffu) +
@@ -242,7 +304,12 @@ struct Quant {
 #pragma unroll
         for (int i = 0; i < 4; i += kIsSingle ? 2 : 1) {
           const int column = 8 * n + 2 * t + i % 2, r = i / 2;
-          const float s = column < n_rows ? x.scale[static_cast<std::int64_t>(column) * n_blocks + chunk] : 0.0f;
+          float s = 0.0f;
+          if constexpr (kIsSingle) {
+            s = single.scale;
+          } else if (column < n_rows) {
+            s = x.scale[static_cast<std::int64_t>(column) * n_blocks + chunk];
+          }
           f[n][i] = fmaf(__fmul_rn(d(c, r) * kFactor, s), static_cast<float>(sums[n][i]), f[n][i]);
           if constexpr (kMin) f[n][i] = fmaf(-__fmul_rn(m(c, r), s), static_cast<float>(mins[n][i]), f[n][i]);
         }
