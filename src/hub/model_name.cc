@@ -96,7 +96,10 @@ std::vector<std::string> closest_names(std::string_view wanted, const std::vecto
   std::vector<std::pair<std::size_t, std::string>> ranked;
   for (const std::string& candidate : candidates) {
     const bool contains = wanted.size() >= 3 && candidate.find(wanted) != std::string::npos;
-    const std::size_t distance = contains ? 1 : edit_distance(wanted, candidate);
+    // Who names no tag is not told apart by tags.
+    const bool has_tag = wanted.find(':') != std::string_view::npos;
+    const std::size_t distance =
+        contains ? 1 : edit_distance(wanted, has_tag ? candidate : candidate.substr(0, candidate.find(':')));
     if (distance <= std::max<std::size_t>(2, wanted.size() / 3)) ranked.emplace_back(distance, candidate);
   }
   std::sort(ranked.begin(), ranked.end());

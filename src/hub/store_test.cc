@@ -59,6 +59,7 @@ TEST(ModelName, ClosestNamesComeFirst) {
   EXPECT_THAT(closest_names("smolm2:135m", {"qwen2.5:0.5b", "smollm2:137m", "smollm2:360m", "smollm2:135m"}),
               ElementsAre("smollm2:135m", "smollm2:137m"));
   EXPECT_TRUE(closest_names("zzz", {"smollm2:135m"}).empty());
+  EXPECT_THAT(closest_names("smolm2", {"qwen2.5:0.5b", "smollm2:latest"}), testing::ElementsAre("smollm2:latest"));
 }
 
 TEST(FileNames, MustStayBelowTheirFolder) {
