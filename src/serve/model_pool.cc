@@ -110,7 +110,11 @@ struct Entry {
   std::shared_ptr<ServedModel> served;
   std::int64_t plan_bytes = 0, context = 0;
   bool is_longest = false;  // a longer context does not fit, or the model was made for none
-  bool is_closing = false;  // gives no more leases: another model needs its room, or it is loaded anew
+  // Why it gives no more leases and goes when it is idle:
+  bool is_unwanted = false;  // unload() was called
+  bool makes_room = false;   // another model that is being loaded needs its room
+  bool is_outdated = false;  // a request waits for a longer context or newer bytes of the same name
+  bool is_closing() const { return is_unwanted || makes_room || is_outdated; }
   std::int64_t n_leases = 0;
   Clock::time_point last_used = Clock::now();
   std::optional<Clock::time_point> expires;  // absent: never
@@ -243,6 +247,7 @@ void PoolState::forget(std::uint64_t waiter_id) {
     last = std::move(it->ready);
     waiters.erase(it);
     loader_wake.notify_one();
+    schedule();  // others may have waited behind it
   } else if (const auto raw = std::ranges::find_if(unresolved, is_it); raw != unresolved.end()) {
     last = std::move(raw->ready);
     unresolved.erase(raw);
@@ -262,6 +267,12 @@ Result<LibraryModel> PoolState::look_up(const std::string& name) {
     if (it != names.end() && Clock::now() - it->second.second < kNameAge) return it->second.first;
   }
   Result<LibraryModel> found = library.find_stored(name);
+  if (!found && found.error().code == Code::kNotFound) {
+    // The library's sentence is for who sits at this machine: it tells the store's folder.
+    const std::vector<std::string> close = library.closest(name);
+    return error(Code::kNotFound, "model '{}' not found{}", name,
+                 close.empty() ? "" : fmt::format("; did you mean {}?", fmt::join(close, ", ")));
+  }
   const std::lock_guard lock(mutex);
   if (names.size() > 1000) names.clear();
   if (found) names.insert_or_assign(name, std::pair(*found, Clock::now()));
@@ -319,7 +330,7 @@ void PoolState::grant(Entry& entry, Waiter waiter) {
 
 void PoolState::schedule() {
   bool is_loader_needed = false;
-  std::vector<std::string> blocked;  // entries for which an earlier request waits
+  for (auto& [name, entry] : entries) entry.is_outdated = false;
   for (auto it = waiters.begin(); it != waiters.end();) {
     Waiter& waiter = *it;
     const std::string& name = waiter.source.name;
@@ -342,12 +353,9 @@ void PoolState::schedule() {
     Entry& entry = found->second;
     const bool is_stale = entry.source.digest != waiter.source.digest;
     const bool is_short = waiter.wish.context > entry.context && !entry.is_longest;
-    if (entry.is_closing || is_stale || is_short || std::ranges::count(blocked, name) > 0) {
-      if (is_stale || is_short) {
-        // Loaded anew when those who use it are done; later requests wait behind this one.
-        blocked.push_back(name);
-        entry.is_closing = true;
-      }
+    // Loaded anew when those who use it are done; later requests wait behind this one.
+    if (is_stale || is_short) entry.is_outdated = true;
+    if (entry.is_closing()) {
       waiter.has_waited_for_load = true;
       is_loader_needed = true;
       ++it;
@@ -406,7 +414,7 @@ std::string PoolState::next_to_load() const {
 std::string PoolState::next_to_unload(Clock::time_point now) const {
   for (const auto& [name, entry] : entries) {
     if (entry.state != Entry::State::kReady || entry.n_leases > 0) continue;
-    if (entry.is_closing || (entry.expires && *entry.expires <= now)) return name;
+    if (entry.is_closing() || (entry.expires && *entry.expires <= now)) return name;
   }
   return "";
 }
@@ -494,7 +502,7 @@ Result<MemoryPlan> PoolState::make_room(std::unique_lock<std::mutex>& lock, cons
       evict(lock, victim_name);
       continue;
     }
-    victim->is_closing = true;
+    victim->makes_room = true;
     loader_wake.wait(lock);
   }
 }
@@ -529,14 +537,13 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
     lock.lock();
   }
 
+  for (auto& [other, entry] : entries) entry.makes_room = false;
   if (!served) {
     entries.erase(name);
     if (served.error().code != Code::kCancelled) {
       log(fmt::format("{} cannot be loaded: {}", name, served.error().message));
       fail_waiters(name, served.error());
     }
-    // Requests for others that were to be closed go on.
-    for (auto& [other, entry] : entries) entry.is_closing = false;
     schedule();
     return;
   }
@@ -602,7 +609,7 @@ Status PoolState::unload(const std::string& name) {
   const std::lock_guard lock(mutex);
   const auto it = entries.find(canonical);
   if (it == entries.end()) return error(Code::kNotFound, "model \"{}\" is not loaded", name);
-  it->second.is_closing = true;
+  it->second.is_unwanted = true;
   loader_wake.notify_one();
   return ok();
 }

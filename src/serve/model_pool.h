@@ -96,6 +96,8 @@ Result<std::unique_ptr<ModelPool>> make_model_pool(ModelPoolOptions options);
 // What an engine would be made with for this model, where `available` bytes are left for it: the context wanted, else
 // the model's, or what half of the memory beside the weights holds (another model may come), or all of it where half
 // is not enough for kGoodContext tokens. A context that does not fit becomes the longest that does.
+// The KV cache holds wanted.kv_tokens, else 2,048 tokens for each of the sequences, or less where that does not fit;
+// never less than one context.
 inline constexpr std::int64_t kGoodContext = 8192;
 Result<MemoryPlan> plan_served_model(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
                                      EngineSettings wanted, std::int64_t available);
