@@ -183,7 +183,7 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
     if (wanted_tokens >= 2 * settings.context) {
       // One context would fit: what is too much is the number of tokens for all sequences together.
       const std::int64_t block_bytes = kv_geometry(config, settings).block_bytes();
-      const std::int64_t room = settings.memory_limit - (plan.total_bytes() - plan.kv_bytes) - Arena::reserved(1);
+      const std::int64_t room = settings.memory_limit - (plan.total_bytes() - plan.kv_bytes) - Arena::reserved(1 << 21);
       const std::int64_t fitting = std::max<std::int64_t>(0, room / block_bytes) * settings.block_size;
       if (fitting >= settings.context)
         return error(
