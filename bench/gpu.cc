@@ -63,25 +63,6 @@ DType q4_k_m(const TensorSpec& spec, std::int32_t n_layers) {
   return is_more ? DType::kQ6_K : DType::kQ4_K;
 }
 
-// Bytes a second of a sum over 4 GiB.
-Result<double> measure_read() {
-  constexpr std::int64_t kBytes = std::int64_t{4} << 30;
-  STILL_TRY(CudaStream stream, CudaStream::create());
-  STILL_TRY(CudaTimer timer, CudaTimer::create());
-  STILL_TRY(const DeviceBuffer memory, DeviceBuffer::create(kBytes + 256, "read test"));
-  cuda_kernels()->fill_f32(stream.handle(), reinterpret_cast<float*>(memory.data()), kBytes / 4, 1, 0, 1);
-  double best = 0;
-  for (int i = 0; i < 6; ++i) {
-    timer.start(stream);
-    cuda_kernels()->read(stream.handle(), memory.data(), kBytes,
-                         reinterpret_cast<std::uint32_t*>(memory.data() + kBytes));
-    timer.stop(stream);
-    best = std::max(best, static_cast<double>(kBytes) / (timer.milliseconds() * 1e-3));
-  }
-  STILL_TRY_STATUS(stream.wait("read test"));
-  return best;
-}
-
 struct Sink : EventSink {
   void on_event(const Event& event) override {
     if (std::holds_alternative<TokenEvent>(event)) ++n_tokens;
@@ -143,7 +124,7 @@ Status run(const Arguments& arguments) {
   const auto* shape =
       std::find_if(std::begin(kShapes), std::end(kShapes), [&](const Shape4& s) { return s.name == arguments.model; });
   if (shape == std::end(kShapes)) return error(Code::kInvalidArgument, "--model {}: unknown", arguments.model);
-  STILL_TRY(const double bandwidth, measure_read());
+  STILL_TRY(const double bandwidth, measure_cuda_read_bandwidth());
   RandomModelSpec spec;
   spec.config = config_of(*shape);
   spec.type_of = [&](const TensorSpec& tensor) {

@@ -129,7 +129,12 @@ Status check_options(const BenchOptions& options, const std::vector<Case>& cases
   return ok();
 }
 
-Result<Limits> measure_limits(const Context& context, int n_threads) {
+Result<Limits> measure_limits(const Context& context, const Model& model, int n_threads) {
+  if (model.cuda_device() >= 0) {
+    Limits limits;
+    STILL_TRY(limits.bytes_per_s, measure_cuda_read_bandwidth());
+    return limits;
+  }
   ProgressLine line(context.err, std::chrono::milliseconds(0));
   line.update("measuring the machine", -1, "");
   STILL_TRY(const CpuKernels* kernels, default_cpu_kernels());
@@ -145,7 +150,8 @@ Status bench(const BenchOptions& options, const Context& context) {
   STILL_TRY_STATUS(check_options(options, cases));
   STILL_TRY(EngineOptions engine_options, to_engine_options(options.engine));
   STILL_TRY(const ResolvedModel found, find_model_here(context, options.model));
-  STILL_TRY(const std::shared_ptr<const Model> model, load_model(context, found, engine_options.settings.n_threads));
+  STILL_TRY(const std::shared_ptr<const Model> model,
+            load_model(context, found, engine_options.settings.n_threads, &options.engine));
 
   // Room for the longest case, and as many sequences as the widest.
   EngineSettings& settings = engine_options.settings;
@@ -163,7 +169,7 @@ Status bench(const BenchOptions& options, const Context& context) {
   engine_options.prefix_cache = false;
   STILL_TRY(const std::unique_ptr<Engine> engine, Engine::create(model, engine_options));
   const int n_threads = engine->plan().settings.n_threads;
-  STILL_TRY(const Limits limits, measure_limits(context, n_threads));
+  STILL_TRY(const Limits limits, measure_limits(context, *model, n_threads));
 
   std::vector<Row> rows;
   const auto n_repeats = static_cast<int>(options.repeat);
@@ -191,8 +197,12 @@ Status bench(const BenchOptions& options, const Context& context) {
     return ok();
   }
   STILL_TRY(const CpuKernels* kernels, default_cpu_kernels());
-  fmt::print("{}: {} packed, kernels {}, {} threads\n", found.name, format_bytes(model->weight_bytes()), kernels->name,
-             n_threads);
+  if (model->cuda_device() >= 0) {
+    fmt::print("{}: {} packed, on GPU {}\n", found.name, format_bytes(model->weight_bytes()), model->cuda_device());
+  } else {
+    fmt::print("{}: {} packed, kernels {}, {} threads\n", found.name, format_bytes(model->weight_bytes()),
+               kernels->name, n_threads);
+  }
   fmt::print("limits of this machine: {:.1f} GB/s read", limits.bytes_per_s * 1e-9);
   if (limits.macs_per_s > 0) fmt::print(", {:.0f} G int8 multiply-accumulates/s", limits.macs_per_s * 1e-9);
   fmt::print("\n\n");

@@ -15,6 +15,7 @@ struct EngineArguments {
   std::optional<std::int64_t> context;
   std::string kv_type = "f16";
   std::string speculation = "off";
+  std::string device = "auto";
 };
 
 // with_context: also --context, for commands where the user chooses it.

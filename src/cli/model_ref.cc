@@ -221,7 +221,8 @@ Result<ResolvedModel> find_or_pull_model(const Context& context, const std::stri
                        .manifest = std::move(report.manifest)};
 }
 
-Result<std::shared_ptr<const Model>> load_model(const Context& context, const ResolvedModel& found, int n_threads) {
+Result<std::shared_ptr<const Model>> load_model(const Context& context, const ResolvedModel& found, int n_threads,
+                                                const EngineArguments* arguments) {
   ProgressLine line(context.err);
   const auto start = ProgressLine::Clock::now();
   LoadOptions options;
@@ -231,6 +232,23 @@ Result<std::shared_ptr<const Model>> load_model(const Context& context, const Re
     const double seconds = std::chrono::duration<double>(ProgressLine::Clock::now() - start).count();
     line.update("loading " + found.name, share, share > 0 ? format_duration(seconds / share - seconds) + " left" : "");
   };
+  const std::string device = arguments == nullptr ? "cpu" : arguments->device;
+  if (device != "cpu") {
+    std::string reason;
+    const std::vector<CudaDeviceInfo> gpus = list_cuda_devices(&reason);
+    const bool is_wanted = device == "cuda" || (!gpus.empty() && arguments->kv_type == "f16");
+    if (gpus.empty() && is_wanted) return error(Code::kUnavailable, "--device cuda: {}", reason);
+    if (is_wanted) {
+      options.cuda_device = gpus.front().index;
+      Result<std::shared_ptr<const Model>> on_gpu = Model::load(found.path, options);
+      // What a GPU does not take, the CPU does where we may choose.
+      if (on_gpu) return on_gpu;
+      const Code code = on_gpu.error().code;
+      if (device == "cuda" || (code != Code::kResourceExhausted && code != Code::kUnsupported))
+        return tl::unexpected(explain_failure(std::move(on_gpu).error(), found));
+      options.cuda_device = -1;
+    }
+  }
   Result<std::shared_ptr<const Model>> model = Model::load(found.path, options);
   if (!model) return tl::unexpected(explain_failure(std::move(model).error(), found));
   return model;

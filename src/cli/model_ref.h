@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cli/command.h"
+#include "cli/engine_options.h"
 #include "hub/library.h"
 #include "hub/pull.h"
 #include "models/model.h"
@@ -49,7 +50,9 @@ bool can_be_pulled(const std::string& model);
 Result<PullReport> pull_with_progress(const Context& context, Store& store, const std::string& what,
                                       const std::string& name);
 
-// Loads with a progress line on stderr. Errors are explain_failure()'s.
-Result<std::shared_ptr<const Model>> load_model(const Context& context, const ResolvedModel& found, int n_threads);
+// Loads with a progress line on stderr, to the device that the arguments name (null: the CPU). Errors are
+// explain_failure()'s.
+Result<std::shared_ptr<const Model>> load_model(const Context& context, const ResolvedModel& found, int n_threads,
+                                                const EngineArguments* arguments = nullptr);
 
 }  // namespace still

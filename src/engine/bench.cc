@@ -4,6 +4,8 @@
 #include <chrono>
 
 #include "base/rng.h"
+#include "kernels/cuda/cuda_kernels.h"
+#include "tensor/cuda.h"
 
 namespace still {
 
@@ -126,6 +128,25 @@ Result<BenchRuns> bench_decode(Engine& engine, std::int64_t n_gen, std::int64_t 
     if (repeat >= 0) runs.tokens_per_s.push_back(static_cast<double>(n_after - n_before) / seconds);
   }
   return runs;
+}
+
+Result<double> measure_cuda_read_bandwidth() {
+  constexpr std::int64_t kBytes = std::int64_t{4} << 30;
+  if (cuda_kernels() == nullptr) return error(Code::kUnsupported, "this program was built without CUDA");
+  STILL_TRY(CudaStream stream, CudaStream::create());
+  STILL_TRY(CudaTimer timer, CudaTimer::create());
+  STILL_TRY(const DeviceBuffer memory, DeviceBuffer::create(kBytes + 256, "read test"));
+  cuda_kernels()->fill_f32(stream.handle(), reinterpret_cast<float*>(memory.data()), kBytes / 4, 1, 0, 1);
+  double best = 0;
+  for (int i = 0; i < 6; ++i) {
+    timer.start(stream);
+    cuda_kernels()->read(stream.handle(), memory.data(), kBytes,
+                         reinterpret_cast<std::uint32_t*>(memory.data() + kBytes));
+    timer.stop(stream);
+    best = std::max(best, static_cast<double>(kBytes) / (timer.milliseconds() * 1e-3));
+  }
+  STILL_TRY_STATUS(stream.wait("read test"));
+  return best;
 }
 
 }  // namespace still

@@ -23,4 +23,7 @@ Result<BenchRuns> bench_prefill(Engine& engine, std::int64_t n_prompt, int n_rep
 Result<BenchRuns> bench_decode(Engine& engine, std::int64_t n_gen, std::int64_t depth, std::int64_t n_seqs,
                                int n_repeats);
 
+// Bytes a second that the current CUDA device reads, of 4 GiB.
+Result<double> measure_cuda_read_bandwidth();
+
 }  // namespace still
