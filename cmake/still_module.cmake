@@ -69,6 +69,12 @@ function(still_module name)
     still_flags(still_${name})
     if(name IN_LIST STILL_COLD_MODULES)
       target_compile_options(still_${name} PRIVATE $<$<CONFIG:Release>:-O1>)
+      # These headers are most of what each of their files has to read. Never for kernels: see HACKING.md on weak symbols.
+      target_precompile_headers(still_${name} PRIVATE <boost/json.hpp> <fmt/format.h> <tl/expected.hpp> <algorithm> <chrono>
+                                <filesystem> <functional> <map> <memory> <optional> <string> <variant> <vector>)
+      if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+        target_compile_options(still_${name} PRIVATE -fpch-preprocess)  # for ccache
+      endif()
     endif()
     target_link_libraries(still_${name} PUBLIC ${libs})
   else()
