@@ -14,6 +14,8 @@ thread_local bool is_counting = false;
 thread_local long n_allocations = 0;
 }  // namespace
 
+// g++ sees malloc and free inlined into new and delete, and takes them for a mismatch.
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
 void* operator new(std::size_t size) {
   if (is_counting) ++n_allocations;
   if (void* memory = std::malloc(size)) return memory;
