@@ -31,8 +31,7 @@ set(STILL_ISA_FLAGS_avx512_vnni ${STILL_ISA_FLAGS_avx512} -mavx512vnni)
 set(STILL_ISA_FLAGS_avx512_bf16 ${STILL_ISA_FLAGS_avx512} -mavx512bf16)
 set(STILL_ISA_FLAGS_amx ${STILL_ISA_FLAGS_avx512_vnni} -mamx-tile -mamx-int8 -mamx-bf16)
 
-# Nothing in these modules is worth -O3 (their hot loops are in others), which takes half as long again to compile; with
-# sanitizers not even -O1.
+# Nothing in these modules is worth -O3 (their hot loops are in others), which takes half as long again to compile.
 set(STILL_COLD_MODULES plan hub grammar serve cli)
 
 function(still_module name)
@@ -69,7 +68,7 @@ function(still_module name)
     add_library(still_${name} STATIC ${lib_sources})
     still_flags(still_${name})
     if(name IN_LIST STILL_COLD_MODULES)
-      target_compile_options(still_${name} PRIVATE $<$<CONFIG:Release>:-O1> $<$<CONFIG:RelWithDebInfo>:-O0>)
+      target_compile_options(still_${name} PRIVATE $<$<CONFIG:Release>:-O1>)
       # These headers are most of what each of their files has to read. Never for kernels: see HACKING.md on weak symbols.
       target_precompile_headers(still_${name} PRIVATE <boost/json.hpp> <fmt/format.h> <tl/expected.hpp> <algorithm> <chrono>
                                 <filesystem> <functional> <map> <memory> <optional> <string> <variant> <vector>)
@@ -87,7 +86,7 @@ function(still_module name)
   if(STILL_TESTS AND test_sources)
     add_executable(${name}_test ${test_sources})
     still_flags(${name}_test)
-    target_compile_options(${name}_test PRIVATE $<$<CONFIG:Release>:-O1> $<$<CONFIG:RelWithDebInfo>:-O0>)
+    target_compile_options(${name}_test PRIVATE $<$<CONFIG:Release>:-O1>)
     target_compile_definitions(${name}_test PRIVATE STILL_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
     target_link_libraries(${name}_test PRIVATE still_${name} GTest::gtest GTest::gmock GTest::gtest_main)
     add_test(NAME ${name} COMMAND ${name}_test)
