@@ -67,6 +67,8 @@ def main():
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "work").mkdir(parents=True)
     env = {
+        # libedit keeps some strings of a terminal's session until the program ends.
+        "LSAN_OPTIONS": f"suppressions={pathlib.Path(__file__).resolve().parent / 'lsan_suppressions.txt'}:print_suppressions=0",
         "PATH": f"{pathlib.Path(still).resolve().parent}:{os.environ['PATH']}",
         "HOME": str(folder / "home"),
         "STILL_MODELS": str(folder / "models"),
