@@ -404,8 +404,11 @@ TEST_F(OpenAi, FreesTheModelWhenTheClientLeaves) {
   writer->wait_for_text("\"content\"");
   writer->client_leaves();
   writer->wait();
-  for (int i = 0; i < 500 && (pool->n_open > 0 || context.generations->size() > 0); ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  // The engine publishes its numbers at the step's end, after the events.
+  const auto is_busy = [&] {
+    return pool->n_open > 0 || context.generations->size() > 0 || pool->model().engine->stats().n_running > 0;
+  };
+  for (int i = 0; i < 500 && is_busy(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
   EXPECT_EQ(pool->n_open, 0);
   EXPECT_EQ(context.generations->size(), 0);
   EXPECT_EQ(pool->model().engine->stats().n_running, 0);
