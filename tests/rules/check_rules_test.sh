@@ -6,6 +6,7 @@ root=$1
 scratch=$2
 cxx=$3
 rm -rf "$scratch"
+trap 'rm -rf "$scratch"' EXIT  # its objects must not be found by other checks
 mkdir -p "$scratch/src/base" "$scratch/src/engine" "$scratch/src/kernels/cpu/avx2" "$scratch/objects/src/kernels/cpu/avx2"
 status=0
 
