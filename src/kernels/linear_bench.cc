@@ -1,9 +1,7 @@
-// Speed of the CPU kernels against this machine's own limits, measured in the same run: DRAM read bandwidth, int8
-// (vpdpbusd) and f32 (fma) peaks. Weights are rotated through copies that no cache holds, as in a model.
+// Speed of the CPU kernels against this machine's own limits, measured in the same run: DRAM read bandwidth, int8 and
+// f32 peaks of the instruction set. Weights are rotated through copies that no cache holds, as in a model.
 //   kernels_bench [--isa NAME] [--threads 1,2] [--formats Q4_K,Q8_0] [--rows 1,16] [--shapes 896x896] [--part
 //   linear,pack]
-#include <immintrin.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -16,9 +14,14 @@
 #include <thread>
 #include <vector>
 
+#include "base/check.h"
+#include "base/machine_limits.h"
+#include "base/thread_pool.h"
 #include "kernels/dispatch.h"
+#include "kernels/int8_peak.h"
 #include "kernels/packing.h"
 #include "kernels/testing.h"
+#include "tensor/arena.h"
 
 namespace still {
 namespace {
@@ -54,18 +57,10 @@ double median_seconds(int n_threads, int repeats, const std::function<void(int)>
   return runs[0];
 }
 
-// The limits. Each loop runs long enough (some ms) to reach the clock that its instructions allow.
+// The limits: what `still bench` measures, and f32 products.
 constexpr std::int64_t kPeakRounds = 4'000'000;
 
-__attribute__((target("avx512f,avx512vnni"))) void int8_peak_loop() {
-  for (std::int64_t i = 0; i < kPeakRounds; ++i)
-    asm volatile(
-        "vpdpbusd %%zmm20, %%zmm21, %%zmm0\nvpdpbusd %%zmm20, %%zmm21, %%zmm1\nvpdpbusd %%zmm20, %%zmm21, %%zmm2\n"
-        "vpdpbusd %%zmm20, %%zmm21, %%zmm3\nvpdpbusd %%zmm20, %%zmm21, %%zmm4\nvpdpbusd %%zmm20, %%zmm21, %%zmm5\n"
-        "vpdpbusd %%zmm20, %%zmm21, %%zmm6\nvpdpbusd %%zmm20, %%zmm21, %%zmm7" ::
-            : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7");
-}
-__attribute__((target("avx512f"))) void f32_peak_loop() {
+__attribute__((target("avx512f"))) void f32_peak_avx512() {
   for (std::int64_t i = 0; i < kPeakRounds; ++i)
     asm volatile(
         "vfmadd231ps %%zmm20, %%zmm20, %%zmm0\nvfmadd231ps %%zmm20, %%zmm20, %%zmm1\n"
@@ -74,32 +69,30 @@ __attribute__((target("avx512f"))) void f32_peak_loop() {
         "vfmadd231ps %%zmm20, %%zmm20, %%zmm6\nvfmadd231ps %%zmm20, %%zmm20, %%zmm7" ::
             : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7");
 }
-// SSE2 loads: enough for DRAM.
-void read_loop(const std::uint8_t* bytes, std::int64_t size) {
-  __m128i sum[4] = {};
-  for (std::int64_t i = 0; i < size; i += 64)
-    for (int j = 0; j < 4; ++j)
-      sum[j] = _mm_or_si128(sum[j], _mm_load_si128(reinterpret_cast<const __m128i*>(bytes + i + 16 * j)));
-  asm volatile("" ::"x"(sum[0]), "x"(sum[1]), "x"(sum[2]), "x"(sum[3]));
+__attribute__((target("avx2,fma"))) void f32_peak_avx2() {
+  for (std::int64_t i = 0; i < kPeakRounds; ++i)
+    asm volatile(
+        "vfmadd231ps %%ymm15, %%ymm15, %%ymm0\nvfmadd231ps %%ymm15, %%ymm15, %%ymm1\n"
+        "vfmadd231ps %%ymm15, %%ymm15, %%ymm2\nvfmadd231ps %%ymm15, %%ymm15, %%ymm3\n"
+        "vfmadd231ps %%ymm15, %%ymm15, %%ymm4\nvfmadd231ps %%ymm15, %%ymm15, %%ymm5\n"
+        "vfmadd231ps %%ymm15, %%ymm15, %%ymm6\nvfmadd231ps %%ymm15, %%ymm15, %%ymm7\n"
+        "vfmadd231ps %%ymm15, %%ymm15, %%ymm8\nvfmadd231ps %%ymm15, %%ymm15, %%ymm9" ::
+            : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9");
 }
 
 struct Peaks {
   double read_gb = 0, int8_gop = 0, f32_gflop = 0;
 };
-Peaks measure_peaks(int n_threads) {
+Peaks measure_peaks(int n_threads, std::string_view isa) {
   Peaks peaks;
-  const std::int64_t size = 512 << 20;
-  AlignedBytes memory(size);
-  const std::int64_t part = size / n_threads / 64 * 64;
-  peaks.read_gb = static_cast<double>(part * n_threads) * 1e-9 /
-                  median_seconds(n_threads, 5, [&](int t) { read_loop(memory.data() + t * part, part); });
-  if (__builtin_cpu_supports("avx512f")) {
-    peaks.f32_gflop = static_cast<double>(kPeakRounds) * 8 * 32 * n_threads * 1e-9 /
-                      median_seconds(n_threads, 5, [](int) { f32_peak_loop(); });
-  }
-  if (__builtin_cpu_supports("avx512vnni")) {
-    peaks.int8_gop = static_cast<double>(kPeakRounds) * 8 * 128 * n_threads * 1e-9 /
-                     median_seconds(n_threads, 5, [](int) { int8_peak_loop(); });
+  ThreadPool threads({.n_threads = n_threads});
+  peaks.read_gb = measure_read_bandwidth(threads).value_or(0) * 1e-9;
+  peaks.int8_gop = 2e-9 * measure_int8_peak(threads, isa);
+  const bool is_wide = isa != "avx2" && __builtin_cpu_supports("avx512f");
+  if (isa != "ref") {
+    const double flop = is_wide ? 8 * 32 : 10 * 16;
+    peaks.f32_gflop = static_cast<double>(kPeakRounds) * flop * n_threads * 1e-9 /
+                      median_seconds(n_threads, 5, [&](int) { is_wide ? f32_peak_avx512() : f32_peak_avx2(); });
   }
   return peaks;
 }
@@ -121,11 +114,11 @@ std::vector<std::string> split(const std::string& text) {
 }
 
 // Random bytes of which every f16, bf16 and f32 is a normal number.
-void fill_finite(AlignedBytes& bytes) {
+void fill_finite(std::uint8_t* bytes, std::int64_t size) {
   Rng rng(1);
-  for (std::int64_t i = 0; i < bytes.size(); i += 8) {
+  for (std::int64_t i = 0; i < size; i += 8) {
     const std::uint64_t word = (rng.next() & 0x83ff83ff83ff83ffull) | 0x3000300030003000ull;
-    std::memcpy(bytes.data() + i, &word, 8);
+    std::memcpy(bytes + i, &word, 8);
   }
 }
 
@@ -136,8 +129,11 @@ void bench_linear(const CpuKernels& kernels, PackedFormat format, std::int64_t n
   const std::int64_t n_panels = (n_out + kPanelRows - 1) / kPanelRows;
   const std::int64_t matrix_bytes = panel_bytes * n_panels;
   const std::int64_t n_copies = std::max<std::int64_t>(1, (std::int64_t{160} << 20) / matrix_bytes);
-  AlignedBytes weights(n_copies * matrix_bytes + 4096);
-  fill_finite(weights);
+  // As a model's weights lie: huge pages where the system gives them.
+  Result<Arena> arena = Arena::create(n_copies * matrix_bytes + 32768, "weights");
+  STILL_CHECK(arena.has_value());
+  auto* weights = arena->allocate_array<std::uint8_t>(n_copies * matrix_bytes);
+  fill_finite(weights, n_copies * matrix_bytes);
   std::vector<AlignedBytes> scratch;
   for (int t = 0; t < n_threads; ++t) scratch.emplace_back(kLinearScratchBytes);
   Rng rng(2);
@@ -167,7 +163,7 @@ void bench_linear(const CpuKernels& kernels, PackedFormat format, std::int64_t n
       args.y_stride = n_out;
       args.scratch = scratch[static_cast<std::size_t>(t)].data();
       for (std::int64_t i = 0; i < products; ++i) {
-        args.weights = weights.data() + (copy + i) % n_copies * matrix_bytes;
+        args.weights = weights + (copy + i) % n_copies * matrix_bytes;
         kernels.linear[static_cast<int>(format)](args);
       }
       if (t == 0) copy += products;
@@ -188,7 +184,7 @@ void bench_pack(const CpuKernels& kernels, PackedFormat format, int n_threads) {
   const std::int64_t panel_bytes = packed_panel_bytes(format, k), n_panels = n_out / kPanelRows;
   const std::int64_t row_bytes = dtype_bytes(packed_dtype(format), k);
   AlignedBytes source(row_bytes * n_out), packed(panel_bytes * n_panels);
-  fill_finite(source);
+  fill_finite(source.data(), source.size());
   const double seconds = median_seconds(n_threads, 5, [&](int t) {
     kernels.pack[static_cast<int>(format)]({.source = source.data(),
                                             .row_map = nullptr,
@@ -214,7 +210,7 @@ void bench_attention(const CpuKernels& kernels, KvType type, std::int32_t head_d
   // Many heads: what decode reads is no longer in a cache.
   const std::int64_t n_heads = std::max<std::int64_t>(2, n_q > 1 ? 2 : (96 << 20) / (n_blocks * block_bytes));
   AlignedBytes cache(n_heads * n_blocks * block_bytes);
-  fill_finite(cache);
+  fill_finite(cache.data(), cache.size());
   std::vector<std::int32_t> table(static_cast<std::size_t>(n_blocks));
   for (std::int64_t i = 0; i < n_blocks; ++i) table[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i);
   Rng rng(3);
@@ -274,7 +270,7 @@ int run(const Options& options) {
     return 1;
   }
   for (const int n_threads : options.threads) {
-    const Peaks peaks = measure_peaks(n_threads);
+    const Peaks peaks = measure_peaks(n_threads, (*kernels)->name);
     std::printf("isa %s, %d threads: read %.1f GB/s, int8 %.0f Gop/s, f32 %.0f Gflop/s\n", (*kernels)->name, n_threads,
                 peaks.read_gb, peaks.int8_gop, peaks.f32_gflop);
     for (int f = 0; f < kPackedFormatCount; ++f) {

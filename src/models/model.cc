@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <future>
 
 #include "kernels/cuda_packing.h"
 #include "kernels/dispatch.h"
@@ -133,10 +134,16 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
   ModelConfig& config = model->config_;
   const bool on_cuda = options.cuda_device >= 0;
   STILL_TRY(const WeightLayout layout, weight_layout(*model->arch_, config, *checkpoint, on_cuda));
-  STILL_TRY(model->tokenizer_, load_tokenizer(*checkpoint));
-  if (model->tokenizer_->vocab_size() > config.vocab_size)
-    return error(Code::kCorrupt, "tokenizer: {} tokens, but the model's vocabulary has {}",
-                 model->tokenizer_->vocab_size(), config.vocab_size);
+  // Made beside the packing, which mostly waits for memory.
+  std::future<Result<Tokenizer>> tokenizer =
+      std::async(std::launch::async, [&checkpoint] { return load_tokenizer(*checkpoint); });
+  const auto finish_tokenizer = [&]() -> Status {
+    STILL_TRY(model->tokenizer_, tokenizer.get());
+    if (model->tokenizer_->vocab_size() > config.vocab_size)
+      return error(Code::kCorrupt, "tokenizer: {} tokens, but the model's vocabulary has {}",
+                   model->tokenizer_->vocab_size(), config.vocab_size);
+    return ok();
+  };
   STILL_TRY(const TokenizerSource text, checkpoint->tokenizer_source());
   model->chat_template_ = text.chat_template;
   for (const WeightLayout::Item& item : layout.items) {
@@ -158,6 +165,7 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
     STILL_TRY(kernels, default_cpu_kernels());
   }
   if (on_cuda) {
+    STILL_TRY_STATUS(finish_tokenizer());
     STILL_TRY_STATUS(model->load_on_cuda(layout, options, *kernels));
     return std::shared_ptr<const Model>(std::move(model));
   }
@@ -232,6 +240,7 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
         item.source->permuted_rows())
       item.source->file->release(item.source->offset, item.file_bytes);
   }
+  STILL_TRY_STATUS(finish_tokenizer());
   model->bound_ = model->arch_->bind(config, model->weights_);
   return std::shared_ptr<const Model>(std::move(model));
 }

@@ -101,14 +101,20 @@ STILL_INLINE void load_scales(const KvHeadView& kv, const CachedTile& tile, cons
 
 // The tile as f32 in scratch.
 template <bool kInt8>
-void convert_tile(const KvHeadView& kv, int64_t pos, int64_t padded_dim, TileScratch& s) {
+void convert_tile(const KvHeadView& kv, int64_t pos, bool is_last, int64_t padded_dim, TileScratch& s) {
   constexpr Element kElement = kInt8 ? Element::kInt8 : Element::kF16;
   const int64_t head_dim = kv.head_dim, whole = head_dim / 16 * 16;
-  const CachedTile tile = cached_tile(kv, pos);
-  for (int64_t i = 0; i < head_dim * 32; i += 16) f_store(s.k + i, load_elements<kElement>(tile.k, i));
+  const CachedTile tile = cached_tile(kv, pos), next = cached_tile(kv, is_last ? pos : pos + kKvTile);
+  for (int64_t i = 0; i < head_dim * 32; i += 32) {
+    prefetch_l2(next.k + i * kElementSize<kElement>);
+    f_store(s.k + i, load_elements<kElement>(tile.k, i));
+    f_store(s.k + i + 16, load_elements<kElement>(tile.k, i + 16));
+  }
   for (int64_t j = 0; j < 32; ++j) {
-    for (int64_t d = 0; d < whole; d += 16)
+    for (int64_t d = 0; d < whole; d += 16) {
+      if (d % 32 == 0) prefetch_l2(next.v + (j * head_dim + d) * kElementSize<kElement>);
       f_store(s.v + j * padded_dim + d, load_elements<kElement>(tile.v, j * head_dim + d));
+    }
     for (int64_t d = whole; d < head_dim; ++d)
       s.v[j * padded_dim + d] = kInt8 ? static_cast<float>(static_cast<int8_t>(tile.v[j * head_dim + d]))
                                       : f16_at(tile.v + 2 * (j * head_dim + d));
@@ -315,8 +321,10 @@ void attend_tile(const AttentionArgs& args, AttentionChunk& chunk, const TileScr
   const int64_t head_dim = args.kv.head_dim;
   const auto tile_begin = [&](int64_t r) STILL_UNROLLED { return max_of(chunk.begin[r] - pos, 0); };
   const auto tile_end = [&](int64_t r) STILL_UNROLLED { return min_of(chunk.end[r] - pos, 32); };
-  for (; row < row_end; row += kAttentionRows) {
-    const int64_t last = min_of(row + kAttentionRows, row_end);
+  for (int64_t last = row; row < row_end; row = last) {
+    // A last row alone would leave the multipliers waiting for its few chains.
+    const int64_t left = row_end - row;
+    last = row + (left > 1 && left % kAttentionRows == 1 ? kAttentionRows - 1 : min_of(kAttentionRows, left));
     with_rows(last - row, [&](auto n) STILL_UNROLLED {
       score_rows<decltype(n)::value, kInt8, kElement>(chunk.q + row, s, head_dim, s.p + row * 32);
     });
@@ -358,7 +366,7 @@ void attend_chunk(const AttentionArgs& args, AttentionChunk& chunk, TileScratch&
         point_at_tile<kInt8>(args.kv, pos, pos + kKvTile >= chunk.end[n - 1], s);
         attend_tile<kInt8, kInt8 ? Element::kInt8 : Element::kF16>(args, chunk, s, padded_dim, pos, active, active_end);
       } else {
-        convert_tile<kInt8>(args.kv, pos, padded_dim, s);
+        convert_tile<kInt8>(args.kv, pos, pos + kKvTile >= chunk.end[n - 1], padded_dim, s);
         attend_tile<kInt8, Element::kF32>(args, chunk, s, padded_dim, pos, active, active_end);
       }
     }

@@ -7,10 +7,16 @@ namespace still {
 namespace {
 
 // N vectors of 16 rows x 4 weights of at most kMax.
-template <int kMax, int N>
+template <int kMaxWeight, int N>
 struct Weights {
-  static constexpr int kParts = !kHasVnni && kMax > 63 ? 2 : 1;
+  static constexpr int kMax = kMaxWeight, kVectors = N, kParts = !kHasVnni && kMax > 63 ? 2 : 1;
   Bytes v[N * kParts];
+
+  static constexpr int order(int i) { return i; }
+  template <int kPart, int I>
+  STILL_INLINE Bytes get() const {
+    return v[kPart * N + I];
+  }
 
   template <int I>
   STILL_INLINE void set(Bytes x) {
@@ -30,6 +36,18 @@ struct Weights {
   }
 };
 
+// The same as stored, read vector by vector: for few registers.
+template <int kMaxWeight, int N>
+struct StoredWeights {
+  static constexpr int kMax = kMaxWeight, kVectors = N, kParts = Weights<kMax, N>::kParts;
+  const uint8_t* bytes;
+  static constexpr int order(int i) { return i; }
+  template <int kPart, int I>
+  STILL_INLINE Bytes get() const {
+    return b_load(bytes + 64 * (kPart * N + I));
+  }
+};
+
 // Products of weights of at most kMax that int16 holds: each adds two of kMax * 127 (-128 does not occur).
 template <int kMax>
 constexpr int kInt16Steps = kMax > 63   ? 8
@@ -38,39 +56,72 @@ constexpr int kInt16Steps = kMax > 63   ? 8
                             : kMax > 7  ? 8
                                         : 16;
 
-// body(sums): the int16 sums of each run of kInt16Steps vectors, column by column; `part` says which nibble.
-template <int kMax, int N, int kColumns, class Body>
-STILL_INLINE void int16_dots(const Weights<kMax, N>& w, const int32_t* q, int q_stride, const Body& body) {
-  constexpr int kSteps = kInt16Steps<kMax> < N ? kInt16Steps<kMax> : N;
-  repeat<Weights<kMax, N>::kParts>([&](auto part) STILL_UNROLLED {
-    repeat<N / kSteps>([&](auto run) STILL_UNROLLED {
-      repeat<kColumns>([&](auto column) STILL_UNROLLED {
-        constexpr int kFirst = decltype(run)::value * kSteps, kColumn = decltype(column)::value;
-        Pairs sums = p_zero();
+// body(part, column, sums): the int16 sums of each run of kInt16Steps vectors; `part` says which nibble.
+//
+// kFromOffsets: the sums start at `offsets` (int16 pairs, a word for each column) and wrap. Where those are -offset
+// times the sums of q that a lane's products have, they end as sums of (w - offset) * q, which int16 holds if the
+// offset is half of what w can be: 2 * 8 * 16 * 127 (fifth bits) and 2 * 4 * 32 * 127 (sixth bits) are 32512.
+template <int kColumns, bool kFromOffsets, class W, class Body>
+STILL_INLINE void int16_dots(const W& w, const int32_t* q, int q_stride, const int32_t* offsets, const Body& body) {
+  constexpr int kSteps = !kFromOffsets && kInt16Steps<W::kMax> < W::kVectors ? kInt16Steps<W::kMax> : W::kVectors;
+  // With few registers all columns' sums are in them and a vector of weights only while it is used, else the reverse.
+  constexpr int kAtOnce = kFewRegisters ? kColumns : 1;
+  constexpr int kPartsAtOnce = kFewRegisters && kColumns <= 2 ? W::kParts : 1;
+  repeat<W::kParts / kPartsAtOnce>([&](auto pass) STILL_UNROLLED {
+    repeat<W::kVectors / kSteps>([&](auto run) STILL_UNROLLED {
+      repeat<kColumns / kAtOnce>([&](auto group) STILL_UNROLLED {
+        constexpr int kFirstColumn = decltype(group)::value * kAtOnce;
+        constexpr int kFirstPart = decltype(pass)::value * kPartsAtOnce;
+        Pairs sums[kPartsAtOnce][kAtOnce];
         repeat<kSteps>([&](auto step) STILL_UNROLLED {
-          constexpr int kVector = kFirst + decltype(step)::value;
-          const Pairs product =
-              maddubs(w.v[decltype(part)::value * N + kVector], i_broadcast(q + kVector * q_stride + kColumn));
-          sums = decltype(step)::value == 0 ? product : p_add(sums, product);
+          constexpr int kVector = W::order(decltype(run)::value * kSteps + decltype(step)::value);
+          Bytes weights[kPartsAtOnce];
+          repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
+            weights[decltype(part)::value] = w.template get<kFirstPart + decltype(part)::value, kVector>();
+          });
+          repeat<kAtOnce>([&](auto column) STILL_UNROLLED {
+            constexpr int kColumn = decltype(column)::value;
+            const Ints x = i_broadcast(q + kVector * q_stride + kFirstColumn + kColumn);
+            repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
+              Pairs& sum = sums[decltype(part)::value][kColumn];
+              const Pairs product = maddubs(weights[decltype(part)::value], x);
+              if constexpr (decltype(step)::value > 0) {
+                sum = p_add(sum, product);
+              } else if constexpr (kFromOffsets) {
+                sum = p_add(i_broadcast(offsets + kFirstColumn + kColumn), product);
+              } else {
+                sum = product;
+              }
+              // g++ would add the products as a tree, which needs a register for each of them.
+              if constexpr (kFewRegisters) p_keep(sum);
+            });
+          });
         });
-        body(part, column, sums);
+        repeat<kAtOnce>([&](auto column) STILL_UNROLLED {
+          repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
+            constexpr int kPart = decltype(part)::value, kColumn = decltype(column)::value;
+            body(Int<kFirstPart + kPart>{}, Int<kFirstColumn + kColumn>{}, sums[kPart][kColumn]);
+          });
+        });
       });
     });
   });
 }
 
 // acc[c] += sum of w * q over the N vectors. q: [N][q_stride], column c at offset c.
-template <int kMax, int N, int kColumns>
-STILL_INLINE void add_dots(Ints* acc, const Weights<kMax, N>& w, const int32_t* q, int q_stride) {
+// kFromOffsets (never with VNNI): see int16_dots.
+template <int kColumns, bool kFromOffsets = false, class W>
+STILL_INLINE void add_dots(Ints* acc, const W& w, const int32_t* q, int q_stride, const int32_t* offsets = nullptr) {
   if constexpr (kHasVnni) {
-    repeat<N>([&](auto i) STILL_UNROLLED {
+    repeat<W::kVectors>([&](auto i) STILL_UNROLLED {
       repeat<kColumns>([&](auto column) STILL_UNROLLED {
         constexpr int kVector = decltype(i)::value, kColumn = decltype(column)::value;
-        acc[kColumn] = vnni_dot(acc[kColumn], w.v[kVector], i_broadcast(q + kVector * q_stride + kColumn));
+        acc[kColumn] =
+            vnni_dot(acc[kColumn], w.template get<0, kVector>(), i_broadcast(q + kVector * q_stride + kColumn));
       });
     });
   } else {
-    int16_dots<kMax, N, kColumns>(w, q, q_stride, [&](auto part, auto column, Pairs sums) STILL_UNROLLED {
+    int16_dots<kColumns, kFromOffsets>(w, q, q_stride, offsets, [&](auto part, auto column, Pairs sums) STILL_UNROLLED {
       Pairs ones = p_ones();
       if constexpr (decltype(part)::value == 1) ones = p_shift_left<4>(ones);
       acc[decltype(column)::value] = p_dot(acc[decltype(column)::value], sums, ones);
@@ -79,18 +130,19 @@ STILL_INLINE void add_dots(Ints* acc, const Weights<kMax, N>& w, const int32_t* 
 }
 
 // The same times the sub-block's scale (scale_low, scale_high).
-template <int kMax, int N, int kColumns>
-STILL_INLINE void add_scaled_dots(Ints* acc, const Weights<kMax, N>& w, const int32_t* q, int q_stride, Ints scale) {
+template <int kColumns, bool kFromOffsets = false, class W>
+STILL_INLINE void add_scaled_dots(Ints* acc, const W& w, const int32_t* q, int q_stride, Ints scale,
+                                  const int32_t* offsets = nullptr) {
   if constexpr (kHasVnni) {
     Ints dots[kColumns];
     repeat<kColumns>([&](auto column) STILL_UNROLLED { dots[decltype(column)::value] = i_zero(); });
-    add_dots<kMax, N, kColumns>(dots, w, q, q_stride);
+    add_dots<kColumns>(dots, w, q, q_stride);
     repeat<kColumns>([&](auto column) STILL_UNROLLED {
       constexpr int kColumn = decltype(column)::value;
       acc[kColumn] = i_add(acc[kColumn], vnni_scale(dots[kColumn], scale));
     });
   } else {
-    int16_dots<kMax, N, kColumns>(w, q, q_stride, [&](auto part, auto column, Pairs sums) STILL_UNROLLED {
+    int16_dots<kColumns, kFromOffsets>(w, q, q_stride, offsets, [&](auto part, auto column, Pairs sums) STILL_UNROLLED {
       const Pairs factor = decltype(part)::value == 1 ? p_shift_left<4>(scale) : scale;
       acc[decltype(column)::value] = p_dot(acc[decltype(column)::value], sums, factor);
     });

@@ -6,7 +6,9 @@
 //   kOffset        weight = unsigned weight - kOffset (symmetric formats), else kHasMin
 //   kQuantBytes, kScaleBytes  of a tile
 //   kSteps         a block is unpacked in steps of kStepSubs sub-blocks; steps of a block may be a loop at run time
-//   sub(step, j)   which sub-block is the step's j-th;  unpack<j>(quants, step): its weights, from a tile's quants
+//   sub(step, j)   which sub-block is the step's j-th;  vector<j, i>(quants, step): its i-th vector of weights, from a
+//                  tile's quants;  order(i): the vector to take i-th, so that those made from the same bytes are
+//                  neighbours
 #pragma once
 
 namespace still {
@@ -21,6 +23,7 @@ struct Format {
   static constexpr int kSubs = kSubBlocks, kVectors = kSubVectors, kMax = kMaxWeight, kOffset = kWeightOffset;
   static constexpr int kStepSubs = kSubs == 1 ? 1 : 2, kSteps = kSubs / kStepSubs;
   static constexpr int sub(int step, int j) { return step * kStepSubs + j; }
+  static constexpr int order(int i) { return i; }
   static constexpr bool kHasMin = kMinimum;
   static constexpr int kBlock = kSubs * kVectors * 4;
   static constexpr int kQuantBytes = kQuantVectors * 64;
@@ -43,16 +46,10 @@ STILL_INLINE Bytes bit(Bytes x) {
 
 template <bool kMinimum>
 struct FourBits : Format<1, 8, 15, kMinimum, 8, 4> {
-  template <int J>
-  static STILL_INLINE Weights<15, 8> unpack(const uint8_t* quants, int) {
-    Weights<15, 8> w;
-    repeat<4>([&](auto i) STILL_UNROLLED {
-      constexpr int I = decltype(i)::value;
-      const Bytes x = b_load(quants + 64 * I);
-      w.template set<I>(b_and(x, 15));
-      w.template set<4 + I>(b_and(b_shift_right<4>(x), 15));
-    });
-    return w;
+  static constexpr int order(int i) { return i / 2 + i % 2 * 4; }
+  template <int J, int I>
+  static STILL_INLINE Bytes vector(const uint8_t* quants, int) {
+    return b_and(b_shift_right<I / 4 * 4>(b_load(quants + 64 * (I % 4))), 15);
   }
 };
 using Q4_0 = FourBits<false>;
@@ -60,74 +57,51 @@ using Q4_1 = FourBits<true>;
 
 template <bool kMinimum>
 struct FiveBits : Format<1, 8, 31, kMinimum, 16, 5> {
-  template <int J>
-  static STILL_INLINE Weights<31, 8> unpack(const uint8_t* quants, int) {
-    Weights<31, 8> w;
-    const Bytes fifth = b_load(quants + 64 * 4);
-    repeat<4>([&](auto i) STILL_UNROLLED {
-      constexpr int I = decltype(i)::value;
-      const Bytes x = b_load(quants + 64 * I);
-      w.template set<I>(b_or(b_and(x, 15), bit<I, 4>(fifth)));
-      w.template set<4 + I>(b_or(b_and(b_shift_right<4>(x), 15), bit<4 + I, 4>(fifth)));
-    });
-    return w;
+  static constexpr int order(int i) { return i / 2 + i % 2 * 4; }
+  template <int J, int I>
+  static STILL_INLINE Bytes vector(const uint8_t* quants, int) {
+    const Bytes low = b_and(b_shift_right<I / 4 * 4>(b_load(quants + 64 * (I % 4))), 15);
+    return b_or(low, bit<I, 4>(b_load(quants + 64 * 4)));
   }
 };
 using Q5_0 = FiveBits<false>;
 using Q5_1 = FiveBits<true>;
 
 struct Q8_0 : Format<1, 8, 255, false, 128, 8> {
-  template <int J>
-  static STILL_INLINE Sub unpack(const uint8_t* quants, int) {
-    Sub w;
-    repeat<8>([&](auto i)
-                  STILL_UNROLLED { w.template set<decltype(i)::value>(b_load(quants + 64 * decltype(i)::value)); });
-    return w;
+  template <int J, int I>
+  static STILL_INLINE Bytes vector(const uint8_t* quants, int) {
+    return b_load(quants + 64 * I);
   }
 };
 
 struct IQ4_NL : Format<1, 8, 255, false, 128, 4> {
-  template <int J>
-  static STILL_INLINE Sub unpack(const uint8_t* quants, int) {
-    Sub w;
-    repeat<4>([&](auto i) STILL_UNROLLED {
-      constexpr int I = decltype(i)::value;
-      const Bytes x = b_load(quants + 64 * (4 * J + I));
-      w.template set<I>(b_lookup(kIq4Levels, b_and(x, 15)));
-      w.template set<4 + I>(b_lookup(kIq4Levels, b_and(b_shift_right<4>(x), 15)));
-    });
-    return w;
+  static constexpr int order(int i) { return i / 2 + i % 2 * 4; }
+  template <int J, int I>
+  static STILL_INLINE Bytes vector(const uint8_t* quants, int) {
+    return b_lookup(kIq4Levels, b_and(b_shift_right<I / 4 * 4>(b_load(quants + 64 * (4 * J + I % 4))), 15));
   }
 };
 
 struct IQ4_XS : Format<8, 8, 255, false, 128, 32> {
-  template <int J>
-  static STILL_INLINE Sub unpack(const uint8_t* quants, int step) {
-    return IQ4_NL::unpack<J>(quants + 64 * 8 * step, 0);
+  static constexpr int order(int i) { return IQ4_NL::order(i); }
+  template <int J, int I>
+  static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
+    return IQ4_NL::vector<J, I>(quants + 64 * 8 * step, 0);
   }
 };
 
 struct Q4_K : Format<8, 8, 15, true, 0, 32> {
-  template <int J>
-  static STILL_INLINE Sub unpack(const uint8_t* quants, int step) {
-    Sub w;
-    repeat<8>([&](auto i) STILL_UNROLLED {
-      w.template set<decltype(i)::value>(field(quants, 8 * step + decltype(i)::value, 4 * J, 15));
-    });
-    return w;
+  template <int J, int I>
+  static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
+    return field(quants, 8 * step + I, 4 * J, 15);
   }
 };
 
 struct Q5_K : Format<8, 8, 31, true, 0, 40> {
-  template <int J>
-  static STILL_INLINE Sub unpack(const uint8_t* quants, int step) {
-    Sub w;
-    repeat<8>([&](auto i) STILL_UNROLLED {
-      constexpr int I = decltype(i)::value;
-      const Bytes fifth = b_shift_right_by(b_load(quants + 64 * (32 + I)), 2 * step);
-      w.template set<I>(b_or(field(quants, 8 * step + I, 4 * J, 15), bit<J, 4>(fifth)));
-    });
-    return w;
+  template <int J, int I>
+  static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
+    const Bytes fifth = b_shift_right_by(b_load(quants + 64 * (32 + I)), 2 * step);
+    return b_or(field(quants, 8 * step + I, 4 * J, 15), bit<J, 4>(fifth));
   }
 };
 
@@ -141,42 +115,57 @@ struct SixteenWide : Format<16, 4, kMaxWeight, kMinimum, kWeightOffset, kQuantVe
 };
 
 struct Q6_K : SixteenWide<63, false, 32, 48> {
-  template <int J>
-  static STILL_INLINE Sub unpack(const uint8_t* quants, int step) {
+  template <int J, int I>
+  static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
     const int half = step / 2, first = step % 2 * 4;
-    Sub w;
-    repeat<4>([&](auto i) STILL_UNROLLED {
-      constexpr int I = decltype(i)::value;
-      const Bytes low = field(quants, half * 16 + J % 2 * 8 + first + I, J / 2 * 4, 15);
-      const Bytes high = b_load(quants + 64 * (32 + half * 8 + first + I));
-      w.template set<I>(b_or(low, b_and(b_shift_right<2 * J - 4>(high), 0x30)));
-    });
-    return w;
+    const Bytes low = field(quants, half * 16 + J % 2 * 8 + first + I, J / 2 * 4, 15);
+    const Bytes high = b_load(quants + 64 * (32 + half * 8 + first + I));
+    return b_or(low, b_and(b_shift_right<2 * J - 4>(high), 0x30));
   }
 };
 
 struct Q3_K : SixteenWide<7, false, 4, 24> {
-  template <int J>
-  static STILL_INLINE Sub unpack(const uint8_t* quants, int step) {
+  template <int J, int I>
+  static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
     const int half = step / 2, first = step % 2 * 4;
-    Sub w;
-    repeat<4>([&](auto i) STILL_UNROLLED {
-      constexpr int I = decltype(i)::value;
-      const Bytes low = field(quants, half * 8 + first + I, 2 * J, 3);
-      w.template set<I>(b_or(low, b_shift_right<-2>(field(quants, 16 + first + I, 4 * half + J, 1))));
-    });
-    return w;
+    const Bytes low = field(quants, half * 8 + first + I, 2 * J, 3);
+    return b_or(low, b_shift_right<-2>(field(quants, 16 + first + I, 4 * half + J, 1)));
   }
 };
 
 struct Q2_K : SixteenWide<3, true, 0, 16> {
-  template <int J>
-  static STILL_INLINE Sub unpack(const uint8_t* quants, int step) {
-    Sub w;
-    repeat<4>([&](auto i) STILL_UNROLLED {
-      w.template set<decltype(i)::value>(field(quants, step / 2 * 8 + step % 2 * 4 + decltype(i)::value, 2 * J, 3));
-    });
-    return w;
+  template <int J, int I>
+  static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
+    return field(quants, step / 2 * 8 + step % 2 * 4 + I, 2 * J, 3);
+  }
+};
+
+// The weights of the step's sub-block J, all at once.
+template <class F, int J>
+STILL_INLINE typename F::Sub unpack(const uint8_t* quants, int step) {
+  typename F::Sub w;
+  repeat<F::kVectors>([&](auto i) STILL_UNROLLED {
+    constexpr int I = F::order(decltype(i)::value);
+    w.template set<I>(F::template vector<J, I>(quants, step));
+  });
+  return w;
+}
+
+// The same, each vector made where it is used: for few registers.
+template <class F, int J>
+struct LazyWeights {
+  static constexpr int kMax = F::kMax, kVectors = F::kVectors, kParts = F::Sub::kParts;
+  const uint8_t* quants;
+  int step;
+  static constexpr int order(int i) { return F::order(i); }
+  template <int kPart, int I>
+  STILL_INLINE Bytes get() const {
+    const Bytes x = F::template vector<J, I>(quants, step);
+    if constexpr (kParts == 1) {
+      return x;
+    } else {
+      return b_and(b_shift_right<4 * kPart>(x), 15);
+    }
   }
 };
 

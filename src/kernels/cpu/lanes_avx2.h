@@ -16,6 +16,8 @@ struct Ints {
 using Bytes = Ints;
 using Pairs = Ints;
 
+// A sub-block's weights do not fit beside the sums.
+constexpr bool kFewRegisters = true;
 constexpr int kMaxColumns = 4;
 constexpr int kColumnsAtOnce = 4;
 constexpr int kAttentionRows = 3;
@@ -260,10 +262,12 @@ STILL_INLINE Pairs p_from_int8(const uint8_t* p) {
 STILL_INLINE Ints p_dot(Ints acc, Pairs x, Pairs y) {
   return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(x.a, y.a)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(x.b, y.b))};
 }
-typedef int32_t Words32 __attribute__((vector_size(32), may_alias));
+// [is_high]: which bytes a shuffle takes to have a lane's low or high half twice.
+alignas(32) constexpr uint8_t kHalfTwice[2][32] = {
+    {0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13, 0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13},
+    {2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15, 2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15}};
 STILL_INLINE __m256i half_twice(__m256i pairs, int is_high) {
-  const Words32 wide = (reinterpret_cast<Words32>(pairs) << (is_high != 0 ? 0 : 16)) >> 16;
-  return reinterpret_cast<__m256i>((wide << 16) | (wide & 0xffff));
+  return _mm256_shuffle_epi8(pairs, _mm256_load_si256(reinterpret_cast<const __m256i*>(kHalfTwice[is_high])));
 }
 STILL_INLINE Ints scale_half(Pairs x, int is_high) {
   return {half_twice(x.a, is_high), half_twice(x.b, is_high)};
@@ -281,6 +285,10 @@ STILL_INLINE Pairs maddubs(Bytes w, Ints q) {
 }
 STILL_INLINE Pairs p_add(Pairs x, Pairs y) {
   return {_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)};
+}
+// The compiler must have x as it is here: it cannot rearrange the sums that lead to it.
+STILL_INLINE void p_keep(Pairs& x) {
+  asm("" : "+x"(x.a), "+x"(x.b));
 }
 STILL_INLINE Pairs p_zero() {
   return i_zero();

@@ -13,6 +13,8 @@ using Bytes = __m512i;  // 16 x 4 bytes
 using Pairs = __m512i;  // 16 x 2 int16
 
 // How many columns of activations one pass over the weights serves, and how many share unpacked weights in registers.
+// A sub-block's weights fit beside the sums.
+constexpr bool kFewRegisters = false;
 constexpr int kMaxColumns = 16;
 constexpr int kColumnsAtOnce = 8;
 // Rows (a query of a head) whose attention is computed side by side.
@@ -268,6 +270,7 @@ STILL_INLINE Pairs maddubs(Bytes w, Ints q) {
 STILL_INLINE Pairs p_add(Pairs a, Pairs b) {
   return _mm512_add_epi16(a, b);
 }
+STILL_INLINE void p_keep(Pairs&) {}
 STILL_INLINE Pairs p_zero() {
   return _mm512_setzero_si512();
 }

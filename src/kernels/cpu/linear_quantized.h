@@ -13,15 +13,32 @@ namespace {
 // Activations of kColumns rows, regrouped; int32 words of one block:
 //   q [kBlock / 4][kColumns], four int8 a word;  scale [kColumns] f32;
 //   32-wide:  [kColumns], -kOffset * sum(q) as int32, or with a minimum f32(sum(q));
-//   256-wide: [kSubs / 2][kColumns], the sums of two neighbouring sub-blocks as int16 pairs.
+//   256-wide: [kSubs / 2][kColumns], the sums of two neighbouring sub-blocks as int16 pairs;
+//   kOffsetInSums: [kSubs][kColumns] what a sub-block's int16 sums start at (dot.h).
+template <class F>
+constexpr bool kOffsetInSums =
+    kFewRegisters && !F::kHasMin && F::kMax <= 63 && 2 * F::kVectors * F::kOffset * 127 < 32768;
 template <class F>
 struct ColumnLayout {
   static constexpr int kScaleAt = F::kBlock / 4, kSumsAt = kScaleAt + 1;
-  static constexpr int kWords = kSumsAt + (F::kBlock == 32 ? 1 : F::kSubs / 2);
+  static constexpr int kWords = kSumsAt + (F::kBlock == 32 ? 1 : kOffsetInSums<F> ? F::kSubs : F::kSubs / 2);
 };
 
 STILL_INLINE int32_t pair_word(int32_t low, int32_t high) {
   return static_cast<int32_t>((static_cast<uint32_t>(low) & 0xffffu) | static_cast<uint32_t>(high) << 16);
+}
+
+// The int16 pair of -kOffset * (sum of q[4v] + q[4v + 1]) and of -kOffset * (sum of q[4v + 2] + q[4v + 3]).
+template <class F>
+STILL_INLINE int32_t offset_word(const uint8_t* q) {
+  __m128i pairs = _mm_setzero_si128();
+  for (int i = 0; i < F::kVectors * 4; i += 16) {
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q + i));
+    pairs = _mm_add_epi16(pairs, _mm_maddubs_epi16(_mm_set1_epi8(1), x));
+  }
+  pairs = _mm_add_epi16(pairs, _mm_shuffle_epi32(pairs, 0x4e));
+  pairs = _mm_add_epi16(pairs, _mm_shuffle_epi32(pairs, 0xb1));
+  return _mm_cvtsi128_si32(_mm_mullo_epi16(pairs, _mm_set1_epi16(-F::kOffset)));
 }
 
 template <class F>
@@ -71,7 +88,13 @@ void regroup_columns(const QuantizedRows& x, int64_t row, int64_t n_rows, int64_
     }
     for (int c = 0; c < kColumns; ++c) {
       __builtin_memcpy(out + Layout::kScaleAt * kColumns + c, x.scale + rows[c] * blocks_of_row + b, 4);
-      regroup_sums<F>(x.sums + (rows[c] * x.k + b * F::kBlock) / 16, out + Layout::kSumsAt * kColumns + c, kColumns);
+      int32_t* sums = out + Layout::kSumsAt * kColumns + c;
+      if constexpr (kOffsetInSums<F>) {
+        for (int sub = 0; sub < F::kSubs; ++sub)
+          sums[sub * kColumns] = offset_word<F>(q[c] + b * F::kBlock + sub * F::kVectors * 4);
+      } else {
+        regroup_sums<F>(x.sums + (rows[c] * x.k + b * F::kBlock) / 16, sums, kColumns);
+      }
     }
   }
 }
@@ -93,13 +116,18 @@ template <class F, bool kUnpacked>
 constexpr int kPartBytes = kUnpacked ? F::kSubs * F::kVectors * F::Sub::kParts * 64 : F::kQuantBytes;
 
 template <class F, bool kUnpacked, int J>
-STILL_INLINE typename F::Sub sub_block(const uint8_t* quants, int step) {
-  if constexpr (kUnpacked) {
+STILL_INLINE auto sub_block(const uint8_t* quants, int step) {
+  const uint8_t* stored = quants + F::sub(step, J) * F::kVectors * F::Sub::kParts * 64;
+  if constexpr (kFewRegisters && kUnpacked) {
+    return StoredWeights<F::kMax, F::kVectors>{stored};
+  } else if constexpr (kFewRegisters) {
+    return LazyWeights<F, J>{quants, step};
+  } else if constexpr (kUnpacked) {
     typename F::Sub w;
-    w.load(quants + F::sub(step, J) * F::kVectors * F::Sub::kParts * 64);
+    w.load(stored);
     return w;
   } else {
-    return F::template unpack<J>(quants, step);
+    return unpack<F, J>(quants, step);
   }
 }
 
@@ -165,15 +193,15 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
 
   if constexpr (F::kBlock == 32) {
     if constexpr (!kUnpacked) prefetch_part<F, kColumns>(quants, 0);
-    const typename F::Sub w = sub_block<F, kUnpacked, 0>(quants, 0);
+    const auto w = sub_block<F, kUnpacked, 0>(quants, 0);
     repeat<kColumns / kAtOnce>([&](auto group) STILL_UNROLLED {
       constexpr int kFirst = decltype(group)::value * kAtOnce;
       Ints dots[kAtOnce];
       repeat<kAtOnce>([&](auto column) STILL_UNROLLED {
         constexpr int kColumn = decltype(column)::value;
-        dots[kColumn] = F::kHasMin ? i_zero() : i_broadcast(sums + kFirst + kColumn);
+        dots[kColumn] = F::kHasMin || kOffsetInSums<F> ? i_zero() : i_broadcast(sums + kFirst + kColumn);
       });
-      add_dots<F::kMax, F::kVectors, kAtOnce>(dots, w, x + kFirst, kColumns);
+      add_dots<kAtOnce, kOffsetInSums<F>>(dots, w, x + kFirst, kColumns, sums + kFirst);
       repeat<kAtOnce>([&](auto column) STILL_UNROLLED {
         constexpr int kColumn = kFirst + decltype(column)::value;
         const Floats s = f_broadcast(scale + kColumn);
@@ -189,14 +217,22 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
       repeat<F::kStepSubs>([&](auto j) STILL_UNROLLED {
         const int sub = F::sub(step, decltype(j)::value);
         const Ints sub_scale = scale_half(scale_pairs<F>(scales + sub / 2 * 32), sub % 2);
-        const typename F::Sub w = sub_block<F, kUnpacked, decltype(j)::value>(quants, step);
+        const auto w = sub_block<F, kUnpacked, decltype(j)::value>(quants, step);
         const int32_t* q = x + sub * F::kVectors * kColumns;
         repeat<kColumns / kAtOnce>([&](auto group) STILL_UNROLLED {
           constexpr int kFirst = decltype(group)::value * kAtOnce;
-          add_scaled_dots<F::kMax, F::kVectors, kAtOnce>(dots + kFirst, w, q + kFirst, kColumns, sub_scale);
+          add_scaled_dots<kAtOnce, kOffsetInSums<F>>(dots + kFirst, w, q + kFirst, kColumns, sub_scale,
+                                                     sums + sub * kColumns + kFirst);
         });
       });
     });
+    if constexpr (kOffsetInSums<F>) {
+      repeat<kColumns>([&](auto column) STILL_UNROLLED {
+        constexpr int kColumn = decltype(column)::value;
+        acc[kColumn] = f_fma(f_mul(d, f_broadcast(scale + kColumn)), f_from_ints(dots[kColumn]), acc[kColumn]);
+      });
+      return;
+    }
     Pairs factors[F::kSubs / 2];  // of the activation sums: minimums, or scales for the offset
     repeat<F::kSubs / 2>([&](auto pair) STILL_UNROLLED {
       factors[decltype(pair)::value] =
@@ -306,7 +342,7 @@ void unpack_blocks(const uint8_t* quants, int64_t n_blocks, uint8_t* out) {
       prefetch_part<F, kMaxColumns>(quants, step);
       repeat<F::kStepSubs>([&](auto sub) STILL_UNROLLED {
         constexpr int J = decltype(sub)::value;
-        F::template unpack<J>(quants, step).store(out + F::sub(step, J) * F::kVectors * F::Sub::kParts * 64);
+        unpack<F, J>(quants, step).store(out + F::sub(step, J) * F::kVectors * F::Sub::kParts * 64);
       });
     });
   }
@@ -318,16 +354,18 @@ constexpr int64_t kManyRows = 256;
 // L1.
 constexpr int kPanelsAtOnce = 2;
 constexpr int64_t kChunkWeights = 512;  // of a row
+template <class F>
+constexpr int64_t kChunk = kChunkWeights / F::Sub::kParts;  // nibbles take twice the room
 template <class F, int kColumns>
 void multiply_many(const LinearArgs& args, int64_t row, int64_t n) {
   constexpr int64_t kGroupBlockWords = ColumnLayout<F>::kWords * kColumns;
-  constexpr int64_t kUnpackedBytes = kChunkWeights / F::kBlock * kPartBytes<F, true>;  // of a panel
+  constexpr int64_t kUnpackedBytes = kChunk<F> / F::kBlock * kPartBytes<F, true>;  // of a panel
   uint8_t* unpacked = args.scratch;
   int32_t* x = reinterpret_cast<int32_t*>(args.scratch + kPanelsAtOnce * kUnpackedBytes);
   const int64_t n_groups = (n + kColumns - 1) / kColumns;
   const int64_t n_blocks = args.k / F::kBlock;
   const int64_t x_bytes = kLinearScratchBytes - kPanelsAtOnce * kUnpackedBytes;
-  const int64_t fitting = min_of(x_bytes / (n_groups * kGroupBlockWords * 4), kChunkWeights / F::kBlock);
+  const int64_t fitting = min_of(x_bytes / (n_groups * kGroupBlockWords * 4), kChunk<F> / F::kBlock);
   const int64_t n_chunks = (n_blocks + fitting - 1) / fitting;
   const int64_t step = (n_blocks + n_chunks - 1) / n_chunks;
   for (int64_t block = 0; block < n_blocks; block += step) {

@@ -79,14 +79,14 @@ constexpr int64_t kTileWeightBytes = kDigitBytes<F> * TileDigits<F>::kDigits;
 template <class F>
 STILL_INLINE void unpack_for_tiles(const uint8_t* quants, const uint8_t* scales, uint8_t* out) {
   if constexpr (F::kBlock == 32) {
-    F::template unpack<0>(quants, 0).store(out);
+    unpack<F, 0>(quants, 0).store(out);
   } else {
     for (int step = 0; step < F::kSteps; ++step) {
       repeat<F::kStepSubs>([&](auto j) STILL_UNROLLED {
         const int sub_block = F::sub(step, decltype(j)::value);
         const __m512i pairs = scale_pairs<F>(scales + sub_block / 2 * 32);
         const __m512i scale = sub_block % 2 == 0 ? twice_low(pairs) : twice_high(pairs);
-        const typename F::Sub w = F::template unpack<decltype(j)::value>(quants, step);
+        const typename F::Sub w = unpack<F, decltype(j)::value>(quants, step);
         repeat<TileDigits<F>::kDigits>([&](auto digit) STILL_UNROLLED {
           constexpr int kDigit = decltype(digit)::value;
           const __m512i factor = scale_digit<F, kDigit>(scale);

@@ -19,7 +19,8 @@ struct alignas(64) TileConfig {
 
 std::int64_t int8_peak_amx(std::int64_t n_rounds) {
   const TileConfig config;
-  _tile_loadconfig(&config);
+  // Not _tile_loadconfig: g++ 12's says that it reads 8 bytes, and the stores of the rest are left out.
+  asm volatile("ldtilecfg (%0)" ::"r"(&config) : "memory");
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
