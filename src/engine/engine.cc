@@ -62,18 +62,24 @@ class CudaForward : public ForwardPass {
   }
 
   // The engine's thread is not the one that made it.
-  Result<float*> run(const RaggedBatch& batch) override {
-    STILL_TRY_STATUS(use_cuda_device(model_->cuda_device()));
-    STILL_TRY_STATUS(model_->forward(*exec_, batch, cache_, rope_, buffers_));
-    return nullptr;
-  }
+  Result<float*> run(const RaggedBatch&) override { return error(Code::kInternal, "the logits are on a GPU"); }
   bool is_on_device() const override { return true; }
+  Status launch(const RaggedBatch& batch, std::span<const CudaSampleRow> draws) override {
+    CudaExec& cuda = *exec_->cuda();
+    Status launched = use_cuda_device(model_->cuda_device());
+    cuda.stage_draws(draws);
+    if (launched) launched = model_->forward(*exec_, batch, cache_, rope_, buffers_);
+    if (launched) launched = cuda.draw(buffers_.logits);
+    return launched;
+  }
+  Result<std::span<const TokenId>> collect() override { return exec_->cuda()->collect(); }
+  void abandon() override { exec_->cuda()->abandon(); }
+  DeviceTimes device_times() const override {
+    return {.busy = exec_->cuda()->busy_seconds(), .idle = exec_->cuda()->idle_seconds()};
+  }
   Result<float*> fetch_row(std::int64_t row) override {
     const std::int64_t n = model_->config().vocab_size;
     return exec_->cuda()->fetch(buffers_.logits + row * n, n);
-  }
-  Result<std::span<const TokenId>> sample(std::span<const CudaSampleRow> rows) override {
-    return exec_->cuda()->sample(buffers_.logits, rows);
   }
 
  private:

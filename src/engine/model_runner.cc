@@ -26,7 +26,7 @@ std::int64_t ModelRunner::n_prompt_rows(const StepSlot& slot, std::int64_t* firs
   return std::max<std::int64_t>(0, end - begin);
 }
 
-Status ModelRunner::run(std::span<const StepSlot> slots) {
+void ModelRunner::prepare(std::span<const StepSlot> slots) {
   ids_.clear();
   positions_.clear();
   q_start_.assign(1, 0);
@@ -61,14 +61,25 @@ Status ModelRunner::run(std::span<const StepSlot> slots) {
   }
   STILL_CHECK(static_cast<std::int64_t>(ids_.size()) <= limits_.max_tokens);
   STILL_CHECK(static_cast<std::int64_t>(logit_rows_.size()) <= limits_.max_logit_rows);
-  STILL_TRY(logits_, forward_.run({.ids = ids_,
-                                   .positions = positions_,
-                                   .q_start = q_start_,
-                                   .kv_len = kv_len_,
-                                   .block_tables = block_tables_,
-                                   .max_blocks = limits_.max_blocks,
-                                   .logit_rows = logit_rows_}));
+}
+
+RaggedBatch ModelRunner::batch() const {
+  return {.ids = ids_,
+          .positions = positions_,
+          .q_start = q_start_,
+          .kv_len = kv_len_,
+          .block_tables = block_tables_,
+          .max_blocks = limits_.max_blocks,
+          .logit_rows = logit_rows_};
+}
+
+Status ModelRunner::run() {
+  STILL_TRY(logits_, forward_.run(batch()));
   return ok();
+}
+
+Status ModelRunner::launch(std::span<const CudaSampleRow> draws) {
+  return forward_.launch(batch(), draws);
 }
 
 std::span<float> ModelRunner::logits(std::size_t slot_idx, std::int64_t row) {

@@ -133,7 +133,7 @@ void Scheduler::schedule_decodes() {
   std::sort(running_.begin(), running_.end(), [&](const Sequence* a, const Sequence* b) { return is_younger(*b, *a); });
   for (std::size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
-    if (!sequence.is_decoding()) continue;
+    if (!sequence.is_decoding() || sequence.will_end()) continue;
     if (ensure_blocks(sequence, sequence.length(), true)) slots_.push_back({&sequence, 1});
   }
   // One that found none waits with its blocks for an older one to finish; it is the youngest, so others go on.

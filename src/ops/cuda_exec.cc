@@ -36,7 +36,8 @@ std::int64_t parts_of(const CudaOptions& options) {
 
 // Bytes of one step's batch at most: four numbers a token and a tile of at least one token, rows, sequences, tables.
 std::int64_t step_bytes(const CudaOptions& options) {
-  return 4 * (12 * options.max_tokens + options.max_rows + 4 * options.max_seqs +
+  return static_cast<std::int64_t>(sizeof(CudaSampleRow)) * options.max_rows +
+         4 * (12 * options.max_tokens + options.max_rows + 4 * options.max_seqs +
               options.max_seqs * std::bit_ceil(static_cast<std::uint64_t>(options.max_blocks)) * 2) +
          16 * kAlign;
 }
@@ -67,6 +68,11 @@ struct ScratchSizes {
   }
 };
 
+std::int32_t n_cut(std::span<const CudaSampleRow> rows) {
+  return static_cast<std::int32_t>(
+      std::count_if(rows.begin(), rows.end(), [](const CudaSampleRow& row) { return row.is_cut(); }));
+}
+
 // Sizes to which a step of decodes is padded.
 std::int64_t ladder(std::int64_t n, std::int64_t most) {
   std::int64_t size = n <= 4 ? n : n <= 32 ? ceil_div(n, 4) * 4 : n <= 64 ? ceil_div(n, 8) * 8 : ceil_div(n, 16) * 16;
@@ -83,6 +89,8 @@ Result<std::unique_ptr<CudaExec>> CudaExec::create(const CudaOptions& options) {
   exec->options_ = options;
   exec->kernels_ = cuda_kernels();
   if (exec->kernels_ == nullptr) return error(Code::kUnsupported, "this program was built without CUDA");
+  if (options.vocab_size > (1 << 20))
+    return error(Code::kUnsupported, "{} tokens of vocabulary: on a GPU at most {}", options.vocab_size, 1 << 20);
   STILL_TRY_STATUS(use_cuda_device(options.device));
   STILL_TRY(exec->stream_, CudaStream::create());
   exec->gemm_.reset(make_cuda_gemm(&exec->gemm_missing_));
@@ -117,12 +125,26 @@ Result<std::unique_ptr<CudaExec>> CudaExec::create(const CudaOptions& options) {
   exec->stream_.fill(exec->sample_scratch_, 0, sizes.sample);
 
   const std::int64_t row_bytes = aligned(options.vocab_size * 4);
-  STILL_TRY(exec->pinned_, PinnedBuffer::create(sizes.step + sizes.sample_rows + sizes.sampled + row_bytes, "staging"));
+  STILL_TRY(exec->pinned_,
+            PinnedBuffer::create(2 * sizes.step + sizes.sample_rows + 3 * sizes.sampled + row_bytes, "staging"));
   std::byte* host = exec->pinned_.data();
-  exec->step_host_ = host;
-  exec->sample_rows_host_ = reinterpret_cast<CudaSampleRow*>(host + sizes.step);
-  exec->sampled_host_ = reinterpret_cast<TokenId*>(host + sizes.step + sizes.sample_rows);
-  exec->row_host_ = reinterpret_cast<float*>(host + sizes.step + sizes.sample_rows + sizes.sampled);
+  const auto take_host = [&](auto*& pointer, std::int64_t bytes) {
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(host);
+    host += bytes;
+  };
+  for (Stage& stage : exec->stages_) {
+    take_host(stage.lists, sizes.step);
+    take_host(stage.ids, sizes.sampled);
+    STILL_TRY(stage.done, CudaEvent::create(false));
+  }
+  take_host(exec->sample_rows_host_, sizes.sample_rows);
+  take_host(exec->sampled_host_, sizes.sampled);
+  take_host(exec->row_host_, row_bytes);
+  exec->draws_.reserve(static_cast<std::size_t>(options.max_rows));
+  for (std::int64_t i = 0; options.measure_idle && i < kTimes; ++i) {
+    STILL_TRY(exec->begins_[i], CudaEvent::create(true));
+    STILL_TRY(exec->ends_[i], CudaEvent::create(true));
+  }
   STILL_TRY_STATUS(exec->wait("starting the GPU"));
   return exec;
 }
@@ -153,7 +175,13 @@ struct CudaExec::Layout {
 };
 
 // n_padded: tokens and sequences of a padded decode step, 0: as they are. n_parts: of its longest sequence.
-void CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int64_t n_parts) {
+Status CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int64_t n_parts) {
+  // The memory of the step before the last one: its lists were read long ago, but a caller that draws nothing may not
+  // have waited.
+  Stage& stage = stages_[n_steps_ % 2];
+  if (stage.is_used) STILL_TRY_STATUS(stage.is_drawn ? stage.done.wait("the GPU's step") : wait("the GPU's step"));
+  stage.is_used = true;
+  stage.is_drawn = false;
   const std::int64_t n_real = batch.n_seqs(), n_tokens = n_padded > 0 ? n_padded : batch.n_tokens();
   const std::int64_t n_seqs = n_padded > 0 ? n_padded : n_real;
   const std::int64_t n_rows = n_padded > 0 ? n_padded : static_cast<std::int64_t>(batch.logit_rows.size());
@@ -175,8 +203,9 @@ void CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int6
   }
   const std::int64_t block = options_.block_size, stride = ceil_div(longest, block);
   const Layout layout(n_tokens, n_rows, n_seqs, n_decodes, n_tiles, stride);
-  STILL_CHECK(layout.bytes <= step_bytes(options_));
-  const auto host = [&](std::int64_t offset) { return reinterpret_cast<std::int32_t*>(step_host_ + offset); };
+  const auto draw_bytes = static_cast<std::int64_t>(draws_.size() * sizeof(CudaSampleRow));
+  STILL_CHECK(layout.bytes + draw_bytes <= step_bytes(options_));
+  const auto host = [&](std::int64_t offset) { return reinterpret_cast<std::int32_t*>(stage.lists + offset); };
   const auto device = [&](std::int64_t offset) { return reinterpret_cast<const std::int32_t*>(step_device_ + offset); };
   std::int32_t *ids = host(layout.ids), *positions = host(layout.positions), *slots = host(layout.slots);
   std::int32_t *rows = host(layout.rows), *decode_tokens = host(layout.decode_tokens);
@@ -217,7 +246,16 @@ void CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int6
     *decode_seqs++ = static_cast<std::int32_t>(seq);
     std::fill_n(tables + seq * stride, stride, 0);
   }
-  stream_.copy_to_device(step_device_, step_host_, layout.bytes);
+  if (draw_bytes > 0) std::memcpy(stage.lists + layout.bytes, draws_.data(), static_cast<std::size_t>(draw_bytes));
+  stage.n_draws = static_cast<std::int64_t>(draws_.size());
+  draw_rows_ = reinterpret_cast<const CudaSampleRow*>(step_device_ + layout.bytes);
+  if (options_.measure_idle) {
+    begins_[n_steps_ % kTimes].record(stream_);
+    follows_at_once_[n_steps_ % kTimes] = n_collected_ < n_steps_;
+  }
+  ++n_steps_;
+  kernels_->fetch_step(stream_.handle(), stage.lists, step_device_, layout.bytes + draw_bytes,
+                       static_cast<std::int32_t>(batch.n_tokens()), sampled_);
   batch_ = {.ids = device(layout.ids),
             .positions = device(layout.positions),
             .slots = device(layout.slots),
@@ -234,26 +272,25 @@ void CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int6
             .n_decodes = static_cast<std::int32_t>(n_decodes),
             .n_tiles = static_cast<std::int32_t>(n_tiles),
             .max_decode_len = static_cast<std::int32_t>(longest_decode)};
+  return ok();
 }
 
 Status CudaExec::run_step(const RaggedBatch& batch, const std::function<void(const RaggedBatch&)>& body) {
   const std::int64_t n = batch.n_tokens();
   if (n == 0) return ok();
-  if (is_busy_) STILL_TRY_STATUS(wait("the GPU's step"));
-  is_busy_ = true;
   STILL_CHECK(n <= options_.max_tokens && batch.n_seqs() <= options_.max_seqs);
   bool is_decode = options_.capture && batch.n_seqs() == n && static_cast<std::int64_t>(batch.logit_rows.size()) == n;
   for (std::int64_t i = 0; is_decode && i < n; ++i) is_decode = batch.logit_rows[static_cast<std::size_t>(i)] == i;
   const std::int64_t n_padded = ladder(n, std::min({options_.max_seqs, options_.max_tokens, options_.max_rows}));
   if (!is_decode || n_padded > options_.max_rows) {
-    upload(batch, 0, 0);
+    STILL_TRY_STATUS(upload(batch, 0, 0));
     body(batch);
     return check_cuda("launching a step");
   }
   const std::int64_t longest = *std::max_element(batch.kv_len.begin(), batch.kv_len.end());
   const auto n_parts = std::min<std::int64_t>(
       max_parts_, static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(ceil_div(longest, split_)))));
-  upload(batch, n_padded, n_parts);
+  STILL_TRY_STATUS(upload(batch, n_padded, n_parts));
   StepGraph& step = graphs_[{n_padded, n_parts}];
   if (step.graph) {
     stream_.launch(step.graph);
@@ -595,14 +632,62 @@ void CudaExec::logits(TensorView y, TensorView x, const Weight& head, TensorView
   linear(input, {&output, 1});
 }
 
+void CudaExec::stage_draws(std::span<const CudaSampleRow> rows) {
+  STILL_CHECK(static_cast<std::int64_t>(rows.size()) <= options_.max_rows);
+  draws_.assign(rows.begin(), rows.end());
+}
+
+Status CudaExec::draw(const float* logits) {
+  Stage& stage = stages_[(n_steps_ - 1) % 2];
+  stage.is_drawn = true;
+  if (!draws_.empty())
+    kernels_->sample(stream_.handle(), {.logits = logits,
+                                        .vocab_size = static_cast<std::int32_t>(options_.vocab_size),
+                                        .rows = draw_rows_,
+                                        .n = static_cast<std::int32_t>(draws_.size()),
+                                        .n_cut = n_cut(draws_),
+                                        .scratch = sample_scratch_,
+                                        .ids = sampled_,
+                                        .host_ids = stage.ids});
+  draws_.clear();
+  if (options_.measure_idle) ends_[(n_steps_ - 1) % kTimes].record(stream_);
+  stage.done.record(stream_);
+  return check_cuda("launching a step");
+}
+
+Result<std::span<const TokenId>> CudaExec::collect() {
+  STILL_CHECK(n_collected_ < n_steps_);
+  Stage& stage = stages_[n_collected_ % 2];
+  STILL_TRY_STATUS(stage.done.wait("the GPU's step"));
+  if (options_.measure_idle) {
+    const std::int64_t i = n_collected_ % kTimes, before = (n_collected_ + kTimes - 1) % kTimes;
+    busy_seconds_ += ends_[i].seconds_since(begins_[i]);
+    if (follows_at_once_[i]) idle_seconds_ += begins_[i].seconds_since(ends_[before]);
+  }
+  ++n_collected_;
+  return std::span<const TokenId>(stage.ids, static_cast<std::size_t>(stage.n_draws));
+}
+
+void CudaExec::abandon() {
+  (void)wait("the GPU's step");
+  n_collected_ = n_steps_;
+  for (Stage& stage : stages_) stage.is_used = false;
+  draws_.clear();
+}
+
 Result<std::span<const TokenId>> CudaExec::sample(const float* logits, std::span<const CudaSampleRow> rows) {
   const auto n = static_cast<std::int64_t>(rows.size());
   STILL_CHECK(n <= options_.max_rows);
   std::copy(rows.begin(), rows.end(), sample_rows_host_);
   stream_.copy_to_device(sample_rows_, sample_rows_host_, n * static_cast<std::int64_t>(sizeof(CudaSampleRow)));
   // The scratch is laid out for the most rows, so that its counters stay where they are.
-  kernels_->sample(stream_.handle(), logits, static_cast<std::int32_t>(options_.vocab_size), sample_rows_,
-                   static_cast<std::int32_t>(n), sample_scratch_, sampled_);
+  kernels_->sample(stream_.handle(), {.logits = logits,
+                                      .vocab_size = static_cast<std::int32_t>(options_.vocab_size),
+                                      .rows = sample_rows_,
+                                      .n = static_cast<std::int32_t>(n),
+                                      .n_cut = n_cut(rows),
+                                      .scratch = sample_scratch_,
+                                      .ids = sampled_});
   stream_.copy_to_host(sampled_host_, sampled_, n * 4);
   STILL_TRY_STATUS(wait("the GPU's step"));
   return std::span<const TokenId>(sampled_host_, rows.size());

@@ -4,6 +4,10 @@
 //
 // A step of decodes alone is padded to a size of a ladder and to a power of two of KV parts. The second time such a
 // step comes it is captured, and from then on replayed: its pointers are fixed, what changes lies in device memory.
+//
+// Steps overlap: stage_draws(), run_step() and draw() launch a step with the draw of its tokens, collect() waits for
+// the oldest one's. Two may be under way, and the later may name the tokens of the one before it, which the host does
+// not know yet: an id -1 - i is the token of row i.
 #pragma once
 
 #include <functional>
@@ -32,10 +36,7 @@ class CudaExec {
 
   const CudaKernels& kernels() const { return *kernels_; }
   CudaStream& stream() { return stream_; }
-  Status wait(std::string_view what) {
-    is_busy_ = false;
-    return stream_.wait(what);
-  }
+  Status wait(std::string_view what) { return stream_.wait(what); }
   const CudaOptions& options() const { return options_; }
   const char* gemm_missing() const { return gemm_missing_; }  // why there is no cuBLASLt; null: there is
 
@@ -56,6 +57,19 @@ class CudaExec {
   // Copies of activations in other types are kept until their tensor changes; who changes one by other means says so.
   void forget_copies(const void* of);  // null: all
 
+  // Rows whose tokens draw() will choose: they travel with the next step's batch.
+  void stage_draws(std::span<const CudaSampleRow> rows);
+  // After run_step(): chooses the staged rows' tokens from device logits [*, vocab_size].
+  Status draw(const float* logits);
+  // Tokens of the oldest drawn step that was not collected, until the second draw after it; waits. -1 where the logits
+  // are not finite.
+  Result<std::span<const TokenId>> collect();
+  // Waits for what is under way and forgets it: after a step that could not be launched.
+  void abandon();
+  // With options().measure_idle, of the steps collected so far: seconds between steps that followed one another
+  // at once, and inside steps.
+  double idle_seconds() const { return idle_seconds_; }
+  double busy_seconds() const { return busy_seconds_; }
   // Draws tokens from device logits [*, vocab_size]; waits.
   Result<std::span<const TokenId>> sample(const float* logits, std::span<const CudaSampleRow> rows);
   // A row of device floats into pinned memory; waits.
@@ -77,7 +91,15 @@ class CudaExec {
     CudaQuantizedOut out;
     const void* of = nullptr;
   };
-  void upload(const RaggedBatch& batch, std::int64_t n_padded, std::int64_t n_parts);
+  // Pinned memory of one of two steps that may be under way.
+  struct Stage {
+    std::byte* lists = nullptr;
+    TokenId* ids = nullptr;  // of the drawn rows
+    std::int64_t n_draws = 0;
+    bool is_used = false, is_drawn = false;
+    CudaEvent done;
+  };
+  Status upload(const RaggedBatch& batch, std::int64_t n_padded, std::int64_t n_parts);
   void multiply(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                 std::span<const Weight* const> weights, bool y_is_bf16);
   void multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
@@ -100,11 +122,18 @@ class CudaExec {
   PinnedBuffer pinned_;
 
   std::byte* step_device_ = nullptr;  // the batch
-  std::byte* step_host_ = nullptr;
+  Stage stages_[2];
+  std::int64_t n_steps_ = 0, n_collected_ = 0;
+  std::vector<CudaSampleRow> draws_;          // of the next step
+  const CudaSampleRow* draw_rows_ = nullptr;  // of this one, on the device
+  // Begin and end of the last steps, where they are measured.
+  static constexpr std::int64_t kTimes = 4;
+  CudaEvent begins_[kTimes], ends_[kTimes];
+  bool follows_at_once_[kTimes] = {};
+  double idle_seconds_ = 0, busy_seconds_ = 0;
   CudaBatch batch_;
   CudaRopeKvArgs rope_{};  // of a step of decodes: done by the attention that follows
   bool is_rope_pending_ = false;
-  bool is_busy_ = false;           // the staging memory may still be read
   std::uint16_t* bf16_ = nullptr;  // [max_tokens, max_k], where activations are f32
   const void* bf16_of_ = nullptr;
   QuantizedCopy copies_[2];           // in blocks of 32, of 256

@@ -17,6 +17,7 @@ struct CudaOptions {
   std::int64_t vocab_size = 0;
   bool has_f32_activations = true;  // some weights are not 16-bit floats: f32 activations, copies in other types
   bool capture = true;              // decode steps as graphs
+  bool measure_idle = false;        // time between steps, by events: each costs a microsecond or two
 };
 
 }  // namespace still

@@ -100,6 +100,23 @@ class CudaStream {
   void* handle_ = nullptr;
 };
 
+// A point of a stream.
+class CudaEvent {
+ public:
+  static Result<CudaEvent> create(bool is_timed);
+  CudaEvent() = default;
+  CudaEvent(CudaEvent&& other) noexcept;
+  CudaEvent& operator=(CudaEvent&& other) noexcept;
+  ~CudaEvent();
+  void record(CudaStream& stream);
+  // Until the stream has come here; at once where it was never recorded.
+  Status wait(std::string_view what);
+  double seconds_since(const CudaEvent& earlier) const;  // both timed, recorded and reached; else 0
+
+ private:
+  void* handle_ = nullptr;
+};
+
 // Milliseconds of device time between two points of a stream, for measurements.
 class CudaTimer {
  public:

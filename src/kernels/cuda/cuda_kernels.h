@@ -136,6 +136,20 @@ struct CudaSampleRow {
   std::uint32_t n_banned = 0;
   std::int32_t banned[kCudaMaxBanned] = {};
   std::uint64_t random = 0;  // 64 random bits of this position
+
+  bool is_cut() const { return temperature >= 1e-4f && top_k != 1 && (top_k > 0 || top_p < 1 || min_p > 0); }
+  friend bool operator==(const CudaSampleRow&, const CudaSampleRow&) = default;
+};
+
+struct CudaSampleArgs {
+  const float* logits;  // [*, vocab_size]
+  std::int32_t vocab_size;
+  const CudaSampleRow* rows;         // [n]
+  std::int32_t n;                    // at most 16384
+  std::int32_t n_cut;                // rows that are cut
+  std::uint8_t* scratch;             // sample_scratch_bytes(most rows, vocab_size), zeroed once
+  std::int32_t* ids;                 // [n]; -1 where the logits are not finite
+  std::int32_t* host_ids = nullptr;  // the same into pinned memory; null: not wanted
 };
 
 struct CudaKernels {
@@ -160,10 +174,11 @@ struct CudaKernels {
   // y = silu(gate) * up; gate and up: bf16 rows [n, 2 * width] side by side; y f32 or bf16 [n, width].
   void (*swiglu)(void* stream, const std::uint16_t* gate_up, std::int32_t n, std::int32_t width, float* y_f32,
                  std::uint16_t* y_bf16);
-  // Token ids of rows: [n]; -1 where the logits are not finite. logits: [*, vocab_size] f32; scratch:
-  // sample_scratch_bytes(most rows, vocab_size), zeroed once. n: at most 16384.
-  void (*sample)(void* stream, const float* logits, std::int32_t vocab_size, const CudaSampleRow* rows, std::int32_t n,
-                 std::uint8_t* scratch, std::int32_t* ids);
+  void (*sample)(void* stream, const CudaSampleArgs& args);
+  // A step's lists from pinned memory to the device, 16 bytes at a time; of the first n_ids words a negative one -1 - i
+  // becomes drawn[i].
+  void (*fetch_step)(void* stream, const void* host, void* device, std::int64_t bytes, std::int32_t n_ids,
+                     const std::int32_t* drawn);
   std::int64_t (*sample_scratch_bytes)(std::int32_t n, std::int32_t vocab_size);
 
   // For measurements: random valid weights of a format, about `deviation` large; f32 normal values.

@@ -19,6 +19,7 @@ const CudaKernels* cuda_kernels() {
                                       .attention = cuda::attention,
                                       .swiglu = cuda::swiglu,
                                       .sample = cuda::sample,
+                                      .fetch_step = cuda::fetch_step,
                                       .sample_scratch_bytes = cuda::sample_scratch_bytes,
                                       .fill_weights = cuda::fill_weights,
                                       .fill_f32 = cuda::fill_f32,

@@ -185,6 +185,43 @@ void CudaStream::launch(const CudaGraph& graph) {
   (void)cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph.handle_), stream_of(handle_));
 }
 
+Result<CudaEvent> CudaEvent::create(bool is_timed) {
+  cudaEvent_t handle = nullptr;
+  if (const cudaError_t code = cudaEventCreateWithFlags(&handle, is_timed ? 0u : unsigned{cudaEventDisableTiming});
+      code != cudaSuccess)
+    return cuda_error("CUDA event", code);
+  CudaEvent event;
+  event.handle_ = handle;
+  return event;
+}
+CudaEvent::CudaEvent(CudaEvent&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+CudaEvent& CudaEvent::operator=(CudaEvent&& other) noexcept {
+  std::swap(handle_, other.handle_);
+  return *this;
+}
+CudaEvent::~CudaEvent() {
+  if (handle_ != nullptr) (void)cudaEventDestroy(static_cast<cudaEvent_t>(handle_));
+}
+void CudaEvent::record(CudaStream& stream) {
+  (void)cudaEventRecord(static_cast<cudaEvent_t>(handle_), stream_of(stream.handle()));
+}
+Status CudaEvent::wait(std::string_view what) {
+  const cudaError_t done = cudaEventSynchronize(static_cast<cudaEvent_t>(handle_));
+  const cudaError_t earlier = cudaGetLastError();
+  if (done != cudaSuccess) return cuda_error(what, done);
+  if (earlier != cudaSuccess) return cuda_error(what, earlier);
+  return ok();
+}
+double CudaEvent::seconds_since(const CudaEvent& earlier) const {
+  float ms = 0;
+  if (cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(earlier.handle_), static_cast<cudaEvent_t>(handle_)) !=
+      cudaSuccess) {
+    (void)cudaGetLastError();
+    return 0;
+  }
+  return ms * 1e-3;
+}
+
 Result<CudaTimer> CudaTimer::create() {
   CudaTimer timer;
   cudaEvent_t begin = nullptr, end = nullptr;

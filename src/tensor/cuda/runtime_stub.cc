@@ -71,6 +71,21 @@ void CudaStream::launch(const CudaGraph&) {
   STILL_CHECK(handle_ != nullptr);
 }
 
+Result<CudaEvent> CudaEvent::create(bool) {
+  return no_cuda();
+}
+CudaEvent::CudaEvent(CudaEvent&&) noexcept = default;
+CudaEvent& CudaEvent::operator=(CudaEvent&&) noexcept = default;
+CudaEvent::~CudaEvent() = default;
+void CudaEvent::record(CudaStream&) {}
+Status CudaEvent::wait(std::string_view) {
+  return no_cuda();
+}
+double CudaEvent::seconds_since(const CudaEvent&) const {
+  STILL_CHECK(handle_ != nullptr);
+  return 0;
+}
+
 Result<CudaTimer> CudaTimer::create() {
   return no_cuda();
 }
