@@ -10,6 +10,8 @@ void declare_engine_arguments(Options& options, EngineArguments& arguments, bool
       "--speculation", &arguments.speculation, {"off", "lookup"},
       "Draft tokens from the text so far and verify them together: same text, faster where it repeats itself");
   options.choice("--device", &arguments.device, {"auto", "cpu", "cuda"}, "What computes; auto: a GPU that it fits on");
+  options.flag("--reproducible", &arguments.reproducible,
+               "On a GPU: the same bits whatever is computed at the time; the CPU's always are");
   options.choice("--kv-type", &arguments.kv_type, {"f16", "int8"}, "How keys and values are kept");
 }
 
@@ -29,6 +31,7 @@ Result<EngineOptions> to_engine_options(const EngineArguments& arguments) {
     options.settings.context = *arguments.context;
   }
   options.settings.kv_type = arguments.kv_type == "int8" ? KvType::kInt8 : KvType::kF16;
+  options.settings.reproducible = arguments.reproducible;
   if (arguments.speculation == "lookup") options.speculation = Speculation::kLookup;
   return options;
 }

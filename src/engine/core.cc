@@ -28,7 +28,8 @@ EngineCore::EngineCore(const CoreOptions& options, Vocab vocab, std::unique_ptr<
                .max_tokens = options.scheduler.chunk_tokens,
                .max_seqs = options.scheduler.max_seqs,
                .max_logit_rows = options.scheduler.max_logit_rows,
-               .max_blocks = (options.context + options.scheduler.block_size - 1) / options.scheduler.block_size}) {
+               .max_blocks = (options.context + options.scheduler.block_size - 1) / options.scheduler.block_size,
+               .answers_come_first = options.scheduler.answers_by_token}) {
   // One sequence alone always fits: preemption can make room for the oldest, whatever happens.
   STILL_CHECK(options.n_blocks * options.scheduler.block_size >= options.context);
   const int n_threads = forward_->threads() != nullptr ? forward_->threads()->size() : 1;
@@ -699,6 +700,9 @@ bool EngineCore::step() {
     if (sequence->is_running) begin(*sequence);
   tell_positions();
   slots_.assign(scheduled.begin(), scheduled.end());
+  if (options_.scheduler.answers_by_token)
+    std::stable_partition(slots_.begin(), slots_.end(),
+                          [](const StepSlot& slot) { return slot.sequence->is_answering(); });
   n_prompt_rows_.clear();
   step_counts_ = {};
   for (const StepSlot& slot : slots_) {

@@ -100,9 +100,6 @@ Result<std::int64_t> free_cuda_memory(std::int32_t device) {
   return error(Code::kUnavailable, "GPU {}: {}", device, reason);
 }
 
-// Tokens of a step where the caller left the number to us: a GPU is filled by more rows than a CPU.
-constexpr std::int64_t kCudaChunkTokens = 8192;
-
 }  // namespace
 
 struct Engine::State {
@@ -119,13 +116,16 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
     return error(Code::kInvalidArgument, "draft {}: expected 0 or more tokens", options.max_draft);
   auto state = std::make_unique<State>();
   EngineSettings settings = options.settings;
+  if (model->cuda_device() >= 0 && settings.reproducible && options.speculation != Speculation::kOff)
+    return error(Code::kUnsupported,
+                 "speculation: on a GPU drafted tokens are computed in another order, so it cannot be reproducible");
   // The weights are loaded already: what is available now does not count them, the plan does.
   const bool on_cuda = model->cuda_device() >= 0;
   settings.cuda_device = model->cuda_device();
   settings.has_f32_activations = model->has_f32_activations();
   if (on_cuda && settings.kv_type != KvType::kF16)
     return error(Code::kUnsupported, "KV type: on a GPU keys and values are kept as f16");
-  if (on_cuda && settings.chunk_tokens == EngineSettings().chunk_tokens) settings.chunk_tokens = kCudaChunkTokens;
+  if (on_cuda) settings.chunk_tokens = cuda_chunk_tokens(settings);
   if (settings.memory_limit <= 0 && on_cuda) {
     STILL_TRY(const std::int64_t free_bytes, free_cuda_memory(model->cuda_device()));
     settings.memory_limit = free_bytes + model->weight_bytes();
@@ -151,12 +151,14 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
                     .min_chunk = options.min_chunk,
                     .step_target_s = std::chrono::duration<double>(options.step_target).count(),
                     .max_stall = options.max_stall,
-                    .max_draft = options.speculation == Speculation::kOff ? 0 : options.max_draft};
+                    .max_draft = options.speculation == Speculation::kOff ? 0 : options.max_draft,
+                    .answers_by_token = on_cuda && settings.reproducible};
   core.n_blocks = plan.n_blocks;
   core.context = plan.settings.context;
   core.prefix_cache = options.prefix_cache;
   core.max_queue = options.max_queue;
   core.preempt_every_step = options.preempt_every_step;
+  core.run_ahead = options.run_ahead;
   core.kernels = kernels;
   core.seed = static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
   state->core =

@@ -34,8 +34,10 @@ void ModelRunner::prepare(std::span<const StepSlot> slots) {
   block_tables_.clear();
   logit_rows_.clear();
   first_row_.clear();
+  n_answer_seqs_ = 0;
   for (const StepSlot& slot : slots) {
     const Sequence& sequence = *slot.sequence;
+    if (sequence.is_answering()) ++n_answer_seqs_;
     const auto first_token = static_cast<std::int32_t>(ids_.size());
     const std::int64_t end = sequence.n_computed + slot.n_tokens;
     for (std::int64_t pos = sequence.n_computed; pos < end; ++pos)
@@ -70,7 +72,8 @@ RaggedBatch ModelRunner::batch() const {
           .kv_len = kv_len_,
           .block_tables = block_tables_,
           .max_blocks = limits_.max_blocks,
-          .logit_rows = logit_rows_};
+          .logit_rows = logit_rows_,
+          .n_answer_seqs = limits_.answers_come_first ? n_answer_seqs_ : -1};
 }
 
 Status ModelRunner::run() {

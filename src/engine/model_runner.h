@@ -48,7 +48,8 @@ class ForwardPass {
 struct RunnerLimits {
   std::int64_t vocab_size = 0;
   std::int64_t max_tokens = 0, max_seqs = 0, max_logit_rows = 0;
-  std::int64_t max_blocks = 0;  // of one sequence
+  std::int64_t max_blocks = 0;      // of one sequence
+  bool answers_come_first = false;  // slots whose token is an answer's stand before the others
 };
 
 class ModelRunner {
@@ -75,6 +76,7 @@ class ModelRunner {
   std::vector<TokenId> ids_;
   std::vector<std::int32_t> positions_, q_start_, kv_len_, block_tables_, logit_rows_;
   std::vector<std::int64_t> first_row_;  // [n_slots]
+  std::int64_t n_answer_seqs_ = 0;
   float* logits_ = nullptr;
 };
 

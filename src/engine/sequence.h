@@ -63,6 +63,7 @@ struct Sequence {
   std::int64_t n_answer() const { return length() - n_prompt; }
   // One token to compute, and it is not the prompt's last: the next step gives the next token.
   bool is_decoding() const { return n_pending() == 1 && (has_token || has_unknown()); }
+  bool is_answering() const { return n_computed >= n_prompt; }  // the next token to compute is the answer's
   bool has_unknown() const { return tokens.back() < 0; }
   // It ends with the token that only a device knows.
   bool will_end() const { return has_unknown() && length() >= max_length; }

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "kernels/cuda_packing.h"
@@ -174,6 +176,13 @@ struct CudaExec::Layout {
   }
 };
 
+// A sequence's token is a decode's. Reproducible: a prompt's last token is not, though it may come alone.
+bool CudaExec::is_decode(const RaggedBatch& batch, std::int64_t seq) const {
+  if (options_.reproducible && batch.n_answer_seqs >= 0) return seq < batch.n_answer_seqs;
+  const auto s = static_cast<std::size_t>(seq);
+  return batch.q_start[s + 1] - batch.q_start[s] == 1;
+}
+
 // n_padded: tokens and sequences of a padded decode step, 0: as they are. n_parts: of its longest sequence.
 Status CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int64_t n_parts) {
   // The memory of the step before the last one: its lists were read long ago, but a caller that draws nothing may not
@@ -190,7 +199,7 @@ Status CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::in
     const auto s = static_cast<std::size_t>(seq);
     const std::int64_t q_len = batch.q_start[s + 1] - batch.q_start[s];
     longest = std::max<std::int64_t>(longest, batch.kv_len[s]);
-    if (q_len == 1) {
+    if (is_decode(batch, seq)) {
       ++n_decodes;
       longest_decode = std::max<std::int64_t>(longest_decode, batch.kv_len[s]);
     } else {
@@ -201,6 +210,7 @@ Status CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::in
     n_decodes = n_padded;
     longest = longest_decode = n_parts * split_;
   }
+  n_answer_rows_ = n_decodes;
   const std::int64_t block = options_.block_size, stride = ceil_div(longest, block);
   const Layout layout(n_tokens, n_rows, n_seqs, n_decodes, n_tiles, stride);
   const auto draw_bytes = static_cast<std::int64_t>(draws_.size() * sizeof(CudaSampleRow));
@@ -226,7 +236,7 @@ Status CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::in
       const std::int64_t pos = batch.positions[static_cast<std::size_t>(token)];
       slots[token] = static_cast<std::int32_t>(table[pos / block] * block + pos % block);
     }
-    if (end - begin == 1) {
+    if (is_decode(batch, seq)) {
       *decode_tokens++ = begin;
       *decode_seqs++ = static_cast<std::int32_t>(seq);
       continue;
@@ -251,7 +261,9 @@ Status CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::in
   draw_rows_ = reinterpret_cast<const CudaSampleRow*>(step_device_ + layout.bytes);
   if (options_.measure_idle) {
     begins_[n_steps_ % kTimes].record(stream_);
-    follows_at_once_[n_steps_ % kTimes] = n_collected_ < n_steps_;
+    constexpr std::chrono::milliseconds kPause{20};  // longer: there was nothing to do
+    follows_at_once_[n_steps_ % kTimes] =
+        n_collected_ < n_steps_ || (n_steps_ > 0 && std::chrono::steady_clock::now() - last_collected_ < kPause);
   }
   ++n_steps_;
   kernels_->fetch_step(stream_.handle(), stage.lists, step_device_, layout.bytes + draw_bytes,
@@ -275,17 +287,24 @@ Status CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::in
   return ok();
 }
 
+Status CudaExec::check_launched(std::string_view what) {
+  if (std::exchange(has_failed_, false))
+    return error(Code::kInternal, "{}: cuBLASLt has no way to compute one of its products", what);
+  return check_cuda(what);
+}
+
 Status CudaExec::run_step(const RaggedBatch& batch, const std::function<void(const RaggedBatch&)>& body) {
   const std::int64_t n = batch.n_tokens();
   if (n == 0) return ok();
   STILL_CHECK(n <= options_.max_tokens && batch.n_seqs() <= options_.max_seqs);
-  bool is_decode = options_.capture && batch.n_seqs() == n && static_cast<std::int64_t>(batch.logit_rows.size()) == n;
-  for (std::int64_t i = 0; is_decode && i < n; ++i) is_decode = batch.logit_rows[static_cast<std::size_t>(i)] == i;
+  bool is_decodes = options_.capture && batch.n_seqs() == n && static_cast<std::int64_t>(batch.logit_rows.size()) == n;
+  if (options_.reproducible && batch.n_answer_seqs >= 0) is_decodes = is_decodes && batch.n_answer_seqs == n;
+  for (std::int64_t i = 0; is_decodes && i < n; ++i) is_decodes = batch.logit_rows[static_cast<std::size_t>(i)] == i;
   const std::int64_t n_padded = ladder(n, std::min({options_.max_seqs, options_.max_tokens, options_.max_rows}));
-  if (!is_decode || n_padded > options_.max_rows) {
+  if (!is_decodes || n_padded > options_.max_rows) {
     STILL_TRY_STATUS(upload(batch, 0, 0));
     body(batch);
-    return check_cuda("launching a step");
+    return check_launched("launching a step");
   }
   const std::int64_t longest = *std::max_element(batch.kv_len.begin(), batch.kv_len.end());
   const auto n_parts = std::min<std::int64_t>(
@@ -315,11 +334,13 @@ Status CudaExec::run_step(const RaggedBatch& batch, const std::function<void(con
   if (!step.was_run) {  // loads kernels and chooses algorithms, which a capture cannot
     step.was_run = true;
     body(padded);
-    return check_cuda("launching a step");
+    return check_launched("launching a step");
   }
   stream_.begin_capture();
   body(padded);
-  STILL_TRY(step.graph, stream_.end_capture());
+  STILL_TRY(CudaGraph graph, stream_.end_capture());
+  STILL_TRY_STATUS(check_launched("capturing a step"));
+  step.graph = std::move(graph);
   stream_.launch(step.graph);
   return check_cuda("launching a captured step");
 }
@@ -414,7 +435,7 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
 
 // One dense product; a quantised matrix is made dense first, as many rows at a time as there is room for.
 bool CudaExec::gemm(const std::uint16_t* x, std::int64_t n_rows, const Weight& w, const CudaProduct& product,
-                    bool y_is_bf16, bool add) {
+                    bool y_is_bf16, bool add, std::int64_t fixed_rows) {
   CudaGemmArgs args{.x = x,
                     .w = reinterpret_cast<const std::uint16_t*>(w.packed),
                     .w_stride = w.k,
@@ -425,7 +446,8 @@ bool CudaExec::gemm(const std::uint16_t* x, std::int64_t n_rows, const Weight& w
                     .bias = product.bias,
                     .n_rows = n_rows,
                     .n_out = w.n_out,
-                    .k = w.k};
+                    .k = w.k,
+                    .fixed_rows = fixed_rows};
   if (!is_cuda_quantized(w.format)) return gemm_->run(stream_.handle(), args);
   const std::int64_t step = std::max<std::int64_t>(kPanelRows, dense_elements_ / w.k / kPanelRows * kPanelRows);
   for (std::int64_t row = 0; row < w.n_out; row += step) {
@@ -445,12 +467,20 @@ bool follows(const Weight& a, const Weight& b) {
   return !is_cuda_quantized(a.format) && a.format == b.format && a.k == b.k &&
          a.packed + cuda_packed_bytes(a.format, a.n_out, a.k) == b.packed;
 }
+bool is_even(std::span<const Weight* const> weights) {
+  return std::all_of(weights.begin(), weights.end(),
+                     [](const Weight* w) { return w->k % 8 == 0 && w->n_out % 8 == 0; });
+}
 }  // namespace
 
 void CudaExec::multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
-                              std::span<const Weight* const> weights, bool y_is_bf16) {
-  const std::uint16_t* dense = as_bf16(x);
-  const std::int64_t n = x.rows();
+                              std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t begin,
+                              std::int64_t end, std::int64_t fixed_rows) {
+  const std::uint16_t* dense = as_bf16(x) + begin * x.row_size();
+  const std::int64_t n = end - begin, element = y_is_bf16 ? 2 : 4;
+  const auto first_row = [&](const CudaProduct& product) {
+    return static_cast<void*>(static_cast<std::byte*>(product.y) + begin * product.y_stride * element);
+  };
   if (epilogue == CudaEpilogue::kSwiglu) {
     const std::int64_t width = weights[0]->n_out;
     CudaProduct gate{.y = gate_up_, .y_stride = 2 * width}, up{.y = gate_up_ + width, .y_stride = 2 * width};
@@ -458,31 +488,33 @@ void CudaExec::multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<con
     if (follows(*weights[0], *weights[1])) {
       Weight both = *weights[0];
       both.n_out = 2 * width;
-      done = gemm(dense, n, both, gate, true, false);
+      done = gemm(dense, n, both, gate, true, false, fixed_rows);
     } else {
-      done = gemm(dense, n, *weights[0], gate, true, false) && gemm(dense, n, *weights[1], up, true, false);
+      done = gemm(dense, n, *weights[0], gate, true, false, fixed_rows) &&
+             gemm(dense, n, *weights[1], up, true, false, fixed_rows);
     }
-    STILL_CHECK(done);
+    if (!done) has_failed_ = true;
     kernels_->swiglu(stream_.handle(), gate_up_, static_cast<std::int32_t>(n), static_cast<std::int32_t>(width),
-                     y_is_bf16 ? nullptr : static_cast<float*>(products[0].y),
-                     y_is_bf16 ? static_cast<std::uint16_t*>(products[0].y) : nullptr);
+                     y_is_bf16 ? nullptr : static_cast<float*>(first_row(products[0])),
+                     y_is_bf16 ? static_cast<std::uint16_t*>(first_row(products[0])) : nullptr);
     return;
   }
   for (std::size_t i = 0; i < products.size();) {
     Weight joined = *weights[i];
-    std::size_t end = i + 1;
-    while (end < products.size() && follows(*weights[end - 1], *weights[end]) &&
-           products[end].y_stride == products[i].y_stride &&
-           static_cast<std::byte*>(products[end].y) ==
-               static_cast<std::byte*>(products[i].y) + joined.n_out * (y_is_bf16 ? 2 : 4) &&
-           (products[i].bias == nullptr ? products[end].bias == nullptr
-                                        : products[end].bias == products[i].bias + joined.n_out)) {
-      joined.n_out += weights[end]->n_out;
-      ++end;
+    std::size_t next = i + 1;
+    while (next < products.size() && follows(*weights[next - 1], *weights[next]) &&
+           products[next].y_stride == products[i].y_stride &&
+           static_cast<std::byte*>(products[next].y) ==
+               static_cast<std::byte*>(products[i].y) + joined.n_out * element &&
+           (products[i].bias == nullptr ? products[next].bias == nullptr
+                                        : products[next].bias == products[i].bias + joined.n_out)) {
+      joined.n_out += weights[next]->n_out;
+      ++next;
     }
-    const bool done = gemm(dense, n, joined, products[i], y_is_bf16, epilogue == CudaEpilogue::kAdd);
-    STILL_CHECK(done);
-    i = end;
+    CudaProduct product = products[i];
+    product.y = first_row(product);
+    if (!gemm(dense, n, joined, product, y_is_bf16, epilogue == CudaEpilogue::kAdd, fixed_rows)) has_failed_ = true;
+    i = next;
   }
 }
 
@@ -491,29 +523,64 @@ void CudaExec::multiply(CudaEpilogue epilogue, TensorView x, std::span<const Cud
   const bool has_f32 =
       std::any_of(weights.begin(), weights.end(), [](const Weight* w) { return w->format == PackedFormat::kF32; });
   const std::int64_t n = x.rows();
+  if (options_.reproducible && !has_f32) {
+    multiply_reproducibly(epilogue, x, products, weights, y_is_bf16);
+    return;
+  }
   if (has_f32 || n <= kCudaSkinnyRows) {
     multiply_rows(epilogue, x, products, weights, y_is_bf16);
     return;
   }
-  const bool is_even =
-      std::all_of(weights.begin(), weights.end(), [](const Weight* w) { return w->k % 8 == 0 && w->n_out % 8 == 0; });
-  if (gemm_ != nullptr && is_even) {
-    multiply_dense(epilogue, x, products, weights, y_is_bf16);
+  if (gemm_ != nullptr && is_even(weights)) {
+    multiply_dense(epilogue, x, products, weights, y_is_bf16, 0, n, 0);
     return;
   }
   // Without cuBLASLt: 16 rows at a time, each time all weights.
-  for (std::int64_t row = 0; row < n; row += kCudaSkinnyRows) {
-    const std::int64_t width = x.row_size(), element = x.dtype == DType::kBF16 ? 2 : 4;
+  multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n);
+}
+
+void CudaExec::multiply_in_groups(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                                  std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t begin,
+                                  std::int64_t end) {
+  const std::int64_t width = x.row_size(), element = x.dtype == DType::kBF16 ? 2 : 4;
+  for (std::int64_t row = begin; row < end; row += kCudaSkinnyRows) {
     const TensorView part{static_cast<std::byte*>(x.data) + row * width * element,
                           x.dtype,
-                          {std::min<std::int64_t>(kCudaSkinnyRows, n - row), width}};
-    std::vector<CudaProduct> moved(products.begin(), products.end());
-    for (CudaProduct& product : moved)
-      product.y = static_cast<std::byte*>(product.y) + row * product.y_stride * (y_is_bf16 ? 2 : 4);
+                          {std::min<std::int64_t>(kCudaSkinnyRows, end - row), width}};
+    CudaProduct moved[kCudaMaxProducts];
+    for (std::size_t i = 0; i < products.size(); ++i) {
+      moved[i] = products[i];
+      moved[i].y = static_cast<std::byte*>(moved[i].y) + row * moved[i].y_stride * (y_is_bf16 ? 2 : 4);
+    }
     forget_copies(nullptr);
-    multiply_rows(epilogue, part, moved, weights, y_is_bf16);
+    multiply_rows(epilogue, part, {moved, products.size()}, weights, y_is_bf16);
   }
   forget_copies(nullptr);
+}
+
+// The rows of answers first, then those of prompts, each by one kernel whatever their number: of floats the dense
+// product by the algorithm for kFixedRows rows of an answer (streaming weights costs as much for 1 as for 128) or of a
+// prompt; of quantised weights integers 16 rows at a time for answers, the dense product for prompts.
+void CudaExec::multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                                     std::span<const Weight* const> weights, bool y_is_bf16) {
+  constexpr std::int64_t kAnswerRows = 128, kPromptRows = 4096;
+  const std::int64_t n = x.rows(), n_answer = std::min(n, n_answer_rows_);
+  if (gemm_ == nullptr || !is_even(weights)) {
+    multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n);
+    return;
+  }
+  const bool has_quantized =
+      std::any_of(weights.begin(), weights.end(), [](const Weight* w) { return is_cuda_quantized(w->format); });
+  // Dense first: it reads the copy of all rows in bf16, which the groups overwrite.
+  if (n_answer < n) multiply_dense(epilogue, x, products, weights, y_is_bf16, n_answer, n, kPromptRows);
+  if (n_answer == 0) return;
+  if (!has_quantized) {
+    multiply_dense(epilogue, x, products, weights, y_is_bf16, 0, n_answer, kAnswerRows);
+  } else if (n <= kCudaSkinnyRows && n_answer == n) {
+    multiply_rows(epilogue, x, products, weights, y_is_bf16);
+  } else {
+    multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n_answer);
+  }
 }
 
 void CudaExec::linear(TensorView x, std::span<const LinearOutput> outputs) {
@@ -629,7 +696,10 @@ void CudaExec::logits(TensorView y, TensorView x, const Weight& head, TensorView
   }
   const TensorView input{is_all ? x.data : gathered.data, x.dtype, {n_rows, width}};
   const LinearOutput output{.y = y, .w = &head, .bias = {}};
+  const std::int64_t n_answer_rows = n_answer_rows_;
+  n_answer_rows_ = n_rows;  // whoever asks for logits, a prompt's last token or an answer's: by one kernel
   linear(input, {&output, 1});
+  n_answer_rows_ = n_answer_rows;
 }
 
 void CudaExec::stage_draws(std::span<const CudaSampleRow> rows) {
@@ -664,6 +734,7 @@ Result<std::span<const TokenId>> CudaExec::collect() {
     busy_seconds_ += ends_[i].seconds_since(begins_[i]);
     if (follows_at_once_[i]) idle_seconds_ += begins_[i].seconds_since(ends_[before]);
   }
+  last_collected_ = std::chrono::steady_clock::now();
   ++n_collected_;
   return std::span<const TokenId>(stage.ids, static_cast<std::size_t>(stage.n_draws));
 }

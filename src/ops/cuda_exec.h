@@ -10,6 +10,7 @@
 // not know yet: an id -1 - i is the token of row i.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
@@ -99,15 +100,23 @@ class CudaExec {
     bool is_used = false, is_drawn = false;
     CudaEvent done;
   };
+  bool is_decode(const RaggedBatch& batch, std::int64_t seq) const;
+  Status check_launched(std::string_view what);
   Status upload(const RaggedBatch& batch, std::int64_t n_padded, std::int64_t n_parts);
   void multiply(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                 std::span<const Weight* const> weights, bool y_is_bf16);
+  // Rows [begin, end) of x and y.
   void multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
-                      std::span<const Weight* const> weights, bool y_is_bf16);
+                      std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t begin, std::int64_t end,
+                      std::int64_t fixed_rows);
+  void multiply_in_groups(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                          std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t begin, std::int64_t end);
+  void multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                             std::span<const Weight* const> weights, bool y_is_bf16);
   void multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                      std::span<const Weight* const> weights, bool y_is_bf16);
   bool gemm(const std::uint16_t* x, std::int64_t n_rows, const Weight& w, const CudaProduct& product, bool y_is_bf16,
-            bool add);
+            bool add, std::int64_t fixed_rows);
   CudaActivations activations(TensorView x, const Weight& w);
   const std::uint16_t* as_bf16(TensorView x);
   QuantizedCopy& copy_for(std::int32_t block) { return copies_[block == 32 ? 0 : 1]; }
@@ -130,9 +139,12 @@ class CudaExec {
   static constexpr std::int64_t kTimes = 4;
   CudaEvent begins_[kTimes], ends_[kTimes];
   bool follows_at_once_[kTimes] = {};
+  std::chrono::steady_clock::time_point last_collected_;
   double idle_seconds_ = 0, busy_seconds_ = 0;
   CudaBatch batch_;
-  CudaRopeKvArgs rope_{};  // of a step of decodes: done by the attention that follows
+  std::int64_t n_answer_rows_ = 0;  // reproducible: the first so many rows of what is multiplied are of answers
+  bool has_failed_ = false;         // a product of this step could not be launched
+  CudaRopeKvArgs rope_{};           // of a step of decodes: done by the attention that follows
   bool is_rope_pending_ = false;
   std::uint16_t* bf16_ = nullptr;  // [max_tokens, max_k], where activations are f32
   const void* bf16_of_ = nullptr;

@@ -92,6 +92,11 @@ std::int64_t available_memory() {
   return std::max<std::int64_t>(0, available);
 }
 
+std::int64_t cuda_chunk_tokens(const EngineSettings& settings) {
+  constexpr std::int64_t kTokens = 8192;
+  return settings.chunk_tokens == EngineSettings().chunk_tokens ? kTokens : settings.chunk_tokens;
+}
+
 KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings) {
   return {.n_layers = config.n_layers,
           .n_kv_heads = config.n_kv_heads,
@@ -124,7 +129,9 @@ ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const Me
         .n_kv_heads = config.n_kv_heads,
         .head_dim = config.head_dim,
         .vocab_size = config.vocab_size,
-        .has_f32_activations = settings.has_f32_activations};
+        .has_f32_activations = settings.has_f32_activations,
+        .reproducible = settings.reproducible,
+        .measure_idle = settings.measure_idle};
     return options;
   }
   // A decode is split over KV segments only where there are fewer (sequence, head) pairs than threads can use.

@@ -20,6 +20,9 @@ struct EngineSettings {
   // Where it computes: a GPU, whose memory is then what all bytes here are of; -1: the CPU.
   std::int32_t cuda_device = -1;
   bool has_f32_activations = true;  // on a GPU: Model::has_f32_activations()
+  // On a GPU: answers do not depend on what else is computed at the time, bit by bit (the CPU's never do).
+  bool reproducible = false;
+  bool measure_idle = false;  // on a GPU: EngineStats::device_idle_s is kept
 };
 
 struct MemoryPlan {
@@ -35,6 +38,8 @@ struct MemoryPlan {
   std::int64_t total_bytes() const { return weight_bytes + kv_bytes + workspace_bytes + rope_bytes + runtime_bytes; }
 };
 
+// Tokens of a step on a GPU where the caller left the number to us: it is filled by more rows than a CPU.
+std::int64_t cuda_chunk_tokens(const EngineSettings& settings);
 KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings);
 ActivationLayout activation_layout(const EngineSettings& settings);
 ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const MemoryPlan& plan);

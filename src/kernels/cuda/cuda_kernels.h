@@ -201,6 +201,8 @@ struct CudaGemmArgs {
   bool y_is_bf16, add;
   const float* bias = nullptr;  // only with f32 y
   std::int64_t n_rows, n_out, k;
+  // Above 0: by the algorithm for so many rows, whatever n_rows is; then a row's result depends on that row alone.
+  std::int64_t fixed_rows = 0;
 };
 
 // cuBLASLt, loaded at run time; one per device and stream. Not thread-safe.
