@@ -3,7 +3,7 @@
 //
 //   still_gpu_bench [--model 1.5b|7b|8b|14b|32b] [--type bf16|q8_0|q4_k_m] [--seqs 1,16,64] [--context 512] [--new 128]
 //                   [--prefill 512] [--prompts 16] [--repeat 3] [--serve IN,OUT] [--rounds 2]
-//                   [--idle 1] [--overlap 0] [--reproducible 1] [--sampling 1] [--chunk 8192]
+//                   [--idle 1] [--overlap 0] [--reproducible 1] [--sampling 1] [--chunk 8192] [--tensor-parallel 1,2]
 //
 // decode: tokens a second of all sequences after `context` tokens each; floor: bytes that a step must read over the
 // read bandwidth measured here. prefill: `prompts` prompts of that length at once. serve: for each number of --seqs so
@@ -164,6 +164,7 @@ struct Arguments {
   std::int64_t context = 512, n_new = 128, prefill = 0, prompts = 16, repeat = 3, rounds = 2, chunk = 0;
   std::vector<std::int64_t> serve;  // tokens in, tokens out
   bool idle = false, overlap = true, reproducible = false, sampling = false;
+  std::vector<std::int64_t> tensor_parallel = {1};
 };
 
 std::vector<std::int64_t> numbers(std::string_view text) {
@@ -176,7 +177,7 @@ std::vector<std::int64_t> numbers(std::string_view text) {
   return values;
 }
 
-Status run(const Arguments& arguments) {
+Status run(const Arguments& arguments, std::int64_t n_ranks) {
   std::string reason;
   const auto devices = list_cuda_devices(&reason);
   if (devices.empty()) return error(Code::kUnavailable, "no GPU: {}", reason);
@@ -190,7 +191,16 @@ Status run(const Arguments& arguments) {
     if (arguments.type == "q4_k_m") return q4_k_m(tensor, shape->n_layers);
     return arguments.type == "q8_0" ? DType::kQ8_0 : DType::kBF16;
   };
-  STILL_TRY(const std::shared_ptr<const Model> model, Model::make_random(spec));
+  std::vector<std::int32_t> ranks;
+  for (const CudaDeviceInfo& device : devices)
+    if (static_cast<std::int64_t>(ranks.size()) < n_ranks) ranks.push_back(device.index);
+  if (static_cast<std::int64_t>(ranks.size()) < n_ranks)
+    return error(Code::kUnavailable, "--tensor-parallel {}: there are {} GPUs", n_ranks, devices.size());
+  STILL_TRY(const std::shared_ptr<const Model> model, Model::over_devices(ranks, [&](Rank rank, std::int32_t device) {
+              spec.rank = rank;
+              spec.cuda_device = device;
+              return Model::make_random(spec);
+            }));
   EngineOptions options;
   options.prefix_cache = false;
   options.max_queue = 4096;
@@ -209,7 +219,7 @@ Status run(const Arguments& arguments) {
   options.settings.kv_tokens = most * (length + 64);
   STILL_TRY(const std::unique_ptr<Engine> engine, Engine::create(model, options));
   const MemoryPlan& plan = engine->plan();
-  fmt::print("# {} (driver CUDA {}), {:.2f} TB/s read; {} {}: {:.2f} GB of weights, {:.2f} GB a token\n",
+  fmt::print("# {} x {} (driver CUDA {}), {:.2f} TB/s read; {} {}: {:.2f} GB of weights, {:.2f} GB a token\n", n_ranks,
              devices[0].name, devices[0].driver, bandwidth * 1e-12, arguments.model, arguments.type,
              static_cast<double>(model->weight_bytes()) * 1e-9, static_cast<double>(model->bytes_per_token()) * 1e-9);
   for (const std::int64_t n : arguments.seqs) {
@@ -263,6 +273,7 @@ int main(int argc, char** argv) {
     const std::string value = argv[i + 1];
     if (name == "--model") arguments.model = value;
     if (name == "--type") arguments.type = value;
+    if (name == "--tensor-parallel") arguments.tensor_parallel = still::numbers(value);
     if (name == "--seqs") arguments.seqs = still::numbers(value);
     if (name == "--context") arguments.context = std::atoll(value.c_str());
     if (name == "--new") arguments.n_new = std::atoll(value.c_str());
@@ -277,9 +288,11 @@ int main(int argc, char** argv) {
     if (name == "--reproducible") arguments.reproducible = value != "0";
     if (name == "--sampling") arguments.sampling = value != "0";
   }
-  if (const still::Status done = still::run(arguments); !done) {
-    fmt::print(stderr, "still_gpu_bench: {}\n", done.error().message);
-    return 1;
+  for (const std::int64_t n_ranks : arguments.tensor_parallel) {
+    if (const still::Status done = still::run(arguments, n_ranks); !done) {
+      fmt::print(stderr, "still_gpu_bench: {}\n", done.error().message);
+      return 1;
+    }
   }
   return 0;
 }

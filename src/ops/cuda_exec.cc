@@ -86,9 +86,10 @@ std::int64_t CudaExec::scratch_bytes(const CudaOptions& options) {
   return ScratchSizes(options).device();
 }
 
-Result<std::unique_ptr<CudaExec>> CudaExec::create(const CudaOptions& options) {
+Result<std::unique_ptr<CudaExec>> CudaExec::create(const CudaOptions& options, Comm* comm) {
   std::unique_ptr<CudaExec> exec(new CudaExec());
   exec->options_ = options;
+  exec->comm_ = comm;
   exec->kernels_ = cuda_kernels();
   if (exec->kernels_ == nullptr) return error(Code::kUnsupported, "this program was built without CUDA");
   if (options.vocab_size > (1 << 20))
@@ -293,7 +294,11 @@ Status CudaExec::check_launched(std::string_view what) {
   return check_cuda(what);
 }
 
-Status CudaExec::run_step(const RaggedBatch& batch, const std::function<void(const RaggedBatch&)>& body) {
+Status CudaExec::run_step(const RaggedBatch& batch, const std::function<void(const RaggedBatch&)>& launch) {
+  const auto body = [&](const RaggedBatch& step) {
+    launch(step);
+    add_parts();  // where no row was wanted, of the last layer
+  };
   const std::int64_t n = batch.n_tokens();
   if (n == 0) return ok();
   STILL_CHECK(n <= options_.max_tokens && batch.n_seqs() <= options_.max_seqs);
@@ -347,9 +352,24 @@ Status CudaExec::run_step(const RaggedBatch& batch, const std::function<void(con
 
 void CudaExec::embed(TensorView y, const EmbeddingTable& table) {
   STILL_CHECK(table.packed != nullptr);
+  const std::int64_t n = y.rows() * table.row_size;
+  float* part = table.is_part ? comm_->part(n) : nullptr;
   kernels_->embed(stream_.handle(), table.packed->format, table.packed->packed,
-                  static_cast<std::int32_t>(table.row_size), batch_.ids, batch_.n_tokens, y.f32());
+                  static_cast<std::int32_t>(table.row_size), batch_.ids, batch_.n_tokens,
+                  static_cast<std::int32_t>(table.first_row), static_cast<std::int32_t>(table.packed->n_out),
+                  part != nullptr ? part : y.f32());
   forget_copies(nullptr);
+  if (part != nullptr) {
+    sum_ = {y.f32(), y.rows(), table.row_size, true};
+  } else if (table.is_part) {
+    comm_->sum_in_place(stream_.handle(), y.f32(), n);
+  }
+}
+
+void CudaExec::add_parts() {
+  if (sum_.y == nullptr) return;
+  comm_->add_parts(stream_.handle(), sum_.y, sum_.n_rows, sum_.k, sum_.is_new);
+  sum_ = {};
 }
 
 void CudaExec::forget_copies(const void* of) {
@@ -375,6 +395,11 @@ void CudaExec::rms_norm(TensorView y, TensorView x, TensorView w, float eps) {
       bf16_of_ = y.data;
     }
   }
+  if (sum_.y != nullptr && sum_.y == x.data && comm_->add_parts_and_norm(stream_.handle(), sum_.y, sum_.is_new, args)) {
+    sum_ = {};
+    return;
+  }
+  add_parts();
   kernels_->rms_norm(stream_.handle(), args);
 }
 
@@ -599,10 +624,24 @@ void CudaExec::linear(TensorView x, std::span<const LinearOutput> outputs) {
 }
 
 void CudaExec::linear_add(TensorView y, TensorView x, const Weight& w) {
-  const CudaProduct product{
+  CudaProduct product{
       .weights = w.packed, .n_out = static_cast<std::int32_t>(w.n_out), .y = y.data, .y_stride = y.stride()};
   const Weight* weight = &w;
-  multiply(CudaEpilogue::kAdd, x, {&product, 1}, {&weight, 1}, false);
+  if (!w.is_part) {
+    multiply(CudaEpilogue::kAdd, x, {&product, 1}, {&weight, 1}, false);
+    return;
+  }
+  add_parts();
+  const std::int64_t n = y.rows() * w.n_out;
+  if (float* part = comm_->part(n); part != nullptr) {
+    product.y = part;
+    multiply(CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, false);
+    sum_ = {y.f32(), y.rows(), w.n_out, false};
+    return;
+  }
+  // The residual stream counts once in the sum.
+  multiply(comm_->rank() == 0 ? CudaEpilogue::kAdd : CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, false);
+  comm_->sum_in_place(stream_.handle(), y.f32(), n);
 }
 
 void CudaExec::linear_swiglu(TensorView y, TensorView x, const Weight& gate, const Weight& up) {
@@ -630,17 +669,21 @@ CudaKv CudaExec::kv_of(const KvCache& cache, std::int32_t layer) const {
           .head_dim = head.head_dim};
 }
 
+Status CudaExec::upload_rope(const RopeTable& rope) {
+  const std::int64_t n = rope.max_seq_len() * rope.config().n_rot / 2;
+  DeviceBuffer& table = rope_tables_[&rope];
+  if (table.data() != nullptr) return ok();
+  STILL_TRY(table, DeviceBuffer::create(RopeTable::bytes(rope.config(), rope.max_seq_len()), "rotary table"));
+  stream_.copy_to_device(table.data(), rope.cos(0), n * 4);
+  stream_.copy_to_device(table.data() + n * 4, rope.sin(0), n * 4);
+  return ok();
+}
+
 void CudaExec::rope_kv_write(TensorView q, TensorView k, TensorView v, std::int64_t n_heads, const RopeTable& rope,
                              const KvCache& cache, std::int32_t layer) {
   const std::int64_t half = rope.config().n_rot / 2, n = rope.max_seq_len() * half;
-  DeviceBuffer& table = rope_tables_[&rope];
-  if (table.data() == nullptr) {
-    auto memory = DeviceBuffer::create(RopeTable::bytes(rope.config(), rope.max_seq_len()), "rotary table");
-    STILL_CHECK(memory.has_value());
-    table = std::move(*memory);
-    stream_.copy_to_device(table.data(), rope.cos(0), n * 4);
-    stream_.copy_to_device(table.data() + n * 4, rope.sin(0), n * 4);
-  }
+  STILL_CHECK(upload_rope(rope));
+  const DeviceBuffer& table = rope_tables_[&rope];
   const auto* cos = reinterpret_cast<const float*>(table.data());
   rope_ = {.q = q.f32(),
            .k = k.f32(),
@@ -695,6 +738,12 @@ void CudaExec::logits(TensorView y, TensorView x, const Weight& head, TensorView
     forget_copies(nullptr);
   }
   const TensorView input{is_all ? x.data : gathered.data, x.dtype, {n_rows, width}};
+  if (head.n_out != y.row_size()) {  // the rank has some rows of the head
+    const LinearOutput part{.y = {comm_->columns(), DType::kF32, {n_rows, head.n_out}}, .w = &head, .bias = {}};
+    linear(input, {&part, 1});
+    comm_->gather_columns(stream_.handle(), y.f32(), n_rows);
+    return;
+  }
   const LinearOutput output{.y = y, .w = &head, .bias = {}};
   const std::int64_t n_answer_rows = n_answer_rows_;
   n_answer_rows_ = n_rows;  // whoever asks for logits, a prompt's last token or an answer's: by one kernel

@@ -20,6 +20,7 @@
 
 #include "kernels/cuda/cuda_kernels.h"
 #include "ops/attention.h"
+#include "ops/comm.h"
 #include "ops/cuda_options.h"
 #include "ops/kv_cache.h"
 #include "ops/linear.h"
@@ -31,7 +32,8 @@ namespace still {
 
 class CudaExec {
  public:
-  static Result<std::unique_ptr<CudaExec>> create(const CudaOptions& options);
+  // comm: where several ranks share the model.
+  static Result<std::unique_ptr<CudaExec>> create(const CudaOptions& options, Comm* comm = nullptr);
   // Device bytes that create() takes: the plan's formula.
   static std::int64_t scratch_bytes(const CudaOptions& options);
 
@@ -49,6 +51,8 @@ class CudaExec {
   void linear(TensorView x, std::span<const LinearOutput> outputs);
   void linear_add(TensorView y, TensorView x, const Weight& w);
   void linear_swiglu(TensorView y, TensorView x, const Weight& gate, const Weight& up);
+  // Brings the table to the device; rope_kv_write does it where it was not done before the first step.
+  Status upload_rope(const RopeTable& rope);
   void rope_kv_write(TensorView q, TensorView k, TensorView v, std::int64_t n_heads, const RopeTable& rope,
                      const KvCache& cache, std::int32_t layer);
   void attention(TensorView out, TensorView q, const KvCache& cache, std::int32_t layer, std::int64_t n_heads,
@@ -117,12 +121,22 @@ class CudaExec {
                      std::span<const Weight* const> weights, bool y_is_bf16);
   bool gemm(const std::uint16_t* x, std::int64_t n_rows, const Weight& w, const CudaProduct& product, bool y_is_bf16,
             bool add, std::int64_t fixed_rows);
+  void add_parts();  // takes the sum that is still to be taken
   CudaActivations activations(TensorView x, const Weight& w);
   const std::uint16_t* as_bf16(TensorView x);
   QuantizedCopy& copy_for(std::int32_t block) { return copies_[block == 32 ? 0 : 1]; }
   CudaKv kv_of(const KvCache& cache, std::int32_t layer) const;
 
+  // A sum of the ranks' parts that is still to be taken: done together with the norm that follows.
+  struct PendingSum {
+    float* y = nullptr;
+    std::int64_t n_rows = 0, k = 0;
+    bool is_new = false;
+  };
+
   CudaOptions options_;
+  Comm* comm_ = nullptr;
+  PendingSum sum_;
   const CudaKernels* kernels_ = nullptr;
   std::unique_ptr<CudaGemm> gemm_;
   const char* gemm_missing_ = nullptr;

@@ -79,7 +79,7 @@ Result<Headers> read_headers(const LibraryModel& model) {
     headers.max_k = std::max(headers.max_k, item.source->shape[1]);
     if (item.source->dtype != DType::kBF16 && item.source->dtype != DType::kF16) headers.has_f32_activations = true;
   }
-  STILL_TRY(const WeightLayout on_gpu, weight_layout(*arch, headers.config, *headers.checkpoint, true));
+  STILL_TRY(const WeightLayout on_gpu, weight_layout(*arch, headers.config, *headers.checkpoint, {.is_on_cuda = true}));
   headers.gpu_weight_bytes = on_gpu.arena_bytes;
   return headers;
 }

@@ -63,6 +63,29 @@ Status use_cuda_device(std::int32_t index) {
   return ok();
 }
 
+Status enable_peer_access(std::int32_t device, std::int32_t peer) {
+  if (device == peer) return ok();
+  STILL_TRY_STATUS(use_cuda_device(device));
+  int can = 0;
+  if (const cudaError_t code = cudaDeviceCanAccessPeer(&can, device, peer); code != cudaSuccess)
+    return cuda_error(fmt::format("GPU {} and GPU {}", device, peer), code);
+  if (can == 0) return error(Code::kUnsupported, "GPU {} does not reach the memory of GPU {}", device, peer);
+  const cudaError_t code = cudaDeviceEnablePeerAccess(peer, 0);
+  if (code == cudaErrorPeerAccessAlreadyEnabled) {
+    (void)cudaGetLastError();
+    return ok();
+  }
+  if (code != cudaSuccess) return cuda_error(fmt::format("GPU {} and GPU {}", device, peer), code);
+  return ok();
+}
+
+void copy_rows_on_device(void* stream, void* to, std::int64_t to_pitch, const void* from, std::int64_t from_pitch,
+                         std::int64_t bytes, std::int64_t n_rows) {
+  (void)cudaMemcpy2DAsync(to, static_cast<std::size_t>(to_pitch), from, static_cast<std::size_t>(from_pitch),
+                          static_cast<std::size_t>(bytes), static_cast<std::size_t>(n_rows), cudaMemcpyDeviceToDevice,
+                          stream_of(stream));
+}
+
 Status check_cuda(std::string_view what) {
   if (const cudaError_t code = cudaGetLastError(); code != cudaSuccess) return cuda_error(what, code);
   return ok();
