@@ -54,6 +54,7 @@ class CudaGroup::RankComm : public Comm {
     STILL_TRY(CudaStream stream, CudaStream::create());
     stream.fill(memory_.data(), 0, memory_.size());
     STILL_TRY_STATUS(stream.wait("what GPUs exchange"));
+    if (group_.has_peers_) cuda_kernels()->load_rank_kernels();
     std::byte* at = memory_.data();
     const auto take = [&](auto*& pointer, std::int64_t bytes) {
       pointer = bytes == 0 ? nullptr : reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);

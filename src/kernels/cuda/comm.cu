@@ -50,4 +50,9 @@ void gather_columns(void* stream, const CudaGatherArgs& args) {
   }
 }
 
+void load_gather_kernels() {
+  load_kernel(gather_columns_kernel<1>);
+  load_kernel(gather_columns_kernel<4>);
+}
+
 }  // namespace still::cuda

@@ -10,6 +10,14 @@
 namespace still::cuda {
 
 void gather_columns(void* stream, const CudaGatherArgs& args);
+void load_gather_kernels();
+void load_sum_kernels();  // elementwise.cu
+
+template <class Kernel>
+void load_kernel(Kernel* kernel) {
+  cudaFuncAttributes attributes;
+  (void)cudaFuncGetAttributes(&attributes, kernel);
+}
 
 inline constexpr std::uint64_t kRankTimeoutNs = 20'000'000'000ull;
 

@@ -212,6 +212,9 @@ struct CudaKernels {
   // All ranks make the same calls in the same order; one that does not come within 20 s ends the others' contexts.
   void (*sum_parts)(void* stream, const CudaSumArgs& args);
   void (*gather_columns)(void* stream, const CudaGatherArgs& args);
+  // Brings these two to the current device: a kernel's first launch may wait for the whole device, on which another
+  // rank may be waiting for this one.
+  void (*load_rank_kernels)();
   // For measurements: random valid weights of a format, about `deviation` large; f32 normal values.
   void (*fill_weights)(void* stream, PackedFormat format, std::uint8_t* weights, std::int64_t n_out, std::int64_t k,
                        std::uint64_t seed, float deviation);

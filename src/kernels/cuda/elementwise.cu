@@ -330,6 +330,11 @@ void sum_parts(void* stream, const CudaSumArgs& args) {
          static_cast<unsigned>(threads), 0, stream, args);
 }
 
+void load_sum_kernels() {
+  load_kernel(sum_parts_kernel<false>);
+  load_kernel(sum_parts_kernel<true>);
+}
+
 void gather(void* stream, const void* x, std::int64_t row_bytes, const std::int32_t* rows, std::int32_t n_rows,
             void* y) {
   launch(gather_kernel, static_cast<unsigned>(n_rows), 256, 0, stream, static_cast<const std::uint32_t*>(x),

@@ -24,6 +24,11 @@ const CudaKernels* cuda_kernels() {
                                       .sample_scratch_bytes = cuda::sample_scratch_bytes,
                                       .sum_parts = cuda::sum_parts,
                                       .gather_columns = cuda::gather_columns,
+                                      .load_rank_kernels =
+                                          [] {
+                                            cuda::load_sum_kernels();
+                                            cuda::load_gather_kernels();
+                                          },
                                       .fill_weights = cuda::fill_weights,
                                       .fill_f32 = cuda::fill_f32,
                                       .read = cuda::read};
