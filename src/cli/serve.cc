@@ -18,7 +18,8 @@ namespace {
 
 struct ServeArguments {
   std::optional<std::string> host, keep_alive, models, keys_file, tls_certificate, tls_key, access_log, unix_socket;
-  std::optional<std::int64_t> port, context, parallel, threads, max_models, max_queue, memory, drain_seconds;
+  std::optional<std::int64_t> port, context, parallel, threads, max_models, max_queue, memory, drain_seconds,
+      tensor_parallel;
   std::string kv_type, device = "auto";
   bool reproducible = false;
   std::vector<std::string> origins;
@@ -81,6 +82,12 @@ Result<ServeOptions> to_options(const ServeArguments& arguments, const ServeEnvi
   // What a GPU does not keep is the CPU's, unless the GPU was asked for.
   if (options.device == DeviceChoice::kAuto && options.engine.kv_type != KvType::kF16)
     options.device = DeviceChoice::kCpu;
+  STILL_TRY(const std::int64_t n_ranks, chosen_number("--tensor-parallel", arguments.tensor_parallel, {}, 1, 1, 16));
+  if (n_ranks > 1 && options.device == DeviceChoice::kCpu)
+    return error(Code::kInvalidArgument, "--tensor-parallel {}: GPUs share a model, not the CPU", n_ranks);
+  // Who asks for several GPUs does not want the CPU.
+  if (n_ranks > 1) options.device = DeviceChoice::kCuda;
+  options.engine.n_ranks = static_cast<std::int32_t>(n_ranks);
   STILL_TRY(const std::int64_t mib, chosen_number("--memory", arguments.memory, {}, 0, 0, std::int64_t{1} << 30));
   options.engine.memory_limit = mib << 20;
   const std::optional<std::string> keep_alive = arguments.keep_alive ? arguments.keep_alive : environment.keep_alive;
@@ -187,6 +194,7 @@ Command::Action declare(Options& options) {
   options.value("-t,--threads", &chosen->threads, "Threads [the physical cores]");
   options.choice("--device", &chosen->device, {"auto", "cpu", "cuda"},
                  "What computes; auto: a GPU for each model that fits there");
+  options.value("--tensor-parallel", &chosen->tensor_parallel, "GPUs that share each model [1]");
   options.flag("--reproducible", &chosen->reproducible, "On a GPU: no answer depends on the others of its time");
   options.value("--memory", &chosen->memory, "MiB that all models together may take [what is available]");
   options.value("--max-models", &chosen->max_models, "Models loaded at once [what fits; OLLAMA_MAX_LOADED_MODELS]");

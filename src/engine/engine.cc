@@ -167,6 +167,8 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
     settings.memory_limit = free_bytes + model->weight_bytes();
   }
   const Model* fullest = model.get();
+  settings.rank_devices.clear();
+  settings.rank_columns.clear();
   for (const Model* rank : model->ranks()) {
     settings.rank_devices.push_back(rank->cuda_device());
     settings.rank_columns.push_back(rank->parts().vocabulary.begin);

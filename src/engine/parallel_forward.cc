@@ -43,6 +43,7 @@ class ParallelForward : public ForwardPass {
   }
   // All ranks draw the same tokens from the same logits.
   Result<std::span<const TokenId>> collect() override {
+    if (!lost_) return tl::unexpected(lost_.error());
     Result<std::span<const TokenId>> ids = ranks_[0]->collect();
     if (lost_ && !ids) lost_ = tl::unexpected(ids.error());
     for (std::size_t i = 1; i < ranks_.size(); ++i) {

@@ -58,12 +58,12 @@ MemoryPlan with_blocks(const ModelConfig& config, std::int64_t weight_bytes, std
   plan.workspace_bytes = Arena::reserved(StepBuffers::bytes(config, settings.chunk_tokens, plan.max_logit_rows,
                                                             activation_layout(settings))) +
                          Arena::reserved(Exec::scratch_bytes(exec_options(config, max_k, plan)));
-  if (!settings.rank_devices.empty())
+  if (settings.cuda_device >= 0 && !settings.rank_devices.empty())
     plan.workspace_bytes += Arena::reserved(CudaGroup::bytes(group_options(config, settings, plan.max_logit_rows), 0));
   plan.rope_bytes = RopeTable::bytes(config.rope, settings.context);
   plan.runtime_bytes =
       settings.cuda_device >= 0 ? kCudaRuntimeBytes : kRuntimeBytes + kRuntimeBytesOfWord * config.vocab_size;
-  if (!settings.rank_devices.empty()) plan.runtime_bytes += kNcclBytes;
+  if (settings.cuda_device >= 0 && !settings.rank_devices.empty()) plan.runtime_bytes += kNcclBytes;
   return plan;
 }
 

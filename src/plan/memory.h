@@ -30,7 +30,8 @@ struct EngineSettings {
   bool is_host_part = false;
   std::int64_t gpu_memory = 0;  // bytes that this engine may take of a GPU; 0: what is free
   // Tensor parallelism: the GPUs of the ranks, and the columns of the logits that each has (CudaGroupOptions). All
-  // bytes are then those of one rank's GPU, the fullest one's.
+  // bytes are then those of one rank's GPU, the fullest one's. A server is told their number.
+  std::int32_t n_ranks = 1;
   std::vector<std::int32_t> rank_devices;
   std::vector<std::int64_t> rank_columns;
 };

@@ -61,11 +61,14 @@ struct Headers {
   std::shared_ptr<const Checkpoint> checkpoint;
   ModelConfig config;
   std::int64_t weight_bytes = 0, max_k = 0;
+  // On a GPU, or on the fullest of those that share the model.
+  ModelConfig gpu_config;
   std::int64_t gpu_weight_bytes = 0;
+  std::vector<std::int64_t> rank_columns;
   bool has_f32_activations = false;  // on a GPU
 };
 
-Result<Headers> read_headers(const LibraryModel& model) {
+Result<Headers> read_headers(const LibraryModel& model, std::int32_t n_ranks) {
   if (!model.problem.empty()) return error(Code::kUnsupported, "{}", model.problem);
   STILL_TRY(Checkpoint opened, Checkpoint::open(model.path));
   Headers headers;
@@ -79,8 +82,15 @@ Result<Headers> read_headers(const LibraryModel& model) {
     headers.max_k = std::max(headers.max_k, item.source->shape[1]);
     if (item.source->dtype != DType::kBF16 && item.source->dtype != DType::kF16) headers.has_f32_activations = true;
   }
-  STILL_TRY(const WeightLayout on_gpu, weight_layout(*arch, headers.config, *headers.checkpoint, {.is_on_cuda = true}));
-  headers.gpu_weight_bytes = on_gpu.arena_bytes;
+  for (std::int32_t i = 0; i < n_ranks; ++i) {
+    STILL_TRY(const WeightLayout on_gpu,
+              weight_layout(*arch, headers.config, *headers.checkpoint, {.is_on_cuda = true, .rank = {i, n_ranks}}));
+    headers.rank_columns.push_back(on_gpu.parts.vocabulary.begin);
+    if (on_gpu.arena_bytes <= headers.gpu_weight_bytes) continue;
+    headers.gpu_weight_bytes = on_gpu.arena_bytes;
+    headers.gpu_config = on_gpu.parts.config(headers.config);
+  }
+  headers.rank_columns.push_back(headers.config.vocab_size);
   return headers;
 }
 
@@ -94,8 +104,16 @@ Result<std::unique_ptr<ServedModel>> make_served(const LibraryModel& source, con
   served->parameters = source.parameters;
   served->system = source.system;
   if (!source.licences.empty()) served->licence = source.licences[0];
-  STILL_TRY(served->model, Model::load(headers.checkpoint, {.n_threads = options.settings.n_threads,
-                                                            .cuda_device = options.settings.cuda_device}));
+  LoadOptions load{.n_threads = options.settings.n_threads, .cuda_device = options.settings.cuda_device};
+  if (load.cuda_device >= 0 && !options.settings.rank_devices.empty()) {
+    STILL_TRY(served->model, Model::over_devices(options.settings.rank_devices, [&](Rank rank, std::int32_t device) {
+                load.rank = rank;
+                load.cuda_device = device;
+                return Model::load(headers.checkpoint, load);
+              }));
+  } else {
+    STILL_TRY(served->model, Model::load(headers.checkpoint, load));
+  }
   STILL_TRY(served->engine, Engine::create(served->model, options));
   const std::string what = "chat template of " + source.name;
   const TemplateLanguage language =
@@ -491,12 +509,13 @@ std::int64_t PoolState::memory_left(const std::string& name, bool on_gpu) const 
 EngineSettings settings_on_gpu(EngineSettings settings, const CudaDeviceInfo& gpu, const Headers& headers) {
   settings.cuda_device = gpu.index;
   settings.has_f32_activations = headers.has_f32_activations;
+  if (!settings.rank_devices.empty()) settings.rank_columns = headers.rank_columns;
   settings.chunk_tokens = cuda_chunk_tokens(settings);
   return settings;
 }
 
 bool PoolState::fits_gpu(const Headers& headers) const {
-  return gpu.has_value() && plan_served_model(headers.config, headers.gpu_weight_bytes, headers.max_k,
+  return gpu.has_value() && plan_served_model(headers.gpu_config, headers.gpu_weight_bytes, headers.max_k,
                                               settings_on_gpu(options.engine, *gpu, headers), gpu_budget)
                                 .has_value();
 }
@@ -513,9 +532,9 @@ Result<MemoryPlan> PoolState::make_room(std::unique_lock<std::mutex>& lock, cons
     Error problem;
     bool is_full_of_models = true;
     if (options.max_models == 0 || static_cast<std::int64_t>(entries.size()) <= options.max_models) {
-      Result<MemoryPlan> plan =
-          plan_served_model(headers.config, on_gpu ? headers.gpu_weight_bytes : headers.weight_bytes, headers.max_k,
-                            wanted, memory_left(name, on_gpu));
+      Result<MemoryPlan> plan = plan_served_model(on_gpu ? headers.gpu_config : headers.config,
+                                                  on_gpu ? headers.gpu_weight_bytes : headers.weight_bytes,
+                                                  headers.max_k, wanted, memory_left(name, on_gpu));
       if (plan || plan.error().code != Code::kResourceExhausted) return plan;
       problem = plan.error();
       is_full_of_models = false;
@@ -548,7 +567,7 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
   entries[name] = {.state = Entry::State::kLoading, .source = source};
   lock.unlock();
   const auto start = Clock::now();
-  Result<Headers> headers = read_headers(source);
+  Result<Headers> headers = read_headers(source, options.engine.n_ranks);
   lock.lock();
 
   Result<std::unique_ptr<ServedModel>> served = error(Code::kInternal, "not loaded");
@@ -737,6 +756,10 @@ Result<std::unique_ptr<ModelPool>> make_model_pool(ModelPoolOptions options) {
     std::string reason;
     const std::vector<CudaDeviceInfo> gpus = list_cuda_devices(&reason);
     if (!gpus.empty()) gpu = gpus.front();
+    const auto n_ranks = static_cast<std::size_t>(options.engine.n_ranks);
+    if (n_ranks > 1 && n_ranks > gpus.size())
+      return error(Code::kUnavailable, "--tensor-parallel {}: there are {} GPUs", n_ranks, gpus.size());
+    for (std::size_t i = 0; n_ranks > 1 && i < n_ranks; ++i) options.engine.rank_devices.push_back(gpus[i].index);
     if (!gpu && options.device == DeviceChoice::kCuda) return error(Code::kUnavailable, "--device cuda: {}", reason);
   }
   return std::make_unique<Pool>(std::move(options), std::move(library), std::move(gpu));
