@@ -156,7 +156,9 @@ CudaGroupOptions group_options(const ModelConfig& config, const EngineSettings& 
           .hidden_size = config.hidden_size,
           .max_rows = max_logit_rows,
           .first_column = settings.rank_columns,
-          .has_bf16_parts = !settings.has_f32_activations};
+          .has_bf16_parts = !settings.has_f32_activations,
+          // NCCL's order of additions depends on how many rows there are.
+          .use_nccl = !settings.reproducible};
 }
 
 Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
