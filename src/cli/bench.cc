@@ -198,7 +198,12 @@ Status bench(const BenchOptions& options, const Context& context) {
   }
   STILL_TRY(const CpuKernels* kernels, default_cpu_kernels());
   if (model->cuda_device() >= 0) {
-    fmt::print("{}: {} packed, on GPU {}\n", found.name, format_bytes(model->weight_bytes()), model->cuda_device());
+    fmt::print("{}: {} packed, on GPU {}", found.name, format_bytes(model->weight_bytes()), model->cuda_device());
+    if (const std::size_t n_ranks = model->ranks().size(); n_ranks > 0) fmt::print(", one of {}", n_ranks);
+    if (model->n_host_layers() > 0)
+      fmt::print(", and {} for {} of {} layers on the CPU", format_bytes(model->host_weight_bytes()),
+                 model->n_host_layers(), model->config().n_layers);
+    fmt::print("\n");
   } else {
     fmt::print("{}: {} packed, kernels {}, {} threads\n", found.name, format_bytes(model->weight_bytes()),
                kernels->name, n_threads);

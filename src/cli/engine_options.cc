@@ -1,5 +1,9 @@
 #include "cli/engine_options.h"
 
+#include <charconv>
+
+#include "kernels/cuda/cuda_kernels.h"
+
 namespace still {
 
 void declare_engine_arguments(Options& options, EngineArguments& arguments, bool with_context) {
@@ -10,7 +14,24 @@ void declare_engine_arguments(Options& options, EngineArguments& arguments, bool
       "--speculation", &arguments.speculation, {"off", "lookup"},
       "Draft tokens from the text so far and verify them together: same text, faster where it repeats itself");
   options.choice("--device", &arguments.device, {"auto", "cpu", "cuda"}, "What computes; auto: a GPU that it fits on");
+  options.flag("--reproducible", &arguments.reproducible,
+               "On a GPU: the same bits whatever is computed at the time; the CPU's always are");
+  options.value("--gpu-layers", &arguments.gpu_layers,
+                "Layers that the GPU computes, the CPU the others; auto: as many as fit it");
+  options.value("--gpu-memory", &arguments.gpu_memory_gib, "GiB of a GPU to use at most [what is free]");
+  options.value("--tensor-parallel", &arguments.tensor_parallel, "GPUs that share the model [1]");
   options.choice("--kv-type", &arguments.kv_type, {"f16", "int8"}, "How keys and values are kept");
+}
+
+Result<std::optional<std::int32_t>> to_gpu_layers(const EngineArguments& arguments) {
+  if (arguments.gpu_layers == "auto") return std::optional<std::int32_t>();
+  constexpr std::int32_t kMost = 4096;
+  std::int32_t n = 0;
+  const char* end = arguments.gpu_layers.data() + arguments.gpu_layers.size();
+  const auto [stop, problem] = std::from_chars(arguments.gpu_layers.data(), end, n);
+  if (problem != std::errc() || stop != end || n < 0 || n > kMost)
+    return error(Code::kInvalidArgument, "--gpu-layers {}: expected auto, or 0 to {}", arguments.gpu_layers, kMost);
+  return std::optional<std::int32_t>(n);
 }
 
 Result<EngineOptions> to_engine_options(const EngineArguments& arguments) {
@@ -28,7 +49,22 @@ Result<EngineOptions> to_engine_options(const EngineArguments& arguments) {
     }
     options.settings.context = *arguments.context;
   }
+  if (arguments.gpu_memory_gib) {
+    if (!(*arguments.gpu_memory_gib > 0 && *arguments.gpu_memory_gib < 1e6))
+      return error(Code::kInvalidArgument, "--gpu-memory {}: expected GiB, more than 0", *arguments.gpu_memory_gib);
+    options.settings.gpu_memory = static_cast<std::int64_t>(*arguments.gpu_memory_gib * (1 << 30));
+  }
+  STILL_TRY(const std::optional<std::int32_t> gpu_layers, to_gpu_layers(arguments));
+  const std::int64_t n_ranks = arguments.tensor_parallel.value_or(1);
+  if (n_ranks < 1 || n_ranks > kCudaMaxRanks)
+    return error(Code::kInvalidArgument, "--tensor-parallel {}: expected 1 to {} GPUs", n_ranks, kCudaMaxRanks);
+  if (n_ranks > 1 && arguments.device == "cpu")
+    return error(Code::kInvalidArgument, "--tensor-parallel {}: GPUs share a model, not --device cpu", n_ranks);
+  if (n_ranks > 1 && gpu_layers)
+    return error(Code::kInvalidArgument, "--tensor-parallel {}: all layers are on the GPUs, no --gpu-layers {}",
+                 n_ranks, *gpu_layers);
   options.settings.kv_type = arguments.kv_type == "int8" ? KvType::kInt8 : KvType::kF16;
+  options.settings.reproducible = arguments.reproducible;
   if (arguments.speculation == "lookup") options.speculation = Speculation::kLookup;
   return options;
 }

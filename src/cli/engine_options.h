@@ -16,11 +16,17 @@ struct EngineArguments {
   std::string kv_type = "f16";
   std::string speculation = "off";
   std::string device = "auto";
+  bool reproducible = false;
+  std::string gpu_layers = "auto";
+  std::optional<double> gpu_memory_gib;
+  std::optional<std::int64_t> tensor_parallel;
 };
 
 // with_context: also --context, for commands where the user chooses it.
 void declare_engine_arguments(Options& options, EngineArguments& arguments, bool with_context = false);
 // kInvalidArgument for numbers that cannot be.
 Result<EngineOptions> to_engine_options(const EngineArguments& arguments);
+// --gpu-layers: absent where the plan chooses.
+Result<std::optional<std::int32_t>> to_gpu_layers(const EngineArguments& arguments);
 
 }  // namespace still

@@ -13,6 +13,7 @@
 #include "hub/file_io.h"
 #include "hub/remote_header.h"
 #include "models/registry.h"
+#include "plan/layer_split.h"
 
 namespace still {
 namespace {
@@ -221,6 +222,40 @@ Result<ResolvedModel> find_or_pull_model(const Context& context, const std::stri
                        .manifest = std::move(report.manifest)};
 }
 
+namespace {
+// On one GPU, whole or with as many layers as fit; or shared by several.
+Result<std::shared_ptr<const Model>> load_on_gpus(const ResolvedModel& found, LoadOptions options,
+                                                  const std::vector<CudaDeviceInfo>& gpus,
+                                                  const EngineArguments& arguments,
+                                                  std::optional<std::int32_t> gpu_layers) {
+  STILL_TRY(Checkpoint opened, Checkpoint::open(found.path));
+  const auto checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
+  const auto n_ranks = static_cast<std::size_t>(arguments.tensor_parallel.value_or(1));
+  if (n_ranks > gpus.size())
+    return error(Code::kUnavailable, "--tensor-parallel {}: there are {} GPUs", n_ranks, gpus.size());
+  if (n_ranks > 1) {
+    std::vector<std::int32_t> devices;
+    for (std::size_t i = 0; i < n_ranks; ++i) devices.push_back(gpus[i].index);
+    return Model::over_devices(devices, [&](Rank rank, std::int32_t device) {
+      options.rank = rank;
+      options.cuda_device = device;
+      return Model::load(checkpoint, options);
+    });
+  }
+  STILL_TRY(const EngineOptions engine, to_engine_options(arguments));
+  STILL_TRY(const Arch* arch, find_arch(checkpoint->architecture()));
+  STILL_TRY(const ModelConfig config, arch->read_config(checkpoint->config()));
+  const std::int64_t gpu_bytes = engine.settings.gpu_memory > 0
+                                     ? std::min(engine.settings.gpu_memory, gpus.front().free_bytes)
+                                     : gpus.front().free_bytes;
+  STILL_TRY(const LayerSplit split,
+            plan_layer_split(*arch, config, *checkpoint, engine.settings, gpu_bytes, available_memory(), gpu_layers));
+  options.cuda_device = gpus.front().index;
+  options.n_host_layers = config.n_layers - split.n_gpu_layers;
+  return Model::load(checkpoint, options);
+}
+}  // namespace
+
 Result<std::shared_ptr<const Model>> load_model(const Context& context, const ResolvedModel& found, int n_threads,
                                                 const EngineArguments* arguments) {
   ProgressLine line(context.err);
@@ -236,17 +271,21 @@ Result<std::shared_ptr<const Model>> load_model(const Context& context, const Re
   if (device != "cpu") {
     std::string reason;
     const std::vector<CudaDeviceInfo> gpus = list_cuda_devices(&reason);
-    const bool is_wanted = device == "cuda" || (!gpus.empty() && arguments->kv_type == "f16");
-    if (gpus.empty() && is_wanted) return error(Code::kUnavailable, "--device cuda: {}", reason);
+    STILL_TRY(const std::optional<std::int32_t> gpu_layers, to_gpu_layers(*arguments));
+    const std::int64_t n_ranks = arguments->tensor_parallel.value_or(1);
+    const std::string wish = n_ranks > 1        ? fmt::format("--tensor-parallel {}", n_ranks)
+                             : gpu_layers > 0   ? fmt::format("--gpu-layers {}", *gpu_layers)
+                             : device == "cuda" ? "--device cuda"
+                                                : "";
+    const bool is_wanted = gpu_layers != 0 && (!wish.empty() || (!gpus.empty() && arguments->kv_type == "f16"));
+    if (gpus.empty() && is_wanted) return error(Code::kUnavailable, "{}: {}", wish, reason);
     if (is_wanted) {
-      options.cuda_device = gpus.front().index;
-      Result<std::shared_ptr<const Model>> on_gpu = Model::load(found.path, options);
+      Result<std::shared_ptr<const Model>> on_gpu = load_on_gpus(found, options, gpus, *arguments, gpu_layers);
       // What a GPU does not take, the CPU does where we may choose.
       if (on_gpu) return on_gpu;
       const Code code = on_gpu.error().code;
-      if (device == "cuda" || (code != Code::kResourceExhausted && code != Code::kUnsupported))
+      if (!wish.empty() || (code != Code::kResourceExhausted && code != Code::kUnsupported))
         return tl::unexpected(explain_failure(std::move(on_gpu).error(), found));
-      options.cuda_device = -1;
     }
   }
   Result<std::shared_ptr<const Model>> model = Model::load(found.path, options);

@@ -34,7 +34,8 @@ Status measure(const PerplexityArguments& arguments, const Context& context) {
   STILL_TRY(const std::string text, read_text_argument(arguments.file));
   STILL_TRY_STATUS(check_utf8(text, arguments.file == "-" ? "stdin" : arguments.file));
   STILL_TRY(const ResolvedModel found, find_model_here(context, arguments.model));
-  STILL_TRY(const std::shared_ptr<const Model> model, load_model(context, found, engine.settings.n_threads));
+  STILL_TRY(const std::shared_ptr<const Model> model,
+            load_model(context, found, engine.settings.n_threads, &arguments.engine));
 
   ProgressLine line(context.err);
   const InterruptScope interrupt;

@@ -18,8 +18,10 @@ namespace {
 
 struct ServeArguments {
   std::optional<std::string> host, keep_alive, models, keys_file, tls_certificate, tls_key, access_log, unix_socket;
-  std::optional<std::int64_t> port, context, parallel, threads, max_models, max_queue, memory, drain_seconds;
-  std::string kv_type;
+  std::optional<std::int64_t> port, context, parallel, threads, max_models, max_queue, memory, drain_seconds,
+      tensor_parallel;
+  std::string kv_type, device = "auto";
+  bool reproducible = false;
   std::vector<std::string> origins;
   bool log_prompts = false;
 };
@@ -73,6 +75,19 @@ Result<ServeOptions> to_options(const ServeArguments& arguments, const ServeEnvi
   STILL_TRY(const std::int64_t n_threads, chosen_number("--threads", arguments.threads, {}, 0, 0, 1024));
   options.engine.n_threads = static_cast<int>(n_threads);
   STILL_TRY(options.engine.kv_type, to_kv_type(arguments.kv_type.empty() ? environment.kv_type : arguments.kv_type));
+  options.engine.reproducible = arguments.reproducible;
+  options.device = arguments.device == "cpu"    ? DeviceChoice::kCpu
+                   : arguments.device == "cuda" ? DeviceChoice::kCuda
+                                                : DeviceChoice::kAuto;
+  // What a GPU does not keep is the CPU's, unless the GPU was asked for.
+  if (options.device == DeviceChoice::kAuto && options.engine.kv_type != KvType::kF16)
+    options.device = DeviceChoice::kCpu;
+  STILL_TRY(const std::int64_t n_ranks, chosen_number("--tensor-parallel", arguments.tensor_parallel, {}, 1, 1, 16));
+  if (n_ranks > 1 && options.device == DeviceChoice::kCpu)
+    return error(Code::kInvalidArgument, "--tensor-parallel {}: GPUs share a model, not the CPU", n_ranks);
+  // Who asks for several GPUs does not want the CPU.
+  if (n_ranks > 1) options.device = DeviceChoice::kCuda;
+  options.engine.n_ranks = static_cast<std::int32_t>(n_ranks);
   STILL_TRY(const std::int64_t mib, chosen_number("--memory", arguments.memory, {}, 0, 0, std::int64_t{1} << 30));
   options.engine.memory_limit = mib << 20;
   const std::optional<std::string> keep_alive = arguments.keep_alive ? arguments.keep_alive : environment.keep_alive;
@@ -177,6 +192,10 @@ Command::Action declare(Options& options) {
                 "How long an idle model stays loaded: 5m, 300, -1 for ever [5m; OLLAMA_KEEP_ALIVE]");
   options.value("--kv-type", &chosen->kv_type, "How keys and values are kept: f16 or int8 [f16; OLLAMA_KV_CACHE_TYPE]");
   options.value("-t,--threads", &chosen->threads, "Threads [the physical cores]");
+  options.choice("--device", &chosen->device, {"auto", "cpu", "cuda"},
+                 "What computes; auto: a GPU for each model that fits there");
+  options.value("--tensor-parallel", &chosen->tensor_parallel, "GPUs that share each model [1]");
+  options.flag("--reproducible", &chosen->reproducible, "On a GPU: no answer depends on the others of its time");
   options.value("--memory", &chosen->memory, "MiB that all models together may take [what is available]");
   options.value("--max-models", &chosen->max_models, "Models loaded at once [what fits; OLLAMA_MAX_LOADED_MODELS]");
   options.value("--max-queue", &chosen->max_queue, "Requests that wait; the next gets 503 [512; OLLAMA_MAX_QUEUE]");

@@ -85,7 +85,7 @@ Result<BenchRuns> bench_prefill(Engine& engine, std::int64_t n_prompt, int n_rep
 }
 
 Result<BenchRuns> bench_decode(Engine& engine, std::int64_t n_gen, std::int64_t depth, std::int64_t n_seqs,
-                               int n_repeats) {
+                               int n_repeats, bool is_sampled) {
   if (n_gen < 1) return error(Code::kInvalidArgument, "decode of {} tokens: expected 1 or more", n_gen);
   if (n_seqs < 1 || n_seqs > engine.plan().settings.max_seqs)
     return error(Code::kInvalidArgument, "{} sequences: the engine decodes 1 to {} together", n_seqs,
@@ -108,9 +108,13 @@ Result<BenchRuns> bench_decode(Engine& engine, std::int64_t n_gen, std::int64_t 
     const std::int64_t room = engine.context() - n_prompt;
     for (std::int64_t i = 0; i < n_seqs; ++i) {
       sinks.push_back(std::make_shared<CountingSink>());
-      STILL_TRY(
-          ids.emplace_back(),
-          engine.submit(random_request(engine, n_prompt, room, 100 + static_cast<std::uint64_t>(i)), sinks.back()));
+      Request request = random_request(engine, n_prompt, room, 100 + static_cast<std::uint64_t>(i));
+      if (is_sampled) {
+        request.sampling.temperature = 0.8f;
+        request.sampling.top_k = 50;
+        request.sampling.top_p = 0.95f;
+      }
+      STILL_TRY(ids.emplace_back(), engine.submit(std::move(request), sinks.back()));
     }
     while (!all_have(1)) engine.step();
     std::int64_t n_before = 0, n_after = 0;

@@ -20,8 +20,9 @@ struct BenchRuns {
 Result<BenchRuns> bench_prefill(Engine& engine, std::int64_t n_prompt, int n_repeats);
 
 // Tokens per second of all sequences together, n_gen tokens each, after `depth` tokens of context each (0: one token).
+// is_sampled: temperature 0.8, top-k 50, top-p 0.95 instead of the best token.
 Result<BenchRuns> bench_decode(Engine& engine, std::int64_t n_gen, std::int64_t depth, std::int64_t n_seqs,
-                               int n_repeats);
+                               int n_repeats, bool is_sampled = false);
 
 // Bytes a second that the current CUDA device reads, of 4 GiB.
 Result<double> measure_cuda_read_bandwidth();

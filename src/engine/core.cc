@@ -28,15 +28,18 @@ EngineCore::EngineCore(const CoreOptions& options, Vocab vocab, std::unique_ptr<
                .max_tokens = options.scheduler.chunk_tokens,
                .max_seqs = options.scheduler.max_seqs,
                .max_logit_rows = options.scheduler.max_logit_rows,
-               .max_blocks = (options.context + options.scheduler.block_size - 1) / options.scheduler.block_size}) {
+               .max_blocks = (options.context + options.scheduler.block_size - 1) / options.scheduler.block_size,
+               .answers_come_first = options.scheduler.answers_by_token}) {
   // One sequence alone always fits: preemption can make room for the oldest, whatever happens.
   STILL_CHECK(options.n_blocks * options.scheduler.block_size >= options.context);
   const int n_threads = forward_->threads() != nullptr ? forward_->threads()->size() : 1;
   samplers_.assign(static_cast<std::size_t>(n_threads), Sampler(*options.kernels));
   const auto max_seqs = static_cast<std::size_t>(options.scheduler.max_seqs);
   tasks_.resize(max_seqs);
-  device_rows_.reserve(max_seqs);
-  device_tasks_.reserve(max_seqs);
+  for (LaunchedStep* step : {&launched_, &next_}) {
+    step->slots.reserve(max_seqs);
+    step->draws.reserve(max_seqs);
+  }
   for (SampleTask& task : tasks_) task.sample.top.reserve(kMaxLogprobs);
   prompt_sample_.top.reserve(kMaxLogprobs);
   slots_.reserve(max_seqs);
@@ -214,17 +217,11 @@ void EngineCore::tell_prompt_tokens(Sequence& sequence, std::size_t slot_idx, st
   }
 }
 
-// The chunk is in the KV cache: count it, tell of it, and note whether a token is to be sampled.
-void EngineCore::after_forward(std::size_t slot_idx, const StepSlot& slot, std::int64_t n_prompt_rows) {
-  Sequence& sequence = *slot.sequence;
-  const bool is_complete = slot.is_complete();
-  const std::int64_t begin = sequence.n_computed, end = begin + slot.n_tokens;
-  if (sequence.request.prompt_logprobs && sequence.n_scored < sequence.n_prompt) {
-    std::int64_t first = 0;
-    ModelRunner::n_prompt_rows(slot, &first);
-    tell_prompt_tokens(sequence, slot_idx, first, n_prompt_rows);
-  }
-  scheduler_.computed(&sequence, slot.n_tokens);
+// The chunk is in the KV cache, or will be before anything that is launched from now on: count it and tell of it.
+void EngineCore::count_computed(Sequence& sequence, std::int64_t n_tokens) {
+  if (n_tokens == 0) return;
+  const std::int64_t begin = sequence.n_computed, end = begin + n_tokens;
+  scheduler_.computed(&sequence, n_tokens);
   const std::int64_t n_again = std::max<std::int64_t>(0, std::min(end, sequence.n_computed_before) - begin);
   counters_.recomputed_tokens += n_again;
   counters_.prompt_tokens += std::max<std::int64_t>(0, std::min(end, sequence.n_prompt) - begin - n_again);
@@ -234,6 +231,18 @@ void EngineCore::after_forward(std::size_t slot_idx, const StepSlot& slot, std::
     progress = {.queue_position = 0, .is_waiting = false, .n_prefilled = end, .n_prompt = sequence.n_prompt};
     send(sequence, progress_event_);
   }
+}
+
+// Counts what a slot has computed, and notes whether a token is to be sampled.
+void EngineCore::after_forward(std::size_t slot_idx, const StepSlot& slot, std::int64_t n_prompt_rows) {
+  Sequence& sequence = *slot.sequence;
+  const bool is_complete = slot.is_complete();
+  if (sequence.request.prompt_logprobs && sequence.n_scored < sequence.n_prompt) {
+    std::int64_t first = 0;
+    ModelRunner::n_prompt_rows(slot, &first);
+    tell_prompt_tokens(sequence, slot_idx, first, n_prompt_rows);
+  }
+  count_computed(sequence, slot.n_tokens);
   if (!is_complete) return;
   if (sequence.length() >= sequence.max_length) {  // max_tokens 0
     finish(sequence, FinishReason::kLength);
@@ -275,57 +284,38 @@ namespace {
 // What the device's sampler does; bans are counted.
 bool is_simple(const Request& request) {
   const SamplingParams& params = request.sampling;
-  const bool is_greedy = params.temperature < 1e-4f || params.top_k == 1;
-  const bool is_plain = params.top_k == 0 && params.top_p >= 1 && params.min_p <= 0;
-  return (is_greedy || is_plain) && params.repetition_penalty == 1 && params.presence_penalty == 0 &&
-         params.frequency_penalty == 0 && params.logit_bias.empty() && request.n_logprobs < 0 &&
-         request.constraint == nullptr;
+  return params.repetition_penalty == 1 && params.presence_penalty == 0 && params.frequency_penalty == 0 &&
+         params.logit_bias.empty() && request.n_logprobs < 0 && request.constraint == nullptr;
 }
 }  // namespace
 
-Status EngineCore::sample_on_device() {
-  device_rows_.clear();
-  device_tasks_.clear();
-  for (std::size_t i = 0; i < n_tasks_; ++i) {
-    SampleTask& task = tasks_[i];
-    const Sequence& sequence = *slots_[task.slot_idx].sequence;
-    const Request& request = sequence.request;
-    if (!sequence.thinking.forced_tokens().empty() || !is_simple(request)) continue;
-    CudaSampleRow row;
-    row.row = static_cast<std::int32_t>(runner_.row_of(task.slot_idx, n_prompt_rows_[task.slot_idx]));
-    row.temperature = request.sampling.temperature;
-    row.top_k = request.sampling.top_k;
-    row.random = counter_random(sequence.seed, static_cast<std::uint64_t>(sequence.tokens.size()));
-    bool fits = true;
-    const auto ban = [&](TokenId id) {
-      if (id < 0) return;
-      if (row.n_banned == kCudaMaxBanned) {
-        fits = false;
-      } else {
-        row.banned[row.n_banned++] = id;
-      }
-    };
-    for (const TokenId id : request.banned_tokens) ban(id);
-    if (request.sampling.ignore_eos || sequence.n_answer() < request.min_tokens)
-      for (const TokenId id : vocab_.end_tokens) ban(id);
-    if (sequence.n_answer() < request.min_tokens)
-      for (const TokenId id : request.stop_tokens) ban(id);
-    ban(sequence.thinking.banned_tag());
-    if (!fits) continue;
-    device_rows_.push_back(row);
-    device_tasks_.push_back(i);
-  }
-  if (device_rows_.empty()) return ok();
-  STILL_TRY(const std::span<const TokenId> ids, forward_->sample(device_rows_));
-  for (std::size_t i = 0; i < device_tasks_.size(); ++i) {
-    SampleTask& task = tasks_[device_tasks_[i]];
-    task.sample.id = ids[i];
-    task.sample.logprob = 0;
-    task.sample.top.clear();
-    task.has_mask = false;
-    task.is_done = true;
-  }
-  return ok();
+std::optional<CudaSampleRow> EngineCore::draw_row(const Sequence& sequence, std::int64_t row_idx) const {
+  const Request& request = sequence.request;
+  if (!sequence.thinking.forced_tokens().empty() || !is_simple(request)) return std::nullopt;
+  CudaSampleRow row;
+  row.row = static_cast<std::int32_t>(row_idx);
+  row.temperature = request.sampling.temperature;
+  row.top_k = request.sampling.top_k;
+  row.top_p = request.sampling.top_p;
+  row.min_p = request.sampling.min_p;
+  row.random = counter_random(sequence.seed, static_cast<std::uint64_t>(sequence.tokens.size()));
+  bool fits = true;
+  const auto ban = [&](TokenId id) {
+    if (id < 0) return;
+    if (row.n_banned == kCudaMaxBanned) {
+      fits = false;
+    } else {
+      row.banned[row.n_banned++] = id;
+    }
+  };
+  for (const TokenId id : request.banned_tokens) ban(id);
+  if (request.sampling.ignore_eos || sequence.n_answer() < request.min_tokens)
+    for (const TokenId id : vocab_.end_tokens) ban(id);
+  if (sequence.n_answer() < request.min_tokens)
+    for (const TokenId id : request.stop_tokens) ban(id);
+  ban(sequence.thinking.banned_tag());
+  if (!fits) return std::nullopt;
+  return row;
 }
 
 // First tokens of all slots, in parallel: each depends on its own row and request alone.
@@ -500,6 +490,8 @@ void EngineCore::finish(Sequence& sequence, FinishReason reason) {
 }
 
 void EngineCore::finish_all(FinishReason reason) {
+  if (launched_.is_open) forward_->abandon();
+  launched_.is_open = false;
   take_incoming();
   for (auto& [id, sequence] : sequences_)
     if (!sequence->is_finished) finish(*sequence, reason);
@@ -518,6 +510,9 @@ void EngineCore::end_step() {
   counters_.n_blocks_cached = cache_.n_unused();
   counters_.n_preemptions = scheduler_.n_preemptions();
   counters_.prefill_tokens_per_s = scheduler_.prefill_tokens_per_s();
+  const ForwardPass::DeviceTimes times = forward_->device_times();
+  counters_.device_busy_s = times.busy;
+  counters_.device_idle_s = times.idle;
   {
     std::lock_guard lock(mutex_);
     counters_.n_rejected = published_.n_rejected;
@@ -529,6 +524,174 @@ void EngineCore::end_step() {
   finished_.clear();
 }
 
+// What launched steps have left behind: sequences that ended, or gave their blocks back, after the step was made.
+void EngineCore::drop_stale(LaunchedStep& step) {
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    LaunchedSlot& slot = step.slots[i];
+    const Sequence& sequence = *slot.sequence;
+    if (!sequence.is_running || sequence.is_finished || sequence.n_computed != slot.n_computed) {
+      slot.sequence = nullptr;
+      slots_[i].sequence = nullptr;
+    }
+  }
+}
+
+bool EngineCore::list_draws(LaunchedStep& step) {
+  step.slots.clear();
+  step.draws.clear();
+  bool is_independent = drafter_ == nullptr && options_.run_ahead;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    const StepSlot& slot = slots_[i];
+    const Sequence& sequence = *slot.sequence;
+    LaunchedSlot launched{.sequence = slot.sequence, .n_computed = sequence.n_computed};
+    if (n_prompt_rows_[i] > 0) is_independent = false;
+    if (slot.is_complete()) {
+      const bool wants_none = sequence.length() >= sequence.max_length;  // max_tokens 0
+      const auto row = wants_none ? std::nullopt : draw_row(sequence, runner_.row_of(i, n_prompt_rows_[i]));
+      if (row) {
+        launched.draw_idx = static_cast<std::int64_t>(step.draws.size());
+        step.draws.push_back(*row);
+      } else {
+        is_independent = false;
+      }
+    }
+    step.slots.push_back(launched);
+  }
+  return is_independent;
+}
+
+// The step is under way: its sequences move on by tokens that are not known yet.
+void EngineCore::go_ahead(LaunchedStep& step) {
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    LaunchedSlot& launched = step.slots[i];
+    if (launched.sequence == nullptr) continue;
+    Sequence& sequence = *launched.sequence;
+    const std::int64_t n_tokens = slots_[i].n_tokens;
+    if (launched.draw_idx < 0) {
+      count_computed(sequence, n_tokens);
+      continue;
+    }
+    // The tokens before are known by now. Where they have changed what may follow, this draw is void.
+    const auto forced = sequence.thinking.forced_tokens();
+    if (!forced.empty()) {
+      launched.sequence = nullptr;
+      count_computed(sequence, n_tokens);
+      accept_forced(sequence, forced);
+      continue;
+    }
+    const CudaSampleRow& row = step.draws[static_cast<std::size_t>(launched.draw_idx)];
+    if (draw_row(sequence, row.row) != row) {
+      launched.sequence = nullptr;
+      count_computed(sequence, n_tokens - 1);  // the last one again, for its logits
+      continue;
+    }
+    count_computed(sequence, n_tokens);
+    sequence.tokens.push_back(static_cast<TokenId>(-1 - launched.draw_idx));
+  }
+}
+
+// Waits for the step that is under way and hands out its tokens.
+void EngineCore::finish_launched() {
+  if (!launched_.is_open) return;
+  launched_.is_open = false;
+  const auto ids = forward_->collect();
+  for (const LaunchedSlot& slot : launched_.slots) {
+    if (slot.sequence == nullptr || slot.sequence->is_finished) continue;
+    Sequence& sequence = *slot.sequence;
+    if (!ids) {
+      fail(sequence, ids.error());
+      continue;
+    }
+    if (slot.draw_idx < 0) continue;
+    sequence.tokens.pop_back();
+    drawn_sample_.id = (*ids)[static_cast<std::size_t>(slot.draw_idx)];
+    if (drawn_sample_.id < 0) {
+      fail(sequence, {Code::kInternal, "the model's logits are not finite or allow no token"});
+      continue;
+    }
+    const bool has_ended = accept(sequence, drawn_sample_.id, &drawn_sample_);
+    if (options_.preempt_every_step && !has_ended && sequence.is_running) scheduler_.preempt(&sequence);
+  }
+  observe(launched_.counts, std::max(launched_.launched, last_finished_));
+}
+
+void EngineCore::observe(const StepCounts& counts, TimePoint since) {
+  last_finished_ = std::chrono::steady_clock::now();
+  const double step_seconds = seconds(last_finished_ - since);
+  ++counters_.n_steps;
+  counters_.step.observe(step_seconds);
+  scheduler_.observe_step(counts.n_decode, counts.n_drafted, counts.n_prefill, step_seconds);
+}
+
+// Samples where the device has not drawn, and lets all slots go on.
+void EngineCore::advance_all(const LaunchedStep* drawn, std::span<const TokenId> ids) {
+  n_tasks_ = 0;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    if (slots_[i].sequence == nullptr) continue;
+    const std::size_t task_idx = n_tasks_;
+    after_forward(i, slots_[i], n_prompt_rows_[i]);
+    if (drawn == nullptr || n_tasks_ == task_idx || drawn->slots[i].draw_idx < 0) continue;
+    // The draw counts where it was made by the rules that hold now.
+    const auto draw_idx = static_cast<std::size_t>(drawn->slots[i].draw_idx);
+    const CudaSampleRow& row = drawn->draws[draw_idx];
+    if (draw_row(*slots_[i].sequence, row.row) != row) continue;
+    SampleTask& task = tasks_[task_idx];
+    task.sample.id = ids[draw_idx];
+    task.sample.logprob = 0;
+    task.sample.top.clear();
+    task.has_mask = false;
+    task.is_done = true;
+  }
+  sample_all();
+  for (std::size_t i = 0; i < n_tasks_; ++i) {
+    const StepSlot& slot = slots_[tasks_[i].slot_idx];
+    advance(tasks_[i], slot, n_prompt_rows_[tasks_[i].slot_idx]);
+    if (options_.preempt_every_step && !slot.sequence->is_finished) scheduler_.preempt(slot.sequence);
+  }
+}
+
+void EngineCore::step_on_host() {
+  if (slots_.empty()) return;
+  runner_.prepare(slots_);
+  if (Status ran = runner_.run(); !ran) {
+    for (const StepSlot& slot : slots_) fail(*slot.sequence, ran.error());
+  } else {
+    advance_all(nullptr, {});
+  }
+  observe(step_counts_, now_);
+}
+
+void EngineCore::step_on_device() {
+  if (slots_.empty()) return finish_launched();
+  runner_.prepare(slots_);
+  const bool is_independent = list_draws(next_);
+  next_.counts = step_counts_;
+  next_.launched = now_;
+  const Status launched = runner_.launch(next_.draws);
+  finish_launched();  // while the device computes
+  if (!launched) {
+    forward_->abandon();
+    for (const StepSlot& slot : slots_)
+      if (!slot.sequence->is_finished) fail(*slot.sequence, launched.error());
+    return;
+  }
+  drop_stale(next_);
+  std::swap(launched_, next_);
+  if (is_independent) {
+    launched_.is_open = true;
+    go_ahead(launched_);
+    return;
+  }
+  const auto ids = forward_->collect();
+  if (ids) {
+    advance_all(&launched_, *ids);
+  } else {
+    for (const StepSlot& slot : slots_)
+      if (slot.sequence != nullptr) fail(*slot.sequence, ids.error());
+  }
+  observe(step_counts_, std::max(now_, last_finished_));
+}
+
 bool EngineCore::step() {
   now_ = std::chrono::steady_clock::now();
   take_incoming();
@@ -537,35 +700,20 @@ bool EngineCore::step() {
     if (sequence->is_running) begin(*sequence);
   tell_positions();
   slots_.assign(scheduled.begin(), scheduled.end());
-  n_tasks_ = 0;
-  if (!slots_.empty()) {
-    n_prompt_rows_.clear();
-    std::int64_t n_decode = 0, n_drafted = 0, n_prefill = 0;
-    for (const StepSlot& slot : slots_) {
-      n_prompt_rows_.push_back(ModelRunner::n_prompt_rows(slot));
-      (slot.sequence->is_decoding() ? n_decode : n_prefill) += slot.n_tokens;
-      n_drafted += static_cast<std::int64_t>(slot.sequence->draft.size());
-    }
-    if (Status ran = runner_.run(slots_); !ran) {
-      for (const StepSlot& slot : slots_) fail(*slot.sequence, ran.error());
-    } else {
-      for (std::size_t i = 0; i < slots_.size(); ++i) after_forward(i, slots_[i], n_prompt_rows_[i]);
-      const Status drawn = forward_->is_on_device() ? sample_on_device() : ok();
-      if (drawn) sample_all();
-      for (std::size_t i = 0; i < n_tasks_; ++i) {
-        const StepSlot& slot = slots_[tasks_[i].slot_idx];
-        if (!drawn) {
-          fail(*slot.sequence, drawn.error());
-          continue;
-        }
-        advance(tasks_[i], slot, n_prompt_rows_[tasks_[i].slot_idx]);
-        if (options_.preempt_every_step && !slot.sequence->is_finished) scheduler_.preempt(slot.sequence);
-      }
-    }
-    const double step_seconds = seconds(std::chrono::steady_clock::now() - now_);
-    ++counters_.n_steps;
-    counters_.step.observe(step_seconds);
-    scheduler_.observe_step(n_decode, n_drafted, n_prefill, step_seconds);
+  if (options_.scheduler.answers_by_token)
+    std::stable_partition(slots_.begin(), slots_.end(),
+                          [](const StepSlot& slot) { return slot.sequence->is_answering(); });
+  n_prompt_rows_.clear();
+  step_counts_ = {};
+  for (const StepSlot& slot : slots_) {
+    n_prompt_rows_.push_back(ModelRunner::n_prompt_rows(slot));
+    (slot.sequence->is_decoding() ? step_counts_.n_decode : step_counts_.n_prefill) += slot.n_tokens;
+    step_counts_.n_drafted += static_cast<std::int64_t>(slot.sequence->draft.size());
+  }
+  if (forward_->is_on_device()) {
+    step_on_device();
+  } else {
+    step_on_host();
   }
   end_step();
   return has_work();

@@ -2,6 +2,13 @@
 // tested with scripted tokens. Engine (engine.h) is this with a Model.
 //
 // step() is: take what came in; end what was cancelled; schedule; one forward pass; sample; give out events.
+//
+// On a device that draws tokens itself steps overlap: step() launches the next step, then handles the tokens of the one
+// before, so that the device does not wait for the host. The next step is made before those tokens are known: each
+// stands in its sequence as a number below 0, which the device replaces. What the host then finds undoes the rest: a
+// sequence that has ended gives its next token to nobody, and one whose rules have changed (a thinking tag, a budget
+// that is used up) draws again. Masks, penalties, log-probabilities and drafts need the host between two steps: a step
+// with one of them is finished before the next is made.
 // Threads: submit, cancel, stop_thinking and stats from any; everything else from the thread that steps.
 #pragma once
 
@@ -10,6 +17,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -32,6 +40,7 @@ struct CoreOptions {
   bool prefix_cache = true;
   std::int64_t max_queue = 256;
   bool preempt_every_step = false;
+  bool run_ahead = true;                // on a device: launch a step before the last one's tokens are handled
   const CpuKernels* kernels = nullptr;  // the sampler's
   std::uint64_t seed = 0;               // of the seeds that requests do not bring
 };
@@ -57,6 +66,9 @@ class EngineCore {
   const BlockPool& pool() const { return pool_; }
 
  private:
+  struct StepCounts {
+    std::int64_t n_decode = 0, n_drafted = 0, n_prefill = 0;  // tokens
+  };
   struct Command {
     RequestId id = 0;
     bool is_cancel = false;  // else: stop thinking
@@ -70,14 +82,37 @@ class EngineCore {
     bool is_done = false;  // by the device
   };
 
+  // A step that is under way on a device.
+  struct LaunchedSlot {
+    Sequence* sequence = nullptr;  // null: nothing more is wanted of it
+    std::int64_t n_computed = 0;   // when it was scheduled
+    std::int64_t draw_idx = -1;    // of the launch's draws; -1: none
+  };
+  struct LaunchedStep {
+    bool is_open = false;
+    std::vector<LaunchedSlot> slots;
+    std::vector<CudaSampleRow> draws;
+    StepCounts counts;
+    TimePoint launched;
+  };
+
   void take_incoming();
   void begin(Sequence& sequence);
   void tell_positions();
+  void step_on_host();
+  void step_on_device();
+  // What the device's sampler is asked for; nothing where the host must sample.
+  std::optional<CudaSampleRow> draw_row(const Sequence& sequence, std::int64_t row) const;
+  bool list_draws(LaunchedStep& step);  // true: the step needs nothing of the host
+  void drop_stale(LaunchedStep& step);
+  void go_ahead(LaunchedStep& step);
+  void finish_launched();
+  void advance_all(const LaunchedStep* drawn, std::span<const TokenId> ids);
+  void observe(const StepCounts& counts, TimePoint since);
   void after_forward(std::size_t slot_idx, const StepSlot& slot, std::int64_t n_prompt_rows);
+  void count_computed(Sequence& sequence, std::int64_t n_tokens);
   void tell_prompt_tokens(Sequence& sequence, std::size_t slot_idx, std::int64_t first, std::int64_t n);
   void sample_all();
-  // Draws the tokens that need no more than the device's sampler; their tasks are then done.
-  Status sample_on_device();
   void sample_row(Sampler& sampler, const Sequence& sequence, std::span<float> logits, SampleTask& task);
   void advance(SampleTask& task, const StepSlot& slot, std::int64_t first_row);
   // Appends a token and tells of it; true where the sequence has finished.
@@ -105,12 +140,13 @@ class EngineCore {
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Sequence*> admitted_, finished_, touched_;
   std::vector<SampleTask> tasks_;
-  std::vector<CudaSampleRow> device_rows_;
-  std::vector<std::size_t> device_tasks_;
   std::size_t n_tasks_ = 0;
-  Sample prompt_sample_;
-  std::vector<StepSlot> slots_;  // of this step, before sequences move on
+  Sample prompt_sample_, drawn_sample_;
+  LaunchedStep launched_, next_;  // under way; being made
+  TimePoint last_finished_;       // when the last step's tokens were there
+  std::vector<StepSlot> slots_;   // of this step, before sequences move on
   std::vector<std::int64_t> n_prompt_rows_;
+  StepCounts step_counts_;
   Event token_event_, prompt_token_event_, progress_event_;  // reused: their strings keep their memory
   TimePoint now_;
   bool is_queue_changed_ = false;

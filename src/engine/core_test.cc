@@ -483,12 +483,22 @@ std::vector<Outcome> run_alone(const std::vector<Request>& requests) {
 struct Setting {
   const char* name;
   FakeSettings fake;
-  bool prefix_cache = true, preempt = false, speculate = false;
+  bool prefix_cache = true, preempt = false, speculate = false, run_ahead = true;
 };
+
+// Half of the requests need nothing of the host on a device, so that steps overlap.
+void leave_to_the_device(std::vector<Request>& requests) {
+  for (std::size_t i = 0; i < requests.size(); i += 2) {
+    requests[i].n_logprobs = -1;
+    requests[i].sampling.repetition_penalty = 1;
+    requests[i].sampling.min_p = i % 4 == 0 ? 0.1f : 0.0f;
+  }
+}
 
 TEST(SameAnswer, WhateverTheSettings) {
   const std::uint64_t seed = 4;
-  const auto requests = random_requests(seed, 60);
+  auto requests = random_requests(seed, 60);
+  leave_to_the_device(requests);
   const auto want = run_alone(requests);
   const Setting settings[] = {
       {.name = "batched", .fake = {}},
@@ -503,6 +513,19 @@ TEST(SameAnswer, WhateverTheSettings) {
       {.name = "speculation, few blocks",
        .fake = {.n_blocks = 17, .max_seqs = 8, .max_logit_rows = 24},
        .speculate = true},
+      {.name = "device", .fake = {.on_device = true}},
+      {.name = "device, no run ahead", .fake = {.on_device = true}, .run_ahead = false},
+      {.name = "device, 16 together",
+       .fake = {.n_blocks = 256, .max_seqs = 16, .chunk_tokens = 64, .max_logit_rows = 32, .on_device = true}},
+      {.name = "device, chunk of 1", .fake = {.max_seqs = 1, .chunk_tokens = 1, .on_device = true}},
+      {.name = "device, few blocks", .fake = {.n_blocks = 16, .max_seqs = 8, .on_device = true}},
+      {.name = "device, blocks of 1", .fake = {.block_size = 1, .n_blocks = 100, .max_seqs = 8, .on_device = true}},
+      {.name = "device, preempted at each step", .fake = {.on_device = true}, .preempt = true},
+      {.name = "device, preempted at each step, no prefix cache",
+       .fake = {.on_device = true},
+       .prefix_cache = false,
+       .preempt = true},
+      {.name = "device, speculation", .fake = {.max_logit_rows = 24, .on_device = true}, .speculate = true},
   };
   for (const Setting& setting : settings) {
     SCOPED_TRACE(setting.name);
@@ -511,6 +534,7 @@ TEST(SameAnswer, WhateverTheSettings) {
         [&](CoreOptions& o) {
           o.prefix_cache = setting.prefix_cache;
           o.preempt_every_step = setting.preempt;
+          o.run_ahead = setting.run_ahead;
         },
         setting.speculate ? make_lookup_drafter(1, 3) : nullptr);
     std::vector<std::shared_ptr<Recorder>> recorders;
@@ -539,6 +563,56 @@ TEST(SameAnswer, WhateverTheSettings) {
   }
 }
 
+// Requests of which none needs the host: two steps are under way all the time, tags, budgets and ends included.
+TEST(SameAnswer, WhereStepsOverlap) {
+  for (std::uint64_t seed = 1; seed <= 12; ++seed) {
+    SCOPED_TRACE(seed);
+    auto requests = random_requests(seed, 50);
+    for (Request& request : requests) {
+      request.n_logprobs = -1;
+      request.sampling.repetition_penalty = 1;
+      if (request.max_tokens == 0) request.max_tokens = 7;
+      if (seed % 3 == 0 && (request.max_tokens < 0 || request.max_tokens >= 3)) request.min_tokens = 3;
+    }
+    const auto want = run_alone(requests);
+    const bool has_few_blocks = seed % 2 == 0, preempts = seed % 4 == 1;
+    FakeEngine engine({.n_blocks = has_few_blocks ? 16 : 64, .max_seqs = 6, .on_device = true},
+                      [&](CoreOptions& o) { o.preempt_every_step = preempts; });
+    std::vector<std::shared_ptr<Recorder>> recorders;
+    Rng rng(seed + 1);
+    for (const Request& request : requests) {
+      recorders.push_back(submit(engine, request));
+      for (std::int64_t i = rng.below(6); i > 0; --i) engine.core->step();
+    }
+    ASSERT_TRUE(engine.run_all());
+    for (std::size_t i = 0; i < requests.size(); ++i) ASSERT_EQ(outcome(*recorders[i]), want[i]) << "request " << i;
+    EXPECT_EQ(engine.forward->max_under_way, 2);
+    EXPECT_EQ(engine.forward->n_fetched, 0) << "the host samples nothing";
+    EXPECT_EQ(engine.core->pool().n_free() + engine.core->cache().n_unused(), has_few_blocks ? 16 : 64);
+  }
+}
+
+TEST(EngineCore, AFailedDeviceEndsItsRequestsOnly) {
+  for (const bool at_launch : {true, false}) {
+    SCOPED_TRACE(at_launch);
+    FakeEngine engine({.on_device = true});
+    const auto first = submit(engine, greedy({5, 6, 7}, 30)), second = submit(engine, greedy({8, 9}, 30));
+    for (int i = 0; i < 4; ++i) engine.core->step();
+    (at_launch ? engine.forward->fail_at : engine.forward->fail_collect_at) =
+        (at_launch ? engine.forward->n_runs : engine.forward->n_collected) + 1;
+    ASSERT_TRUE(engine.run_all());
+    for (const auto& recorder : {first, second}) {
+      EXPECT_EQ(recorder->finished.reason, FinishReason::kError);
+      EXPECT_EQ(recorder->finished.error.message, "the device is gone");
+      EXPECT_GT(recorder->ids.size(), 1u);
+    }
+    const auto third = submit(engine, greedy({5, 6, 7}, 30));
+    ASSERT_TRUE(engine.run_all());
+    EXPECT_NE(third->finished.reason, FinishReason::kError);
+    EXPECT_EQ(engine.core->pool().n_free() + engine.core->cache().n_unused(), 64);
+  }
+}
+
 // Text that repeats is drafted and accepted; the answer is the same, in fewer steps.
 TEST(SameAnswer, SpeculationSavesSteps) {
   const auto loop = [](std::span<const TokenId> history) { return static_cast<TokenId>(kA + history.size() % 5); };
@@ -562,7 +636,8 @@ TEST(RandomStreams, WithCancelsNothingIsLost) {
   for (std::uint64_t seed = 1; seed <= 8; ++seed) {
     SCOPED_TRACE(seed);
     const auto requests = random_requests(seed, 80);
-    FakeEngine engine({.n_blocks = 20, .max_seqs = 6}, {}, seed % 2 == 0 ? make_lookup_drafter(1, 2) : nullptr);
+    FakeEngine engine({.n_blocks = 20, .max_seqs = 6, .on_device = seed > 4}, {},
+                      seed % 2 == 0 ? make_lookup_drafter(1, 2) : nullptr);
     std::vector<std::shared_ptr<Recorder>> recorders;
     std::vector<RequestId> ids;
     Rng rng(seed);

@@ -78,6 +78,8 @@ Result<std::unique_ptr<Embedder>> Embedder::create(std::shared_ptr<const Encoder
 }
 
 Result<std::unique_ptr<Embedder>> Embedder::create(std::shared_ptr<const Model> model, const EmbedderOptions& options) {
+  if (model->cuda_device() >= 0)
+    return error(Code::kUnsupported, "embeddings are computed on the CPU, and this model is loaded on a GPU");
   auto state = std::make_unique<State>();
   const ModelConfig& config = model->config();
   const std::int64_t limit =

@@ -3,6 +3,8 @@
 #include <chrono>
 
 #include "engine/core.h"
+#include "engine/host_layers.h"
+#include "engine/parallel_forward.h"
 #include "kernels/dispatch.h"
 #include "ops/cuda_exec.h"
 
@@ -47,38 +49,58 @@ class ModelForward : public ForwardPass {
 // The same on a GPU: what the plan counted lies there, logits stay there.
 class CudaForward : public ForwardPass {
  public:
-  static Result<std::unique_ptr<CudaForward>> create(std::shared_ptr<const Model> model, const MemoryPlan& plan) {
+  // comm: of a rank of several; host: the layers before the GPU's.
+  static Result<std::unique_ptr<CudaForward>> create(std::shared_ptr<const Model> model, const MemoryPlan& plan,
+                                                     Comm* comm = nullptr, std::unique_ptr<HostLayers> host = nullptr) {
     auto forward = std::unique_ptr<CudaForward>(new CudaForward);
     const EngineSettings& settings = plan.settings;
-    STILL_TRY(forward->exec_, Exec::create(exec_options(model->config(), model->max_k(), plan)));
+    ExecOptions options = exec_options(model->config(), model->max_k(), plan);
+    options.comm = comm;
+    STILL_TRY(forward->exec_, Exec::create(options));
     STILL_TRY(forward->cache_, KvCache::create_on_cuda(kv_geometry(model->config(), settings), plan.n_blocks,
                                                        forward->exec_->cuda()->stream()));
     STILL_TRY(forward->buffers_,
               StepBuffers::create_on_cuda(model->config(), settings.chunk_tokens, plan.max_logit_rows,
                                           activation_layout(settings), forward->memory_));
+    if (host != nullptr) forward->buffers_.input = host->output();
+    forward->host_ = std::move(host);
     forward->rope_ = RopeTable(model->config().rope, settings.context);
+    STILL_TRY_STATUS(forward->exec_->cuda()->upload_rope(forward->rope_));
+    STILL_TRY_STATUS(forward->exec_->cuda()->wait("rotary table"));
     forward->model_ = std::move(model);
     return forward;
   }
+  float* logits() { return buffers_.logits; }
 
   // The engine's thread is not the one that made it.
-  Result<float*> run(const RaggedBatch& batch) override {
-    STILL_TRY_STATUS(use_cuda_device(model_->cuda_device()));
-    STILL_TRY_STATUS(model_->forward(*exec_, batch, cache_, rope_, buffers_));
-    return nullptr;
-  }
+  Result<float*> run(const RaggedBatch&) override { return error(Code::kInternal, "the logits are on a GPU"); }
   bool is_on_device() const override { return true; }
+  Status launch(const RaggedBatch& batch, std::span<const CudaSampleRow> draws) override {
+    CudaExec& cuda = *exec_->cuda();
+    Status launched = use_cuda_device(model_->cuda_device());
+    if (launched && host_ != nullptr) {
+      launched = cuda.wait("the GPU's step");  // it may still read the last hidden states
+      if (launched) launched = host_->run(batch);
+    }
+    cuda.stage_draws(draws);
+    if (launched) launched = model_->forward(*exec_, batch, cache_, rope_, buffers_);
+    if (launched) launched = cuda.draw(buffers_.logits);
+    return launched;
+  }
+  Result<std::span<const TokenId>> collect() override { return exec_->cuda()->collect(); }
+  void abandon() override { exec_->cuda()->abandon(); }
+  DeviceTimes device_times() const override {
+    return {.busy = exec_->cuda()->busy_seconds(), .idle = exec_->cuda()->idle_seconds()};
+  }
   Result<float*> fetch_row(std::int64_t row) override {
     const std::int64_t n = model_->config().vocab_size;
     return exec_->cuda()->fetch(buffers_.logits + row * n, n);
-  }
-  Result<std::span<const TokenId>> sample(std::span<const CudaSampleRow> rows) override {
-    return exec_->cuda()->sample(buffers_.logits, rows);
   }
 
  private:
   CudaForward() = default;
   std::shared_ptr<const Model> model_;
+  std::unique_ptr<HostLayers> host_;  // null: all layers are on the GPU
   DeviceBuffer memory_;
   KvCache cache_;
   StepBuffers buffers_;
@@ -94,8 +116,23 @@ Result<std::int64_t> free_cuda_memory(std::int32_t device) {
   return error(Code::kUnavailable, "GPU {}: {}", device, reason);
 }
 
-// Tokens of a step where the caller left the number to us: a GPU is filled by more rows than a CPU.
-constexpr std::int64_t kCudaChunkTokens = 8192;
+// All ranks of a model that GPUs share, each planned alike on its own.
+Result<std::unique_ptr<ForwardPass>> create_ranks(const std::shared_ptr<const Model>& model, const MemoryPlan& plan) {
+  STILL_TRY(std::unique_ptr<CudaGroup> group,
+            CudaGroup::create(group_options(model->config(), plan.settings, plan.max_logit_rows)));
+  std::vector<std::unique_ptr<ForwardPass>> forwards;
+  for (const Model* rank : model->ranks()) {
+    MemoryPlan own = plan;
+    own.settings.cuda_device = rank->cuda_device();
+    const auto index = static_cast<int>(forwards.size());
+    // A rank lives as long as rank 0, which holds it.
+    STILL_TRY(std::unique_ptr<CudaForward> forward,
+              CudaForward::create(std::shared_ptr<const Model>(model, rank), own, &group->rank(index)));
+    group->set_logits(index, forward->logits());
+    forwards.push_back(std::move(forward));
+  }
+  return make_parallel_forward(std::move(forwards), std::move(group));
+}
 
 }  // namespace
 
@@ -113,27 +150,50 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
     return error(Code::kInvalidArgument, "draft {}: expected 0 or more tokens", options.max_draft);
   auto state = std::make_unique<State>();
   EngineSettings settings = options.settings;
+  if (model->cuda_device() >= 0 && settings.reproducible && options.speculation != Speculation::kOff)
+    return error(Code::kUnsupported,
+                 "speculation: on a GPU drafted tokens are computed in another order, so it cannot be reproducible");
   // The weights are loaded already: what is available now does not count them, the plan does.
   const bool on_cuda = model->cuda_device() >= 0;
   settings.cuda_device = model->cuda_device();
   settings.has_f32_activations = model->has_f32_activations();
   if (on_cuda && settings.kv_type != KvType::kF16)
     return error(Code::kUnsupported, "KV type: on a GPU keys and values are kept as f16");
-  if (on_cuda && settings.chunk_tokens == EngineSettings().chunk_tokens) settings.chunk_tokens = kCudaChunkTokens;
+  settings.n_host_layers = model->n_host_layers();
+  if (on_cuda && settings.n_host_layers == 0) settings.chunk_tokens = cuda_chunk_tokens(settings);
+  if (on_cuda && settings.gpu_memory > 0) settings.memory_limit = settings.gpu_memory;
   if (settings.memory_limit <= 0 && on_cuda) {
     STILL_TRY(const std::int64_t free_bytes, free_cuda_memory(model->cuda_device()));
     settings.memory_limit = free_bytes + model->weight_bytes();
   }
+  const Model* fullest = model.get();
+  settings.rank_devices.clear();
+  settings.rank_columns.clear();
+  for (const Model* rank : model->ranks()) {
+    settings.rank_devices.push_back(rank->cuda_device());
+    settings.rank_columns.push_back(rank->parts().vocabulary.begin);
+    if (rank->weight_bytes() > fullest->weight_bytes()) fullest = rank;
+  }
+  if (!settings.rank_devices.empty()) settings.rank_columns.push_back(model->config().vocab_size);
   if (settings.memory_limit <= 0) settings.memory_limit = available_memory() + model->weight_bytes();
-  STILL_TRY(state->plan, plan_memory(model->config(), model->weight_bytes(), model->max_k(), settings));
+  STILL_TRY(state->plan, plan_memory(fullest->config(), fullest->weight_bytes(), fullest->max_k(), settings));
   const MemoryPlan& plan = state->plan;
   const CpuKernels* kernels = options.kernels;
   if (kernels == nullptr) {
     STILL_TRY(kernels, default_cpu_kernels());
   }
+  std::unique_ptr<HostLayers> host_layers;
+  if (plan.settings.n_host_layers > 0) {
+    STILL_TRY(const MemoryPlan host_plan,
+              plan_host_part(model->config(), model->host_weight_bytes(), model->max_k(), plan.settings,
+                             available_memory() + model->host_weight_bytes()));
+    STILL_TRY(host_layers, HostLayers::create(model, host_plan, kernels));
+  }
   std::unique_ptr<ForwardPass> forward;
-  if (on_cuda) {
-    STILL_TRY(forward, CudaForward::create(model, plan));
+  if (!settings.rank_devices.empty()) {
+    STILL_TRY(forward, create_ranks(model, plan));
+  } else if (on_cuda) {
+    STILL_TRY(forward, CudaForward::create(model, plan, nullptr, std::move(host_layers)));
   } else {
     STILL_TRY(forward, ModelForward::create(model, plan, kernels));
   }
@@ -145,12 +205,15 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
                     .min_chunk = options.min_chunk,
                     .step_target_s = std::chrono::duration<double>(options.step_target).count(),
                     .max_stall = options.max_stall,
-                    .max_draft = options.speculation == Speculation::kOff ? 0 : options.max_draft};
+                    .max_draft = options.speculation == Speculation::kOff ? 0 : options.max_draft,
+                    .answers_by_token = on_cuda && settings.reproducible};
   core.n_blocks = plan.n_blocks;
   core.context = plan.settings.context;
   core.prefix_cache = options.prefix_cache;
   core.max_queue = options.max_queue;
   core.preempt_every_step = options.preempt_every_step;
+  // The host's layers want to know a step's tokens before it begins.
+  core.run_ahead = options.run_ahead && plan.settings.n_host_layers == 0;
   core.kernels = kernels;
   core.seed = static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
   state->core =

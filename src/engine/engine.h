@@ -33,6 +33,7 @@ struct EngineOptions {
   double max_stall = 2.3;
   std::int64_t min_chunk = 16;  // prefill goes on by this many tokens a step whatever the target says
   // For tests: other answers must not come of these.
+  bool run_ahead = true;                // on a GPU: steps overlap (core.h)
   bool preempt_every_step = false;      // each sequence that got a token is preempted
   const CpuKernels* kernels = nullptr;  // null: default_cpu_kernels()
 };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -19,6 +20,8 @@ struct FakeSettings {
   std::int64_t block_size = 4, n_blocks = 64, context = 64;
   std::int64_t max_seqs = 4, chunk_tokens = 16, max_logit_rows = 16;
   float spread = 4.0f;  // of the hashed scores
+  // As a device does: logits are fetched, tokens drawn there (by the host's sampler, so that answers compare).
+  bool on_device = false;
   // The most probable token after these; -1: by hash.
   std::function<TokenId(std::span<const TokenId>)> script;
 };
@@ -30,6 +33,54 @@ class FakeForward : public ForwardPass {
         cells_(static_cast<std::size_t>(settings_.n_blocks * settings_.block_size), -1),
         logits_(static_cast<std::size_t>(settings_.max_logit_rows * settings_.vocab_size)) {
     history_.reserve(static_cast<std::size_t>(settings_.context));
+  }
+
+  bool is_on_device() const override { return settings_.on_device; }
+  Status launch(const RaggedBatch& batch, std::span<const CudaSampleRow> draws) override {
+    STILL_CHECK(launches_.size() < 2);
+    max_under_way = std::max<std::int64_t>(max_under_way, static_cast<std::int64_t>(launches_.size()) + 1);
+    std::vector<TokenId> ids(batch.ids.begin(), batch.ids.end());
+    for (TokenId& id : ids)
+      if (id < 0) id = drawn_.at(static_cast<std::size_t>(-1 - id));
+    RaggedBatch known = batch;
+    known.ids = ids;
+    STILL_TRY([[maybe_unused]] const float* logits, run(known));
+    drawn_.clear();
+    for (const CudaSampleRow& draw : draws) {
+      const float* row = logits_.data() + draw.row * settings_.vocab_size;
+      std::vector<float> copy(row, row + settings_.vocab_size);
+      SamplingParams params;
+      params.temperature = draw.temperature;
+      params.top_k = draw.top_k;
+      params.top_p = draw.top_p;
+      params.min_p = draw.min_p;
+      Sample sample;
+      Sampler(**select_cpu_kernels("ref"))
+          .sample({.logits = copy,
+                   .params = &params,
+                   .random = draw.random,
+                   .banned = std::span<const TokenId>(draw.banned, draw.n_banned)},
+                  sample);
+      drawn_.push_back(sample.id);
+    }
+    launches_.push_back(drawn_);
+    return ok();
+  }
+  Result<std::span<const TokenId>> collect() override {
+    STILL_CHECK(!launches_.empty());
+    if (++n_collected == fail_collect_at) {
+      launches_.pop_front();
+      return error(Code::kInternal, "the device is gone");
+    }
+    collected_ = std::move(launches_.front());
+    launches_.pop_front();
+    return std::span<const TokenId>(collected_);
+  }
+  void abandon() override { launches_.clear(); }
+  Result<float*> fetch_row(std::int64_t row) override {
+    fetched_.assign(logits_.begin() + row * settings_.vocab_size, logits_.begin() + (row + 1) * settings_.vocab_size);
+    ++n_fetched;
+    return fetched_.data();
   }
 
   Result<float*> run(const RaggedBatch& batch) override {
@@ -58,6 +109,7 @@ class FakeForward : public ForwardPass {
   }
 
   std::int64_t n_runs = 0, fail_at = -1, max_tokens_seen = 0;
+  std::int64_t n_collected = 0, fail_collect_at = -1, n_fetched = 0, max_under_way = 0;
 
  private:
   TokenId& cell(const std::int32_t* block_table, std::int64_t pos) {
@@ -79,6 +131,9 @@ class FakeForward : public ForwardPass {
   std::vector<TokenId> cells_;
   std::vector<float> logits_;
   std::vector<TokenId> history_;
+  std::vector<TokenId> drawn_, collected_;
+  std::deque<std::vector<TokenId>> launches_;
+  std::vector<float> fetched_;
 };
 
 // Ids: 0 is the end token, 1 <think>, 2 </think>, 3 "\n", 4.. the letters "a", "b", ...

@@ -26,7 +26,7 @@ std::int64_t ModelRunner::n_prompt_rows(const StepSlot& slot, std::int64_t* firs
   return std::max<std::int64_t>(0, end - begin);
 }
 
-Status ModelRunner::run(std::span<const StepSlot> slots) {
+void ModelRunner::prepare(std::span<const StepSlot> slots) {
   ids_.clear();
   positions_.clear();
   q_start_.assign(1, 0);
@@ -34,8 +34,10 @@ Status ModelRunner::run(std::span<const StepSlot> slots) {
   block_tables_.clear();
   logit_rows_.clear();
   first_row_.clear();
+  n_answer_seqs_ = 0;
   for (const StepSlot& slot : slots) {
     const Sequence& sequence = *slot.sequence;
+    if (sequence.is_answering()) ++n_answer_seqs_;
     const auto first_token = static_cast<std::int32_t>(ids_.size());
     const std::int64_t end = sequence.n_computed + slot.n_tokens;
     for (std::int64_t pos = sequence.n_computed; pos < end; ++pos)
@@ -61,14 +63,26 @@ Status ModelRunner::run(std::span<const StepSlot> slots) {
   }
   STILL_CHECK(static_cast<std::int64_t>(ids_.size()) <= limits_.max_tokens);
   STILL_CHECK(static_cast<std::int64_t>(logit_rows_.size()) <= limits_.max_logit_rows);
-  STILL_TRY(logits_, forward_.run({.ids = ids_,
-                                   .positions = positions_,
-                                   .q_start = q_start_,
-                                   .kv_len = kv_len_,
-                                   .block_tables = block_tables_,
-                                   .max_blocks = limits_.max_blocks,
-                                   .logit_rows = logit_rows_}));
+}
+
+RaggedBatch ModelRunner::batch() const {
+  return {.ids = ids_,
+          .positions = positions_,
+          .q_start = q_start_,
+          .kv_len = kv_len_,
+          .block_tables = block_tables_,
+          .max_blocks = limits_.max_blocks,
+          .logit_rows = logit_rows_,
+          .n_answer_seqs = limits_.answers_come_first ? n_answer_seqs_ : -1};
+}
+
+Status ModelRunner::run() {
+  STILL_TRY(logits_, forward_.run(batch()));
   return ok();
+}
+
+Status ModelRunner::launch(std::span<const CudaSampleRow> draws) {
+  return forward_.launch(batch(), draws);
 }
 
 std::span<float> ModelRunner::logits(std::size_t slot_idx, std::int64_t row) {

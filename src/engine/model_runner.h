@@ -24,27 +24,42 @@ class ForwardPass {
   virtual Result<float*> run(const RaggedBatch& batch) = 0;
   // Threads that idle between two runs; null: none.
   virtual ThreadPool* threads() { return nullptr; }
-  // Where logits stay on a device: run() then gives no pointer, rows are fetched, and tokens can be drawn there.
+
+  // Where logits stay on a device, these take the place of run(). Two steps may be under way.
   virtual bool is_on_device() const { return false; }
-  // A row of the last run's logits, [vocab_size], until the next call.
-  virtual Result<float*> fetch_row(std::int64_t) { return error(Code::kUnsupported, "the logits are on the host"); }
-  // Tokens of the given rows; -1 where the logits are not finite.
-  virtual Result<std::span<const TokenId>> sample(std::span<const CudaSampleRow>) {
-    return error(Code::kUnsupported, "tokens are drawn on the host");
-  }
+  // A step and the draw of the given rows' tokens. An id -1 - i of the batch is the token drawn for row i of the launch
+  // before. After an error: collect what was launched before, then abandon().
+  virtual Status launch(const RaggedBatch&, std::span<const CudaSampleRow>) { return on_host(); }
+  // Waits for the oldest launch: its tokens, until the second launch after this call; -1 where logits are not finite.
+  virtual Result<std::span<const TokenId>> collect() { return tl::unexpected(on_host().error()); }
+  // A row of the last launch's logits, [vocab_size], until the next call.
+  virtual Result<float*> fetch_row(std::int64_t) { return tl::unexpected(on_host().error()); }
+  // Waits and forgets all launches.
+  virtual void abandon() {}
+  struct DeviceTimes {
+    double busy = 0, idle = 0;  // seconds inside steps and between them
+  };
+  virtual DeviceTimes device_times() const { return {}; }
+
+ private:
+  static Status on_host() { return error(Code::kUnsupported, "the logits are on the host"); }
 };
 
 struct RunnerLimits {
   std::int64_t vocab_size = 0;
   std::int64_t max_tokens = 0, max_seqs = 0, max_logit_rows = 0;
-  std::int64_t max_blocks = 0;  // of one sequence
+  std::int64_t max_blocks = 0;      // of one sequence
+  bool answers_come_first = false;  // slots whose token is an answer's stand before the others
 };
 
 class ModelRunner {
  public:
   ModelRunner(ForwardPass& forward, const RunnerLimits& limits);
 
-  Status run(std::span<const StepSlot> slots);
+  // Makes the step's batch: row_of() is known then. Tokens below 0 are passed on as they are.
+  void prepare(std::span<const StepSlot> slots);
+  Status run();                                         // on the host
+  Status launch(std::span<const CudaSampleRow> draws);  // on a device
 
   // Rows of slot s: first those of the prompt's log-probabilities (see n_prompt_rows), then, where the slot is
   // complete, that of its last token and those of its draft.
@@ -55,11 +70,13 @@ class ModelRunner {
   static std::int64_t n_prompt_rows(const StepSlot& slot, std::int64_t* first = nullptr);
 
  private:
+  RaggedBatch batch() const;
   ForwardPass& forward_;
   RunnerLimits limits_;
   std::vector<TokenId> ids_;
   std::vector<std::int32_t> positions_, q_start_, kv_len_, block_tables_, logit_rows_;
   std::vector<std::int64_t> first_row_;  // [n_slots]
+  std::int64_t n_answer_seqs_ = 0;
   float* logits_ = nullptr;
 };
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/dispatch.h"
+#include "ops/cuda_exec.h"
 #include "plan/memory.h"
 
 namespace still {
@@ -26,14 +27,24 @@ class Scorer {
                      .context = options.n_ctx,
                      .kv_tokens = options.n_ctx,
                      .chunk_tokens = options.n_ctx,
-                     .kv_type = options.kv_type};
+                     .kv_type = options.kv_type,
+                     .cuda_device = model.cuda_device(),
+                     .has_f32_activations = model.has_f32_activations(),
+                     .reproducible = options.reproducible};
     plan.n_blocks = (options.n_ctx + plan.settings.block_size - 1) / plan.settings.block_size;
     plan.max_logit_rows = kRows;
     ExecOptions exec = exec_options(model.config(), model.max_k(), plan);
     exec.kernels = options.kernels;
     STILL_TRY(scorer->exec_, Exec::create(exec));
-    STILL_TRY(scorer->cache_, KvCache::create(kv_geometry(model.config(), plan.settings), plan.n_blocks));
-    STILL_TRY(scorer->buffers_, StepBuffers::create(model.config(), options.n_ctx, kRows, scorer->arena_));
+    const KvGeometry geometry = kv_geometry(model.config(), plan.settings);
+    if (model.cuda_device() >= 0) {
+      STILL_TRY(scorer->cache_, KvCache::create_on_cuda(geometry, plan.n_blocks, scorer->exec_->cuda()->stream()));
+      STILL_TRY(scorer->buffers_, StepBuffers::create_on_cuda(model.config(), options.n_ctx, kRows,
+                                                              activation_layout(plan.settings), scorer->memory_));
+    } else {
+      STILL_TRY(scorer->cache_, KvCache::create(geometry, plan.n_blocks));
+      STILL_TRY(scorer->buffers_, StepBuffers::create(model.config(), options.n_ctx, kRows, scorer->arena_));
+    }
     scorer->rope_ = RopeTable(model.config().rope, options.n_ctx);
     scorer->block_table_.resize(static_cast<std::size_t>(plan.n_blocks));
     std::iota(scorer->block_table_.begin(), scorer->block_table_.end(), 0);
@@ -60,10 +71,17 @@ class Scorer {
                         .kv_len = kv_len,
                         .block_tables = block_table_,
                         .max_blocks = static_cast<std::int64_t>(block_table_.size()),
-                        .logit_rows = rows_},
+                        .logit_rows = rows_,
+                        .n_answer_seqs = 0},
                        cache_, rope_, buffers_));
-    for (std::size_t i = 0; i < rows_.size(); ++i)
-      score(begin + rows_[i], buffers_.logits + static_cast<std::int64_t>(i) * model_.config().vocab_size);
+    const std::int64_t vocab_size = model_.config().vocab_size;
+    for (std::size_t i = 0; i < rows_.size(); ++i) {
+      const float* logits = buffers_.logits + static_cast<std::int64_t>(i) * vocab_size;
+      if (exec_->cuda() != nullptr) {
+        STILL_TRY(logits, exec_->cuda()->fetch(logits, vocab_size));
+      }
+      score(begin + rows_[i], logits);
+    }
     return ok();
   }
   const CpuKernels& kernels() const { return exec_->kernels(); }
@@ -74,6 +92,7 @@ class Scorer {
   std::unique_ptr<Exec> exec_;
   KvCache cache_;
   Arena arena_;
+  DeviceBuffer memory_;
   StepBuffers buffers_;
   RopeTable rope_;
   std::vector<std::int32_t> block_table_, positions_, rows_;
@@ -84,8 +103,8 @@ class Scorer {
 Result<PerplexityResult> perplexity(const Model& model, std::string_view text, const PerplexityOptions& options) {
   if (options.n_ctx < 4 || options.n_ctx > model.config().max_seq_len)
     return error(Code::kInvalidArgument, "context {}: expected 4 to {}", options.n_ctx, model.config().max_seq_len);
-  if (model.cuda_device() >= 0)
-    return error(Code::kUnsupported, "perplexity is computed on the CPU: load the model there");
+  if (model.cuda_device() >= 0 && options.kv_type != KvType::kF16)
+    return error(Code::kUnsupported, "KV type: on a GPU keys and values are kept as f16");
   const Tokenizer& tokenizer = model.tokenizer();
   std::vector<TokenId> tokens = tokenizer.encode(text, {.add_special = true, .parse_special = false});
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());

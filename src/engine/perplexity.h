@@ -16,6 +16,7 @@ struct PerplexityOptions {
   std::int64_t n_chunks = -1;  // at most; -1: all
   int n_threads = 0;
   KvType kv_type = KvType::kF16;
+  bool reproducible = true;  // on a GPU: the CPU always is
   const CpuKernels* kernels = nullptr;
   // After each chunk: chunks done, chunks in all, perplexity so far. False stops with kCancelled.
   std::function<bool(std::int64_t done, std::int64_t total, double perplexity)> progress;

@@ -126,7 +126,8 @@ TokenId Sampler::draw(const SampleInput& input) {
   if (!std::isfinite(max)) return -1;
   if (params.temperature < kGreedyTemperature || params.top_k == 1) return best;
 
-  const double u = to_unit(counter_random(input.seed, static_cast<std::uint64_t>(input.tokens.size())));
+  const double u =
+      to_unit(input.random.value_or(counter_random(input.seed, static_cast<std::uint64_t>(input.tokens.size()))));
   const float inverse_temperature = 1.0f / params.temperature;
   if (params.top_k > 0 && params.top_k < n) {
     select_best(input.logits, params.top_k, true);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -19,6 +20,7 @@ struct SampleInput {
   std::span<const TokenId> tokens;  // the sequence so far; the new token's position is tokens.size()
   std::int64_t n_prompt = 0;        // of them
   std::uint64_t seed = 0;
+  std::optional<std::uint64_t> random;  // the position's random bits; absent: counter_random(seed, tokens.size())
   std::span<const TokenId> banned;
   std::span<const TokenId> banned_ends, banned_stops;  // end and stop tokens, where they are not wanted yet
   TokenId banned_tag = -1;

@@ -133,7 +133,7 @@ void Scheduler::schedule_decodes() {
   std::sort(running_.begin(), running_.end(), [&](const Sequence* a, const Sequence* b) { return is_younger(*b, *a); });
   for (std::size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
-    if (!sequence.is_decoding()) continue;
+    if (!sequence.is_decoding() || sequence.will_end()) continue;
     if (ensure_blocks(sequence, sequence.length(), true)) slots_.push_back({&sequence, 1});
   }
   // One that found none waits with its blocks for an older one to finish; it is the youngest, so others go on.
@@ -189,7 +189,9 @@ void Scheduler::observe_step(std::int64_t n_decode, std::int64_t n_drafted, std:
 bool Scheduler::admit(Sequence& sequence) {
   if (!sequence.request.prompt_logprobs) {
     // The last token is computed in any case: its logits are wanted.
-    sequence.key = cache_.match(sequence.tokens, (sequence.length() - 1) / options_.block_size, sequence.blocks);
+    const std::int64_t n_known =
+        options_.answers_by_token ? std::min(sequence.n_prompt, sequence.length() - 1) : sequence.length() - 1;
+    sequence.key = cache_.match(sequence.tokens, n_known / options_.block_size, sequence.blocks);
   }
   std::int64_t promised = 0;
   for (const Sequence* other : running_)
@@ -211,6 +213,7 @@ bool Scheduler::admit(Sequence& sequence) {
 void Scheduler::give_chunk(Sequence& sequence, std::int64_t& budget) {
   std::int64_t n = std::min(sequence.n_pending(), budget);
   if (sequence.request.prompt_logprobs && sequence.n_computed < sequence.n_prompt) n = std::min(n, rows_left_ + 1);
+  if (options_.answers_by_token) n = std::min(n, std::max<std::int64_t>(1, sequence.n_prompt - sequence.n_computed));
   if (n <= 0) return;
   if (!ensure_blocks(sequence, sequence.n_computed + n, true)) {
     // As many as the blocks at hand hold.
@@ -265,7 +268,9 @@ void Scheduler::computed(Sequence* sequence, std::int64_t n_tokens) {
   sequence->n_computed += n_tokens;
   if (!sequence->request.keep_prefix) return;
   const std::int64_t block_size = options_.block_size;
-  while ((sequence->n_registered + 1) * block_size <= sequence->n_computed) {
+  const std::int64_t n_shared =
+      options_.answers_by_token ? std::min(sequence->n_computed, sequence->n_prompt) : sequence->n_computed;
+  while ((sequence->n_registered + 1) * block_size <= n_shared) {
     const auto begin = static_cast<std::size_t>(sequence->n_registered * block_size);
     const std::span<const TokenId> block_tokens(sequence->tokens.data() + begin, static_cast<std::size_t>(block_size));
     sequence->key = chain_key(sequence->key, block_tokens);

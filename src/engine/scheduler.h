@@ -25,6 +25,9 @@ struct SchedulerOptions {
   double step_target_s = 0.1;  // 0: none
   double max_stall = 2.3;      // 0: none
   std::int64_t max_draft = 0;  // 0: no speculation
+  // Tokens of answers are computed one at a time even where several are known (after a preemption, a forced text), and
+  // their keys and values serve no other request: those of a prompt are not the same bits.
+  bool answers_by_token = false;
 };
 
 // What one sequence does in a step: computes tokens [n_computed, n_computed + n_tokens), then its draft.

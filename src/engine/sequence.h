@@ -26,7 +26,7 @@ struct Sequence {
   std::int64_t max_length = 0;    // tokens in all: the context, or prompt + max_tokens
   bool is_context_limit = false;  // max_length is the context's, not the request's
 
-  std::vector<TokenId> tokens;  // prompt, then answer
+  std::vector<TokenId> tokens;  // prompt, then answer; the last one is below 0 while only a device knows it
   std::int64_t n_prompt = 0;
   std::int64_t n_computed = 0;  // tokens whose keys and values are in the blocks
   std::vector<std::int32_t> blocks;
@@ -62,7 +62,11 @@ struct Sequence {
   std::int64_t n_pending() const { return length() - n_computed; }
   std::int64_t n_answer() const { return length() - n_prompt; }
   // One token to compute, and it is not the prompt's last: the next step gives the next token.
-  bool is_decoding() const { return n_pending() == 1 && has_token; }
+  bool is_decoding() const { return n_pending() == 1 && (has_token || has_unknown()); }
+  bool is_answering() const { return n_computed >= n_prompt; }  // the next token to compute is the answer's
+  bool has_unknown() const { return tokens.back() < 0; }
+  // It ends with the token that only a device knows.
+  bool will_end() const { return has_unknown() && length() >= max_length; }
 };
 
 }  // namespace still

@@ -33,6 +33,7 @@ struct EngineStats {
   std::int64_t n_steps = 0, n_preemptions = 0, n_rejected = 0;
   std::array<std::int64_t, 5> n_finished{};              // by FinishReason
   double prefill_tokens_per_s = 0;                       // what the scheduler believes
+  double device_busy_s = 0, device_idle_s = 0;           // inside and between steps, where it is measured
   Histogram ttft, inter_token, end_to_end, queue, step;  // seconds
 };
 

@@ -22,12 +22,18 @@ enum class TensorRole {
   kEmbedding,  // rows are looked up; stays in the mapped file
 };
 
+// What of a tensor a rank has where several share a model (models/shard.h): all of it, or its own heads, feed-forward
+// elements or token ids. They are rows of the tensor, or columns of a matrix whose products are then parts of a sum.
+enum class Share { kWhole, kHeads, kKvHeads, kFfn, kVocabulary, kHeadColumns, kFfnColumns };
+
 // A tensor that a checkpoint must (or may) have, by its Hugging Face name.
 struct TensorSpec {
   std::string name;
   Shape shape;
   TensorRole role = TensorRole::kMatrix;
   bool optional = false;
+  Share share = Share::kWhole;
+  std::int32_t layer = -1;  // -1: of no layer
 };
 
 // What the loader made of the specs. Lookups by name happen at load only.
@@ -68,6 +74,8 @@ struct StepBuffers {
   void* ffn = nullptr;          // [max_tokens, intermediate_size]
   void* gathered = nullptr;     // [max_logit_rows, hidden_size]
   float* logits = nullptr;      // [max_logit_rows, vocab_size]
+  // On a GPU that has the last layers only: the residual stream that the host's layers give, in pinned memory.
+  const float* input = nullptr;  // [max_tokens, hidden_size]
 
   static std::int64_t bytes(const ModelConfig& config, std::int64_t max_tokens, std::int64_t max_logit_rows,
                             ActivationLayout layout = {});
@@ -90,6 +98,8 @@ struct ForwardArgs {
   const RaggedBatch& batch;
   KvCache& cache;
   StepBuffers& buffers;
+  // Which layers are computed here: the first include the embedding, the last the head. `cache` has these alone.
+  std::int32_t layer_begin, layer_end;
 };
 
 struct Arch {

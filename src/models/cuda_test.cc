@@ -2,9 +2,11 @@
 // against the published logits. Skipped, with the reason, where there is no GPU.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <sstream>
 
 #include "kernels/cuda_packing.h"
@@ -370,6 +372,118 @@ TEST_F(CudaTest, SamplingDrawsFromTheSoftmax) {
   for (int i = 0; i < 4; ++i)
     chi += (seen[i] - n_draws * want[i]) * (seen[i] - n_draws * want[i]) / (n_draws * want[i]);
   EXPECT_LE(chi, 21.1);  // three degrees of freedom: one in ten thousand
+}
+
+// Probabilities after the cut, by sampler.h's rules, in double.
+std::map<TokenId, double> cut_softmax(const std::vector<float>& logits, const CudaSampleRow& row) {
+  std::vector<TokenId> order;
+  for (std::size_t id = 0; id < logits.size(); ++id)
+    if (std::find(row.banned, row.banned + row.n_banned, static_cast<std::int32_t>(id)) == row.banned + row.n_banned)
+      order.push_back(static_cast<TokenId>(id));
+  const auto logit = [&](TokenId id) { return logits[static_cast<std::size_t>(id)]; };
+  std::stable_sort(order.begin(), order.end(), [&](TokenId a, TokenId b) { return logit(a) > logit(b); });
+  if (row.top_k > 0) order.resize(std::min(order.size(), static_cast<std::size_t>(row.top_k)));
+  const auto share = [&](TokenId id) { return std::exp((logit(id) - logit(order[0])) / double{row.temperature}); };
+  double all = 0, sum = 0;
+  for (const TokenId id : order) all += share(id);
+  std::map<TokenId, double> kept;
+  for (const TokenId id : order) {
+    if (row.top_p < 1 && sum >= row.top_p * all) break;
+    if (!kept.empty() && share(id) < row.min_p) break;
+    sum += share(id);
+    kept[id] = share(id);
+  }
+  for (auto& [id, p] : kept) p /= sum;
+  return kept;
+}
+
+TEST_F(CudaTest, CutsAreTheCpuSamplersAndDrawsFollowThem) {
+  CudaOptions options = cuda_options();
+  options.vocab_size = 60000;
+  auto gpu = cuda_exec(options);
+  const std::int64_t vocab = options.vocab_size;
+  Rng rng(17);
+  std::vector<float> peaked(static_cast<std::size_t>(vocab)), flat(peaked.size()), tied(peaked.size(), -3.0f);
+  for (std::size_t i = 0; i < peaked.size(); ++i) {
+    const double u = rng.uniform();
+    peaked[i] = static_cast<float>(-12 * u - 2 * std::log(u + 1e-9) / 3);
+    flat[i] = static_cast<float>(rng.uniform());
+  }
+  for (int i = 0; i < 40; ++i) tied[static_cast<std::size_t>(1499 * i + 5)] = 2.0f;
+  tied[777] = NAN;
+  struct Case {
+    const char* name;
+    const std::vector<float>* logits;
+    CudaSampleRow row;
+  };
+  const Case cases[] = {
+      {"top-k", &peaked, {.temperature = 0.8f, .top_k = 40}},
+      {"top-k among equals", &tied, {.temperature = 1.0f, .top_k = 7}},
+      {"top-k beyond the reach of bins", &tied, {.temperature = 0.2f, .top_k = 60}},
+      {"top-p", &peaked, {.temperature = 0.7f, .top_p = 0.9f}},
+      {"top-p of a hot one", &peaked, {.temperature = 3.0f, .top_p = 0.97f}},
+      {"top-k and top-p", &peaked, {.temperature = 1.0f, .top_k = 50, .top_p = 0.8f}},
+      {"min-p", &peaked, {.temperature = 1.0f, .min_p = 0.05f}},
+      {"all three", &peaked, {.temperature = 1.2f, .top_k = 100, .top_p = 0.95f, .min_p = 0.02f}},
+      {"top-p of a flat one", &flat, {.temperature = 1.0f, .top_p = 0.3f}},
+      {"many of a flat one", &flat, {.temperature = 0.5f, .top_k = 20000, .top_p = 0.6f, .min_p = 0.3f}},
+      {"top-p that keeps all but a few", &flat, {.temperature = 1.0f, .top_p = 0.9999f}},
+      {"more than there are", &peaked, {.temperature = 0.6f, .top_k = 70000, .top_p = 0.5f}},
+      {"one", &peaked, {.temperature = 0.5f, .top_p = 1e-6f}},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.name);
+    OnDevice logits(*gpu->cuda(), *c.logits, {1, vocab});
+    CudaSampleRow row = c.row;
+    row.n_banned = 2;
+    row.banned[0] = static_cast<std::int32_t>(std::max_element(peaked.begin(), peaked.end()) - peaked.begin());
+    row.banned[1] = 5;  // the first of the equals
+    std::vector<float> clean = *c.logits;
+    for (float& v : clean)
+      if (std::isnan(v)) v = -INFINITY;
+    const auto want = cut_softmax(clean, row);
+    std::map<TokenId, double> seen;
+    const int n_draws = 20000;
+    int n_outside = 0;
+    for (int begin = 0; begin < n_draws; begin += 250) {
+      std::vector<CudaSampleRow> rows(250, row);
+      for (int i = 0; i < 250; ++i)
+        rows[static_cast<std::size_t>(i)].random = counter_random(6, static_cast<std::uint64_t>(begin + i));
+      // Rows without a cut beside them are drawn by another kernel.
+      rows[7].top_k = 1;
+      const auto ids = gpu->cuda()->sample(logits.view().f32(), rows);
+      ASSERT_TRUE(ids) << ids.error().message;
+      for (std::size_t i = 0; i < rows.size(); ++i) {
+        if (i == 7) continue;
+        const TokenId id = (*ids)[i];
+        if (want.contains(id))
+          ++seen[id];
+        else
+          ++n_outside;
+      }
+    }
+    // A token at the edge of a nucleus of thousands may fall on the other side: sums differ by f32's rounding.
+    EXPECT_LE(n_outside, want.size() > 1000 ? 20 : 0);
+    double chi = 0, rest_want = 0, rest_seen = 0, n_seen = 0;
+    for (const auto& [id, n] : seen) n_seen += n;
+    int n_bins = 0;
+    for (const auto& [id, p] : want) {
+      const double expected = p * n_seen, n = seen.contains(id) ? seen[id] : 0;
+      if (expected < 10) {
+        rest_want += expected;
+        rest_seen += n;
+        continue;
+      }
+      chi += (n - expected) * (n - expected) / expected;
+      ++n_bins;
+    }
+    if (rest_want >= 10) {
+      chi += (rest_seen - rest_want) * (rest_seen - rest_want) / rest_want;
+      ++n_bins;
+    }
+    const double freedom = std::max(1, n_bins - 1);
+    EXPECT_LE(chi, freedom + 4 * std::sqrt(2 * freedom) + 12) << n_bins << " bins, " << want.size() << " tokens";
+  }
 }
 
 std::string read_file(const std::string& path) {

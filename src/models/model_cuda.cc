@@ -54,12 +54,14 @@ class Packer {
   }
 
   // Panels [begin, end) to `out`, where the first of them begins; float rows past the matrix's end are not written.
-  void pack(const CheckpointTensor& source, const std::int64_t* row_map, std::int64_t begin, std::int64_t end,
+  void pack(const WeightLayout::Item& item, const std::int64_t* row_map, std::int64_t begin, std::int64_t end,
             std::uint8_t* out) {
+    const CheckpointTensor& source = *item.source;
     const PackedFormat format = *packed_format(source.dtype);
-    const std::int64_t n_out = source.shape[0], k = source.shape[1], row_bytes = dtype_bytes(source.dtype, k);
+    const std::int64_t n_out = item.spec.shape[0], k = item.spec.shape[1];
+    const std::int64_t row_bytes = dtype_bytes(source.dtype, source.shape[1]), width = dtype_bytes(source.dtype, k);
     const std::int64_t gpu_bytes = cuda_panel_bytes(format, k);
-    const auto* rows = reinterpret_cast<const std::uint8_t*>(source.data.data());
+    const std::uint8_t* rows = item.data();
     const bool is_plain = (format == PackedFormat::kF32 || format == PackedFormat::kBF16) && row_map == nullptr &&
                           cuda_row_elements(format, k) == k;
     threads_.run([&](int thread_idx) {
@@ -68,7 +70,8 @@ class Packer {
         std::uint8_t* to = out + (p - begin) * gpu_bytes;
         const std::int64_t row = p * kPanelRows, n_rows = std::min<std::int64_t>(kPanelRows, n_out - row);
         if (is_plain) {
-          std::memcpy(to, rows + row * row_bytes, static_cast<std::size_t>(n_rows * row_bytes));
+          for (std::int64_t i = 0; i < n_rows; ++i)
+            std::memcpy(to + i * width, rows + (row + i) * row_bytes, static_cast<std::size_t>(width));
           continue;
         }
         kernels_.pack[static_cast<int>(format)]({.source = row_map == nullptr ? rows + row * row_bytes : rows,
@@ -83,8 +86,8 @@ class Packer {
         cuda_pack_panel(format, panel, k, to);
       }
     });
-    if (source.file != nullptr && row_map == nullptr)
-      source.file->release(source.offset + begin * kPanelRows * row_bytes,
+    if (source.file != nullptr && row_map == nullptr && item.has_whole_rows())
+      source.file->release(source.offset + (item.slice.rows.begin + begin * kPanelRows) * row_bytes,
                            (std::min(end * kPanelRows, n_out) - begin * kPanelRows) * row_bytes);
   }
 
@@ -113,11 +116,11 @@ Status Model::place_on_cuda(const WeightLayout& layout, std::int32_t device, Fil
   cuda_device_ = device;
   has_f32_activations_ = false;
   STILL_TRY_STATUS(use_cuda_device(device));
-  STILL_TRY(device_memory_, DeviceBuffer::create(layout.arena_bytes, "weights"));
+  STILL_TRY(device_memory_, DeviceBuffer::create(layout.arena_bytes - layout.host_bytes, "weights"));
   std::byte* at = device_memory_.data();
   std::vector<std::string> embeddings;
   for (const WeightLayout::Item& item : layout.items) {
-    if (item.source == nullptr) continue;
+    if (item.source == nullptr || !item.is_on_cuda) continue;
     const TensorSpec& spec = item.spec;
     std::byte* memory = at;
     at += item.bytes;
@@ -131,8 +134,13 @@ Status Model::place_on_cuda(const WeightLayout& layout, std::int32_t device, Fil
     const std::int64_t n_out = spec.shape[0], k = spec.shape[1];
     const bool is_embedding = spec.role == TensorRole::kEmbedding;
     if (is_embedding)
-      weights_.embeddings.push_back(
-          {.name = spec.name, .dtype = item.source->dtype, .n_rows = n_out, .row_size = k, .data = nullptr});
+      weights_.embeddings.push_back({.name = spec.name,
+                                     .dtype = item.source->dtype,
+                                     .n_rows = n_out,
+                                     .row_size = k,
+                                     .data = nullptr,
+                                     .is_part = parts_.rank.count > 1,
+                                     .first_row = parts_.vocabulary.begin});
     if (item.bytes == 0) continue;  // read from the tied head
     STILL_TRY_STATUS(fill(item, memory));
     weights_.matrices.push_back({.name = spec.name,
@@ -140,17 +148,18 @@ Status Model::place_on_cuda(const WeightLayout& layout, std::int32_t device, Fil
                                  .n_out = n_out,
                                  .k = k,
                                  .packed = reinterpret_cast<const std::uint8_t*>(memory),
-                                 .panel_bytes = cuda_panel_bytes(format, k)});
+                                 .panel_bytes = cuda_panel_bytes(format, k),
+                                 .is_part = parts_.is_sum(spec)});
     if (is_embedding) continue;
-    const bool is_head = n_out == config_.vocab_size && k == config_.hidden_size;
+    const bool is_head = spec.share == Share::kVocabulary;
     (is_head ? head_macs_ : macs_per_token_) += n_out * k;
     bytes_per_token_ += item.bytes;
     max_k_ = std::max(max_k_, k);
     if (format != PackedFormat::kBF16 && format != PackedFormat::kF16) has_f32_activations_ = true;
   }
   // Only now do the matrices stay where they are.
-  for (EmbeddingTable& table : weights_.embeddings) table.packed = weights_.matrix(table.name);
-  bound_ = arch_->bind(config_, weights_);
+  for (EmbeddingTable& table : weights_.embeddings)
+    if (table.data == nullptr) table.packed = weights_.matrix(table.name);
   return ok();
 }
 
@@ -160,7 +169,8 @@ Status Model::load_on_cuda(const WeightLayout& layout, const LoadOptions& option
   STILL_TRY(Staging staging, Staging::create());
   std::int64_t total = 0, done = 0, max_panel = 0;
   for (const WeightLayout::Item& item : layout.items) {
-    if (item.source == nullptr || item.bytes == 0 || item.spec.role == TensorRole::kVector) continue;
+    if (item.source == nullptr || !item.is_on_cuda || item.bytes == 0 || item.spec.role == TensorRole::kVector)
+      continue;
     total += item.file_bytes;
     max_panel = std::max(max_panel, packed_panel_bytes(*packed_format(item.source->dtype), item.spec.shape[1]));
   }
@@ -170,28 +180,26 @@ Status Model::load_on_cuda(const WeightLayout& layout, const LoadOptions& option
       place_on_cuda(layout, options.cuda_device, [&](const WeightLayout::Item& item, std::byte* memory) -> Status {
         const CheckpointTensor& source = *item.source;
         if (item.spec.role == TensorRole::kVector) {
-          const std::int64_t n = source.shape.n_elements();
+          const std::int64_t n = item.spec.shape.n_elements();
           STILL_TRY(std::uint8_t* buffer, staging.next());
-          find_format(source.dtype)
-              ->decode_row(reinterpret_cast<const std::uint8_t*>(source.data.data()), reinterpret_cast<float*>(buffer),
-                           n);
+          find_format(source.dtype)->decode_row(item.data(), reinterpret_cast<float*>(buffer), n);
           staging.send(memory, n * 4);
           return ok();
         }
         const PackedFormat format = *packed_format(source.dtype);
-        const std::int64_t n_out = source.shape[0], k = source.shape[1];
+        const std::int64_t n_out = item.spec.shape[0], k = item.spec.shape[1];
         const std::int64_t panel_bytes = cuda_panel_bytes(format, k), n_panels = (n_out + kPanelRows - 1) / kPanelRows;
         const std::int64_t all_bytes = cuda_packed_bytes(format, n_out, k);
         std::vector<std::int64_t> row_map;
         if (source.permuted_rows())
-          for (std::int64_t row = 0; row < n_out; ++row) row_map.push_back(source.source_row(row));
+          for (std::int64_t row = 0; row < n_out; ++row) row_map.push_back(item.source_row(row));
         const std::int64_t step = std::max<std::int64_t>(1, kStagingBytes / panel_bytes);
         if (panel_bytes > kStagingBytes)
           return error(Code::kUnsupported, "{}: 16 rows take {} bytes", item.spec.name, panel_bytes);
         for (std::int64_t begin = 0; begin < n_panels; begin += step) {
           const std::int64_t end = std::min(begin + step, n_panels);
           STILL_TRY(std::uint8_t* buffer, staging.next());
-          packer.pack(source, row_map.empty() ? nullptr : row_map.data(), begin, end, buffer);
+          packer.pack(item, row_map.empty() ? nullptr : row_map.data(), begin, end, buffer);
           staging.send(memory + begin * panel_bytes, std::min(end * panel_bytes, all_bytes) - begin * panel_bytes);
           if (options.progress) options.progress(std::min(total, done + item.file_bytes * end / n_panels), total);
         }
@@ -205,6 +213,9 @@ Result<std::shared_ptr<const Model>> Model::make_random(const RandomModelSpec& s
   std::shared_ptr<Model> model(new Model());
   STILL_TRY(model->arch_, find_arch(spec.config.model_type));
   model->config_ = spec.config;
+  std::vector<TensorSpec> tensors = model->arch_->tensors(spec.config);
+  STILL_TRY(model->parts_, share_out(tensors, spec.config, spec.rank, spec.type_of));
+  model->config_ = model->parts_.config(spec.config);
   const CudaKernels* kernels = cuda_kernels();
   if (kernels == nullptr) return error(Code::kUnsupported, "random models are made on a GPU: built without CUDA");
 
@@ -228,7 +239,10 @@ Result<std::shared_ptr<const Model>> Model::make_random(const RandomModelSpec& s
 
   WeightLayout layout;
   std::vector<std::unique_ptr<CheckpointTensor>> sources;
-  for (TensorSpec& tensor : model->arch_->tensors(spec.config)) {
+  for (TensorSpec& tensor : tensors) {
+    const TensorSlice slice = model->parts_.slice(tensor);
+    tensor.shape.dims[0] = slice.rows.size();
+    if (tensor.shape.rank > 1) tensor.shape.dims[1] = slice.columns.size();
     sources.push_back(std::make_unique<CheckpointTensor>());
     CheckpointTensor& source = *sources.back();
     source.shape = tensor.shape;
@@ -245,13 +259,14 @@ Result<std::shared_ptr<const Model>> Model::make_random(const RandomModelSpec& s
         item.bytes = Arena::rounded(cuda_packed_bytes(*format, tensor.shape[0], tensor.shape[1]));
     }
     item.source = &source;
+    item.is_on_cuda = true;
     layout.arena_bytes += item.bytes;
     item.spec = std::move(tensor);
     layout.items.push_back(std::move(item));
   }
   STILL_TRY_STATUS(use_cuda_device(spec.cuda_device));
   STILL_TRY(CudaStream stream, CudaStream::create());
-  std::uint64_t seed = spec.seed;
+  std::uint64_t seed = spec.seed + 100000 * static_cast<std::uint64_t>(spec.rank.index);
   STILL_TRY_STATUS(
       model->place_on_cuda(layout, spec.cuda_device, [&](const WeightLayout::Item& item, std::byte* memory) -> Status {
         ++seed;
@@ -267,6 +282,7 @@ Result<std::shared_ptr<const Model>> Model::make_random(const RandomModelSpec& s
         return ok();
       }));
   STILL_TRY_STATUS(stream.wait("making random weights"));
+  model->bound_ = model->arch_->bind(model->config_, model->weights_);
   return std::shared_ptr<const Model>(std::move(model));
 }
 

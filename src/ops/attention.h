@@ -23,6 +23,9 @@ struct RaggedBatch {
   std::span<const std::int32_t> block_tables;  // [n_seqs, max_blocks]
   std::int64_t max_blocks = 0;
   std::span<const std::int32_t> logit_rows;  // tokens whose logits are wanted, indices into ids
+  // The first so many sequences compute one token of an answer each, the others tokens of prompts; -1: not told. Only a
+  // reproducible Exec on a GPU looks at it.
+  std::int64_t n_answer_seqs = -1;
 
   std::int64_t n_tokens() const { return static_cast<std::int64_t>(ids.size()); }
   std::int64_t n_seqs() const { return static_cast<std::int64_t>(kv_len.size()); }

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "kernels/cuda_packing.h"
@@ -36,7 +38,8 @@ std::int64_t parts_of(const CudaOptions& options) {
 
 // Bytes of one step's batch at most: four numbers a token and a tile of at least one token, rows, sequences, tables.
 std::int64_t step_bytes(const CudaOptions& options) {
-  return 4 * (12 * options.max_tokens + options.max_rows + 4 * options.max_seqs +
+  return static_cast<std::int64_t>(sizeof(CudaSampleRow)) * options.max_rows +
+         4 * (12 * options.max_tokens + options.max_rows + 4 * options.max_seqs +
               options.max_seqs * std::bit_ceil(static_cast<std::uint64_t>(options.max_blocks)) * 2) +
          16 * kAlign;
 }
@@ -67,6 +70,11 @@ struct ScratchSizes {
   }
 };
 
+std::int32_t n_cut(std::span<const CudaSampleRow> rows) {
+  return static_cast<std::int32_t>(
+      std::count_if(rows.begin(), rows.end(), [](const CudaSampleRow& row) { return row.is_cut(); }));
+}
+
 // Sizes to which a step of decodes is padded.
 std::int64_t ladder(std::int64_t n, std::int64_t most) {
   std::int64_t size = n <= 4 ? n : n <= 32 ? ceil_div(n, 4) * 4 : n <= 64 ? ceil_div(n, 8) * 8 : ceil_div(n, 16) * 16;
@@ -78,11 +86,14 @@ std::int64_t CudaExec::scratch_bytes(const CudaOptions& options) {
   return ScratchSizes(options).device();
 }
 
-Result<std::unique_ptr<CudaExec>> CudaExec::create(const CudaOptions& options) {
+Result<std::unique_ptr<CudaExec>> CudaExec::create(const CudaOptions& options, Comm* comm) {
   std::unique_ptr<CudaExec> exec(new CudaExec());
   exec->options_ = options;
+  exec->comm_ = comm;
   exec->kernels_ = cuda_kernels();
   if (exec->kernels_ == nullptr) return error(Code::kUnsupported, "this program was built without CUDA");
+  if (options.vocab_size > (1 << 20))
+    return error(Code::kUnsupported, "{} tokens of vocabulary: on a GPU at most {}", options.vocab_size, 1 << 20);
   STILL_TRY_STATUS(use_cuda_device(options.device));
   STILL_TRY(exec->stream_, CudaStream::create());
   exec->gemm_.reset(make_cuda_gemm(&exec->gemm_missing_));
@@ -117,12 +128,26 @@ Result<std::unique_ptr<CudaExec>> CudaExec::create(const CudaOptions& options) {
   exec->stream_.fill(exec->sample_scratch_, 0, sizes.sample);
 
   const std::int64_t row_bytes = aligned(options.vocab_size * 4);
-  STILL_TRY(exec->pinned_, PinnedBuffer::create(sizes.step + sizes.sample_rows + sizes.sampled + row_bytes, "staging"));
+  STILL_TRY(exec->pinned_,
+            PinnedBuffer::create(2 * sizes.step + sizes.sample_rows + 3 * sizes.sampled + row_bytes, "staging"));
   std::byte* host = exec->pinned_.data();
-  exec->step_host_ = host;
-  exec->sample_rows_host_ = reinterpret_cast<CudaSampleRow*>(host + sizes.step);
-  exec->sampled_host_ = reinterpret_cast<TokenId*>(host + sizes.step + sizes.sample_rows);
-  exec->row_host_ = reinterpret_cast<float*>(host + sizes.step + sizes.sample_rows + sizes.sampled);
+  const auto take_host = [&](auto*& pointer, std::int64_t bytes) {
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(host);
+    host += bytes;
+  };
+  for (Stage& stage : exec->stages_) {
+    take_host(stage.lists, sizes.step);
+    take_host(stage.ids, sizes.sampled);
+    STILL_TRY(stage.done, CudaEvent::create(false));
+  }
+  take_host(exec->sample_rows_host_, sizes.sample_rows);
+  take_host(exec->sampled_host_, sizes.sampled);
+  take_host(exec->row_host_, row_bytes);
+  exec->draws_.reserve(static_cast<std::size_t>(options.max_rows));
+  for (std::int64_t i = 0; options.measure_idle && i < kTimes; ++i) {
+    STILL_TRY(exec->begins_[i], CudaEvent::create(true));
+    STILL_TRY(exec->ends_[i], CudaEvent::create(true));
+  }
   STILL_TRY_STATUS(exec->wait("starting the GPU"));
   return exec;
 }
@@ -152,8 +177,21 @@ struct CudaExec::Layout {
   }
 };
 
+// A sequence's token is a decode's. Reproducible: a prompt's last token is not, though it may come alone.
+bool CudaExec::is_decode(const RaggedBatch& batch, std::int64_t seq) const {
+  if (options_.reproducible && batch.n_answer_seqs >= 0) return seq < batch.n_answer_seqs;
+  const auto s = static_cast<std::size_t>(seq);
+  return batch.q_start[s + 1] - batch.q_start[s] == 1;
+}
+
 // n_padded: tokens and sequences of a padded decode step, 0: as they are. n_parts: of its longest sequence.
-void CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int64_t n_parts) {
+Status CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int64_t n_parts) {
+  // The memory of the step before the last one: its lists were read long ago, but a caller that draws nothing may not
+  // have waited.
+  Stage& stage = stages_[n_steps_ % 2];
+  if (stage.is_used) STILL_TRY_STATUS(stage.is_drawn ? stage.done.wait("the GPU's step") : wait("the GPU's step"));
+  stage.is_used = true;
+  stage.is_drawn = false;
   const std::int64_t n_real = batch.n_seqs(), n_tokens = n_padded > 0 ? n_padded : batch.n_tokens();
   const std::int64_t n_seqs = n_padded > 0 ? n_padded : n_real;
   const std::int64_t n_rows = n_padded > 0 ? n_padded : static_cast<std::int64_t>(batch.logit_rows.size());
@@ -162,7 +200,7 @@ void CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int6
     const auto s = static_cast<std::size_t>(seq);
     const std::int64_t q_len = batch.q_start[s + 1] - batch.q_start[s];
     longest = std::max<std::int64_t>(longest, batch.kv_len[s]);
-    if (q_len == 1) {
+    if (is_decode(batch, seq)) {
       ++n_decodes;
       longest_decode = std::max<std::int64_t>(longest_decode, batch.kv_len[s]);
     } else {
@@ -173,10 +211,12 @@ void CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int6
     n_decodes = n_padded;
     longest = longest_decode = n_parts * split_;
   }
+  n_answer_rows_ = n_decodes;
   const std::int64_t block = options_.block_size, stride = ceil_div(longest, block);
   const Layout layout(n_tokens, n_rows, n_seqs, n_decodes, n_tiles, stride);
-  STILL_CHECK(layout.bytes <= step_bytes(options_));
-  const auto host = [&](std::int64_t offset) { return reinterpret_cast<std::int32_t*>(step_host_ + offset); };
+  const auto draw_bytes = static_cast<std::int64_t>(draws_.size() * sizeof(CudaSampleRow));
+  STILL_CHECK(layout.bytes + draw_bytes <= step_bytes(options_));
+  const auto host = [&](std::int64_t offset) { return reinterpret_cast<std::int32_t*>(stage.lists + offset); };
   const auto device = [&](std::int64_t offset) { return reinterpret_cast<const std::int32_t*>(step_device_ + offset); };
   std::int32_t *ids = host(layout.ids), *positions = host(layout.positions), *slots = host(layout.slots);
   std::int32_t *rows = host(layout.rows), *decode_tokens = host(layout.decode_tokens);
@@ -197,7 +237,7 @@ void CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int6
       const std::int64_t pos = batch.positions[static_cast<std::size_t>(token)];
       slots[token] = static_cast<std::int32_t>(table[pos / block] * block + pos % block);
     }
-    if (end - begin == 1) {
+    if (is_decode(batch, seq)) {
       *decode_tokens++ = begin;
       *decode_seqs++ = static_cast<std::int32_t>(seq);
       continue;
@@ -217,7 +257,18 @@ void CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int6
     *decode_seqs++ = static_cast<std::int32_t>(seq);
     std::fill_n(tables + seq * stride, stride, 0);
   }
-  stream_.copy_to_device(step_device_, step_host_, layout.bytes);
+  if (draw_bytes > 0) std::memcpy(stage.lists + layout.bytes, draws_.data(), static_cast<std::size_t>(draw_bytes));
+  stage.n_draws = static_cast<std::int64_t>(draws_.size());
+  draw_rows_ = reinterpret_cast<const CudaSampleRow*>(step_device_ + layout.bytes);
+  if (options_.measure_idle) {
+    begins_[n_steps_ % kTimes].record(stream_);
+    constexpr std::chrono::milliseconds kPause{20};  // longer: there was nothing to do
+    follows_at_once_[n_steps_ % kTimes] =
+        n_collected_ < n_steps_ || (n_steps_ > 0 && std::chrono::steady_clock::now() - last_collected_ < kPause);
+  }
+  ++n_steps_;
+  kernels_->fetch_step(stream_.handle(), stage.lists, step_device_, layout.bytes + draw_bytes,
+                       static_cast<std::int32_t>(batch.n_tokens()), sampled_);
   batch_ = {.ids = device(layout.ids),
             .positions = device(layout.positions),
             .slots = device(layout.slots),
@@ -234,26 +285,36 @@ void CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::int6
             .n_decodes = static_cast<std::int32_t>(n_decodes),
             .n_tiles = static_cast<std::int32_t>(n_tiles),
             .max_decode_len = static_cast<std::int32_t>(longest_decode)};
+  return ok();
 }
 
-Status CudaExec::run_step(const RaggedBatch& batch, const std::function<void(const RaggedBatch&)>& body) {
+Status CudaExec::check_launched(std::string_view what) {
+  if (std::exchange(has_failed_, false))
+    return error(Code::kInternal, "{}: cuBLASLt has no way to compute one of its products", what);
+  return check_cuda(what);
+}
+
+Status CudaExec::run_step(const RaggedBatch& batch, const std::function<void(const RaggedBatch&)>& launch) {
+  const auto body = [&](const RaggedBatch& step) {
+    launch(step);
+    add_parts();  // where no row was wanted, of the last layer
+  };
   const std::int64_t n = batch.n_tokens();
   if (n == 0) return ok();
-  if (is_busy_) STILL_TRY_STATUS(wait("the GPU's step"));
-  is_busy_ = true;
   STILL_CHECK(n <= options_.max_tokens && batch.n_seqs() <= options_.max_seqs);
-  bool is_decode = options_.capture && batch.n_seqs() == n && static_cast<std::int64_t>(batch.logit_rows.size()) == n;
-  for (std::int64_t i = 0; is_decode && i < n; ++i) is_decode = batch.logit_rows[static_cast<std::size_t>(i)] == i;
+  bool is_decodes = options_.capture && batch.n_seqs() == n && static_cast<std::int64_t>(batch.logit_rows.size()) == n;
+  if (options_.reproducible && batch.n_answer_seqs >= 0) is_decodes = is_decodes && batch.n_answer_seqs == n;
+  for (std::int64_t i = 0; is_decodes && i < n; ++i) is_decodes = batch.logit_rows[static_cast<std::size_t>(i)] == i;
   const std::int64_t n_padded = ladder(n, std::min({options_.max_seqs, options_.max_tokens, options_.max_rows}));
-  if (!is_decode || n_padded > options_.max_rows) {
-    upload(batch, 0, 0);
+  if (!is_decodes || n_padded > options_.max_rows) {
+    STILL_TRY_STATUS(upload(batch, 0, 0));
     body(batch);
-    return check_cuda("launching a step");
+    return check_launched("launching a step");
   }
   const std::int64_t longest = *std::max_element(batch.kv_len.begin(), batch.kv_len.end());
   const auto n_parts = std::min<std::int64_t>(
       max_parts_, static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(ceil_div(longest, split_)))));
-  upload(batch, n_padded, n_parts);
+  STILL_TRY_STATUS(upload(batch, n_padded, n_parts));
   StepGraph& step = graphs_[{n_padded, n_parts}];
   if (step.graph) {
     stream_.launch(step.graph);
@@ -278,20 +339,37 @@ Status CudaExec::run_step(const RaggedBatch& batch, const std::function<void(con
   if (!step.was_run) {  // loads kernels and chooses algorithms, which a capture cannot
     step.was_run = true;
     body(padded);
-    return check_cuda("launching a step");
+    return check_launched("launching a step");
   }
   stream_.begin_capture();
   body(padded);
-  STILL_TRY(step.graph, stream_.end_capture());
+  STILL_TRY(CudaGraph graph, stream_.end_capture());
+  STILL_TRY_STATUS(check_launched("capturing a step"));
+  step.graph = std::move(graph);
   stream_.launch(step.graph);
   return check_cuda("launching a captured step");
 }
 
 void CudaExec::embed(TensorView y, const EmbeddingTable& table) {
   STILL_CHECK(table.packed != nullptr);
+  const std::int64_t n = y.rows() * table.row_size;
+  float* part = table.is_part ? comm_->part(n) : nullptr;
   kernels_->embed(stream_.handle(), table.packed->format, table.packed->packed,
-                  static_cast<std::int32_t>(table.row_size), batch_.ids, batch_.n_tokens, y.f32());
+                  static_cast<std::int32_t>(table.row_size), batch_.ids, batch_.n_tokens,
+                  static_cast<std::int32_t>(table.first_row), static_cast<std::int32_t>(table.packed->n_out),
+                  part != nullptr ? part : y.f32());
   forget_copies(nullptr);
+  if (part != nullptr) {
+    sum_ = {y.f32(), y.rows(), table.row_size, true};
+  } else if (table.is_part) {
+    comm_->sum_in_place(stream_.handle(), y.f32(), n);
+  }
+}
+
+void CudaExec::add_parts() {
+  if (sum_.y == nullptr) return;
+  comm_->add_parts(stream_.handle(), sum_.y, sum_.n_rows, sum_.k, sum_.is_new);
+  sum_ = {};
 }
 
 void CudaExec::forget_copies(const void* of) {
@@ -317,6 +395,11 @@ void CudaExec::rms_norm(TensorView y, TensorView x, TensorView w, float eps) {
       bf16_of_ = y.data;
     }
   }
+  if (sum_.y != nullptr && sum_.y == x.data && comm_->add_parts_and_norm(stream_.handle(), sum_.y, sum_.is_new, args)) {
+    sum_ = {};
+    return;
+  }
+  add_parts();
   kernels_->rms_norm(stream_.handle(), args);
 }
 
@@ -377,7 +460,7 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
 
 // One dense product; a quantised matrix is made dense first, as many rows at a time as there is room for.
 bool CudaExec::gemm(const std::uint16_t* x, std::int64_t n_rows, const Weight& w, const CudaProduct& product,
-                    bool y_is_bf16, bool add) {
+                    bool y_is_bf16, bool add, std::int64_t fixed_rows) {
   CudaGemmArgs args{.x = x,
                     .w = reinterpret_cast<const std::uint16_t*>(w.packed),
                     .w_stride = w.k,
@@ -388,7 +471,8 @@ bool CudaExec::gemm(const std::uint16_t* x, std::int64_t n_rows, const Weight& w
                     .bias = product.bias,
                     .n_rows = n_rows,
                     .n_out = w.n_out,
-                    .k = w.k};
+                    .k = w.k,
+                    .fixed_rows = fixed_rows};
   if (!is_cuda_quantized(w.format)) return gemm_->run(stream_.handle(), args);
   const std::int64_t step = std::max<std::int64_t>(kPanelRows, dense_elements_ / w.k / kPanelRows * kPanelRows);
   for (std::int64_t row = 0; row < w.n_out; row += step) {
@@ -408,12 +492,20 @@ bool follows(const Weight& a, const Weight& b) {
   return !is_cuda_quantized(a.format) && a.format == b.format && a.k == b.k &&
          a.packed + cuda_packed_bytes(a.format, a.n_out, a.k) == b.packed;
 }
+bool is_even(std::span<const Weight* const> weights) {
+  return std::all_of(weights.begin(), weights.end(),
+                     [](const Weight* w) { return w->k % 8 == 0 && w->n_out % 8 == 0; });
+}
 }  // namespace
 
 void CudaExec::multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
-                              std::span<const Weight* const> weights, bool y_is_bf16) {
-  const std::uint16_t* dense = as_bf16(x);
-  const std::int64_t n = x.rows();
+                              std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t begin,
+                              std::int64_t end, std::int64_t fixed_rows) {
+  const std::uint16_t* dense = as_bf16(x) + begin * x.row_size();
+  const std::int64_t n = end - begin, element = y_is_bf16 ? 2 : 4;
+  const auto first_row = [&](const CudaProduct& product) {
+    return static_cast<void*>(static_cast<std::byte*>(product.y) + begin * product.y_stride * element);
+  };
   if (epilogue == CudaEpilogue::kSwiglu) {
     const std::int64_t width = weights[0]->n_out;
     CudaProduct gate{.y = gate_up_, .y_stride = 2 * width}, up{.y = gate_up_ + width, .y_stride = 2 * width};
@@ -421,31 +513,33 @@ void CudaExec::multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<con
     if (follows(*weights[0], *weights[1])) {
       Weight both = *weights[0];
       both.n_out = 2 * width;
-      done = gemm(dense, n, both, gate, true, false);
+      done = gemm(dense, n, both, gate, true, false, fixed_rows);
     } else {
-      done = gemm(dense, n, *weights[0], gate, true, false) && gemm(dense, n, *weights[1], up, true, false);
+      done = gemm(dense, n, *weights[0], gate, true, false, fixed_rows) &&
+             gemm(dense, n, *weights[1], up, true, false, fixed_rows);
     }
-    STILL_CHECK(done);
+    if (!done) has_failed_ = true;
     kernels_->swiglu(stream_.handle(), gate_up_, static_cast<std::int32_t>(n), static_cast<std::int32_t>(width),
-                     y_is_bf16 ? nullptr : static_cast<float*>(products[0].y),
-                     y_is_bf16 ? static_cast<std::uint16_t*>(products[0].y) : nullptr);
+                     y_is_bf16 ? nullptr : static_cast<float*>(first_row(products[0])),
+                     y_is_bf16 ? static_cast<std::uint16_t*>(first_row(products[0])) : nullptr);
     return;
   }
   for (std::size_t i = 0; i < products.size();) {
     Weight joined = *weights[i];
-    std::size_t end = i + 1;
-    while (end < products.size() && follows(*weights[end - 1], *weights[end]) &&
-           products[end].y_stride == products[i].y_stride &&
-           static_cast<std::byte*>(products[end].y) ==
-               static_cast<std::byte*>(products[i].y) + joined.n_out * (y_is_bf16 ? 2 : 4) &&
-           (products[i].bias == nullptr ? products[end].bias == nullptr
-                                        : products[end].bias == products[i].bias + joined.n_out)) {
-      joined.n_out += weights[end]->n_out;
-      ++end;
+    std::size_t next = i + 1;
+    while (next < products.size() && follows(*weights[next - 1], *weights[next]) &&
+           products[next].y_stride == products[i].y_stride &&
+           static_cast<std::byte*>(products[next].y) ==
+               static_cast<std::byte*>(products[i].y) + joined.n_out * element &&
+           (products[i].bias == nullptr ? products[next].bias == nullptr
+                                        : products[next].bias == products[i].bias + joined.n_out)) {
+      joined.n_out += weights[next]->n_out;
+      ++next;
     }
-    const bool done = gemm(dense, n, joined, products[i], y_is_bf16, epilogue == CudaEpilogue::kAdd);
-    STILL_CHECK(done);
-    i = end;
+    CudaProduct product = products[i];
+    product.y = first_row(product);
+    if (!gemm(dense, n, joined, product, y_is_bf16, epilogue == CudaEpilogue::kAdd, fixed_rows)) has_failed_ = true;
+    i = next;
   }
 }
 
@@ -454,29 +548,64 @@ void CudaExec::multiply(CudaEpilogue epilogue, TensorView x, std::span<const Cud
   const bool has_f32 =
       std::any_of(weights.begin(), weights.end(), [](const Weight* w) { return w->format == PackedFormat::kF32; });
   const std::int64_t n = x.rows();
+  if (options_.reproducible && !has_f32) {
+    multiply_reproducibly(epilogue, x, products, weights, y_is_bf16);
+    return;
+  }
   if (has_f32 || n <= kCudaSkinnyRows) {
     multiply_rows(epilogue, x, products, weights, y_is_bf16);
     return;
   }
-  const bool is_even =
-      std::all_of(weights.begin(), weights.end(), [](const Weight* w) { return w->k % 8 == 0 && w->n_out % 8 == 0; });
-  if (gemm_ != nullptr && is_even) {
-    multiply_dense(epilogue, x, products, weights, y_is_bf16);
+  if (gemm_ != nullptr && is_even(weights)) {
+    multiply_dense(epilogue, x, products, weights, y_is_bf16, 0, n, 0);
     return;
   }
   // Without cuBLASLt: 16 rows at a time, each time all weights.
-  for (std::int64_t row = 0; row < n; row += kCudaSkinnyRows) {
-    const std::int64_t width = x.row_size(), element = x.dtype == DType::kBF16 ? 2 : 4;
+  multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n);
+}
+
+void CudaExec::multiply_in_groups(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                                  std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t begin,
+                                  std::int64_t end) {
+  const std::int64_t width = x.row_size(), element = x.dtype == DType::kBF16 ? 2 : 4;
+  for (std::int64_t row = begin; row < end; row += kCudaSkinnyRows) {
     const TensorView part{static_cast<std::byte*>(x.data) + row * width * element,
                           x.dtype,
-                          {std::min<std::int64_t>(kCudaSkinnyRows, n - row), width}};
-    std::vector<CudaProduct> moved(products.begin(), products.end());
-    for (CudaProduct& product : moved)
-      product.y = static_cast<std::byte*>(product.y) + row * product.y_stride * (y_is_bf16 ? 2 : 4);
+                          {std::min<std::int64_t>(kCudaSkinnyRows, end - row), width}};
+    CudaProduct moved[kCudaMaxProducts];
+    for (std::size_t i = 0; i < products.size(); ++i) {
+      moved[i] = products[i];
+      moved[i].y = static_cast<std::byte*>(moved[i].y) + row * moved[i].y_stride * (y_is_bf16 ? 2 : 4);
+    }
     forget_copies(nullptr);
-    multiply_rows(epilogue, part, moved, weights, y_is_bf16);
+    multiply_rows(epilogue, part, {moved, products.size()}, weights, y_is_bf16);
   }
   forget_copies(nullptr);
+}
+
+// The rows of answers first, then those of prompts, each by one kernel whatever their number: of floats the dense
+// product by the algorithm for kFixedRows rows of an answer (streaming weights costs as much for 1 as for 128) or of a
+// prompt; of quantised weights integers 16 rows at a time for answers, the dense product for prompts.
+void CudaExec::multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                                     std::span<const Weight* const> weights, bool y_is_bf16) {
+  constexpr std::int64_t kAnswerRows = 128, kPromptRows = 4096;
+  const std::int64_t n = x.rows(), n_answer = std::min(n, n_answer_rows_);
+  if (gemm_ == nullptr || !is_even(weights)) {
+    multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n);
+    return;
+  }
+  const bool has_quantized =
+      std::any_of(weights.begin(), weights.end(), [](const Weight* w) { return is_cuda_quantized(w->format); });
+  // Dense first: it reads the copy of all rows in bf16, which the groups overwrite.
+  if (n_answer < n) multiply_dense(epilogue, x, products, weights, y_is_bf16, n_answer, n, kPromptRows);
+  if (n_answer == 0) return;
+  if (!has_quantized) {
+    multiply_dense(epilogue, x, products, weights, y_is_bf16, 0, n_answer, kAnswerRows);
+  } else if (n <= kCudaSkinnyRows && n_answer == n) {
+    multiply_rows(epilogue, x, products, weights, y_is_bf16);
+  } else {
+    multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n_answer);
+  }
 }
 
 void CudaExec::linear(TensorView x, std::span<const LinearOutput> outputs) {
@@ -495,10 +624,24 @@ void CudaExec::linear(TensorView x, std::span<const LinearOutput> outputs) {
 }
 
 void CudaExec::linear_add(TensorView y, TensorView x, const Weight& w) {
-  const CudaProduct product{
+  CudaProduct product{
       .weights = w.packed, .n_out = static_cast<std::int32_t>(w.n_out), .y = y.data, .y_stride = y.stride()};
   const Weight* weight = &w;
-  multiply(CudaEpilogue::kAdd, x, {&product, 1}, {&weight, 1}, false);
+  if (!w.is_part) {
+    multiply(CudaEpilogue::kAdd, x, {&product, 1}, {&weight, 1}, false);
+    return;
+  }
+  add_parts();
+  const std::int64_t n = y.rows() * w.n_out;
+  if (float* part = comm_->part(n); part != nullptr) {
+    product.y = part;
+    multiply(CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, false);
+    sum_ = {y.f32(), y.rows(), w.n_out, false};
+    return;
+  }
+  // The residual stream counts once in the sum.
+  multiply(comm_->rank() == 0 ? CudaEpilogue::kAdd : CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, false);
+  comm_->sum_in_place(stream_.handle(), y.f32(), n);
 }
 
 void CudaExec::linear_swiglu(TensorView y, TensorView x, const Weight& gate, const Weight& up) {
@@ -526,17 +669,21 @@ CudaKv CudaExec::kv_of(const KvCache& cache, std::int32_t layer) const {
           .head_dim = head.head_dim};
 }
 
+Status CudaExec::upload_rope(const RopeTable& rope) {
+  const std::int64_t n = rope.max_seq_len() * rope.config().n_rot / 2;
+  DeviceBuffer& table = rope_tables_[&rope];
+  if (table.data() != nullptr) return ok();
+  STILL_TRY(table, DeviceBuffer::create(RopeTable::bytes(rope.config(), rope.max_seq_len()), "rotary table"));
+  stream_.copy_to_device(table.data(), rope.cos(0), n * 4);
+  stream_.copy_to_device(table.data() + n * 4, rope.sin(0), n * 4);
+  return ok();
+}
+
 void CudaExec::rope_kv_write(TensorView q, TensorView k, TensorView v, std::int64_t n_heads, const RopeTable& rope,
                              const KvCache& cache, std::int32_t layer) {
   const std::int64_t half = rope.config().n_rot / 2, n = rope.max_seq_len() * half;
-  DeviceBuffer& table = rope_tables_[&rope];
-  if (table.data() == nullptr) {
-    auto memory = DeviceBuffer::create(RopeTable::bytes(rope.config(), rope.max_seq_len()), "rotary table");
-    STILL_CHECK(memory.has_value());
-    table = std::move(*memory);
-    stream_.copy_to_device(table.data(), rope.cos(0), n * 4);
-    stream_.copy_to_device(table.data() + n * 4, rope.sin(0), n * 4);
-  }
+  STILL_CHECK(upload_rope(rope));
+  const DeviceBuffer& table = rope_tables_[&rope];
   const auto* cos = reinterpret_cast<const float*>(table.data());
   rope_ = {.q = q.f32(),
            .k = k.f32(),
@@ -591,8 +738,61 @@ void CudaExec::logits(TensorView y, TensorView x, const Weight& head, TensorView
     forget_copies(nullptr);
   }
   const TensorView input{is_all ? x.data : gathered.data, x.dtype, {n_rows, width}};
+  if (head.n_out != y.row_size()) {  // the rank has some rows of the head
+    const LinearOutput part{.y = {comm_->columns(), DType::kF32, {n_rows, head.n_out}}, .w = &head, .bias = {}};
+    linear(input, {&part, 1});
+    comm_->gather_columns(stream_.handle(), y.f32(), n_rows);
+    return;
+  }
   const LinearOutput output{.y = y, .w = &head, .bias = {}};
+  const std::int64_t n_answer_rows = n_answer_rows_;
+  n_answer_rows_ = n_rows;  // whoever asks for logits, a prompt's last token or an answer's: by one kernel
   linear(input, {&output, 1});
+  n_answer_rows_ = n_answer_rows;
+}
+
+void CudaExec::stage_draws(std::span<const CudaSampleRow> rows) {
+  STILL_CHECK(static_cast<std::int64_t>(rows.size()) <= options_.max_rows);
+  draws_.assign(rows.begin(), rows.end());
+}
+
+Status CudaExec::draw(const float* logits) {
+  Stage& stage = stages_[(n_steps_ - 1) % 2];
+  stage.is_drawn = true;
+  if (!draws_.empty())
+    kernels_->sample(stream_.handle(), {.logits = logits,
+                                        .vocab_size = static_cast<std::int32_t>(options_.vocab_size),
+                                        .rows = draw_rows_,
+                                        .n = static_cast<std::int32_t>(draws_.size()),
+                                        .n_cut = n_cut(draws_),
+                                        .scratch = sample_scratch_,
+                                        .ids = sampled_,
+                                        .host_ids = stage.ids});
+  draws_.clear();
+  if (options_.measure_idle) ends_[(n_steps_ - 1) % kTimes].record(stream_);
+  stage.done.record(stream_);
+  return check_cuda("launching a step");
+}
+
+Result<std::span<const TokenId>> CudaExec::collect() {
+  STILL_CHECK(n_collected_ < n_steps_);
+  Stage& stage = stages_[n_collected_ % 2];
+  STILL_TRY_STATUS(stage.done.wait("the GPU's step"));
+  if (options_.measure_idle) {
+    const std::int64_t i = n_collected_ % kTimes, before = (n_collected_ + kTimes - 1) % kTimes;
+    busy_seconds_ += ends_[i].seconds_since(begins_[i]);
+    if (follows_at_once_[i]) idle_seconds_ += begins_[i].seconds_since(ends_[before]);
+  }
+  last_collected_ = std::chrono::steady_clock::now();
+  ++n_collected_;
+  return std::span<const TokenId>(stage.ids, static_cast<std::size_t>(stage.n_draws));
+}
+
+void CudaExec::abandon() {
+  (void)wait("the GPU's step");
+  n_collected_ = n_steps_;
+  for (Stage& stage : stages_) stage.is_used = false;
+  draws_.clear();
 }
 
 Result<std::span<const TokenId>> CudaExec::sample(const float* logits, std::span<const CudaSampleRow> rows) {
@@ -601,8 +801,13 @@ Result<std::span<const TokenId>> CudaExec::sample(const float* logits, std::span
   std::copy(rows.begin(), rows.end(), sample_rows_host_);
   stream_.copy_to_device(sample_rows_, sample_rows_host_, n * static_cast<std::int64_t>(sizeof(CudaSampleRow)));
   // The scratch is laid out for the most rows, so that its counters stay where they are.
-  kernels_->sample(stream_.handle(), logits, static_cast<std::int32_t>(options_.vocab_size), sample_rows_,
-                   static_cast<std::int32_t>(n), sample_scratch_, sampled_);
+  kernels_->sample(stream_.handle(), {.logits = logits,
+                                      .vocab_size = static_cast<std::int32_t>(options_.vocab_size),
+                                      .rows = sample_rows_,
+                                      .n = static_cast<std::int32_t>(n),
+                                      .n_cut = n_cut(rows),
+                                      .scratch = sample_scratch_,
+                                      .ids = sampled_});
   stream_.copy_to_host(sampled_host_, sampled_, n * 4);
   STILL_TRY_STATUS(wait("the GPU's step"));
   return std::span<const TokenId>(sampled_host_, rows.size());

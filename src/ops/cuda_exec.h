@@ -4,8 +4,13 @@
 //
 // A step of decodes alone is padded to a size of a ladder and to a power of two of KV parts. The second time such a
 // step comes it is captured, and from then on replayed: its pointers are fixed, what changes lies in device memory.
+//
+// Steps overlap: stage_draws(), run_step() and draw() launch a step with the draw of its tokens, collect() waits for
+// the oldest one's. Two may be under way, and the later may name the tokens of the one before it, which the host does
+// not know yet: an id -1 - i is the token of row i.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
@@ -15,6 +20,7 @@
 
 #include "kernels/cuda/cuda_kernels.h"
 #include "ops/attention.h"
+#include "ops/comm.h"
 #include "ops/cuda_options.h"
 #include "ops/kv_cache.h"
 #include "ops/linear.h"
@@ -26,16 +32,14 @@ namespace still {
 
 class CudaExec {
  public:
-  static Result<std::unique_ptr<CudaExec>> create(const CudaOptions& options);
+  // comm: where several ranks share the model.
+  static Result<std::unique_ptr<CudaExec>> create(const CudaOptions& options, Comm* comm = nullptr);
   // Device bytes that create() takes: the plan's formula.
   static std::int64_t scratch_bytes(const CudaOptions& options);
 
   const CudaKernels& kernels() const { return *kernels_; }
   CudaStream& stream() { return stream_; }
-  Status wait(std::string_view what) {
-    is_busy_ = false;
-    return stream_.wait(what);
-  }
+  Status wait(std::string_view what) { return stream_.wait(what); }
   const CudaOptions& options() const { return options_; }
   const char* gemm_missing() const { return gemm_missing_; }  // why there is no cuBLASLt; null: there is
 
@@ -47,6 +51,8 @@ class CudaExec {
   void linear(TensorView x, std::span<const LinearOutput> outputs);
   void linear_add(TensorView y, TensorView x, const Weight& w);
   void linear_swiglu(TensorView y, TensorView x, const Weight& gate, const Weight& up);
+  // Brings the table to the device; rope_kv_write does it where it was not done before the first step.
+  Status upload_rope(const RopeTable& rope);
   void rope_kv_write(TensorView q, TensorView k, TensorView v, std::int64_t n_heads, const RopeTable& rope,
                      const KvCache& cache, std::int32_t layer);
   void attention(TensorView out, TensorView q, const KvCache& cache, std::int32_t layer, std::int64_t n_heads,
@@ -56,6 +62,19 @@ class CudaExec {
   // Copies of activations in other types are kept until their tensor changes; who changes one by other means says so.
   void forget_copies(const void* of);  // null: all
 
+  // Rows whose tokens draw() will choose: they travel with the next step's batch.
+  void stage_draws(std::span<const CudaSampleRow> rows);
+  // After run_step(): chooses the staged rows' tokens from device logits [*, vocab_size].
+  Status draw(const float* logits);
+  // Tokens of the oldest drawn step that was not collected, until the second draw after it; waits. -1 where the logits
+  // are not finite.
+  Result<std::span<const TokenId>> collect();
+  // Waits for what is under way and forgets it: after a step that could not be launched.
+  void abandon();
+  // With options().measure_idle, of the steps collected so far: seconds between steps that followed one another
+  // at once, and inside steps.
+  double idle_seconds() const { return idle_seconds_; }
+  double busy_seconds() const { return busy_seconds_; }
   // Draws tokens from device logits [*, vocab_size]; waits.
   Result<std::span<const TokenId>> sample(const float* logits, std::span<const CudaSampleRow> rows);
   // A row of device floats into pinned memory; waits.
@@ -77,21 +96,47 @@ class CudaExec {
     CudaQuantizedOut out;
     const void* of = nullptr;
   };
-  void upload(const RaggedBatch& batch, std::int64_t n_padded, std::int64_t n_parts);
+  // Pinned memory of one of two steps that may be under way.
+  struct Stage {
+    std::byte* lists = nullptr;
+    TokenId* ids = nullptr;  // of the drawn rows
+    std::int64_t n_draws = 0;
+    bool is_used = false, is_drawn = false;
+    CudaEvent done;
+  };
+  bool is_decode(const RaggedBatch& batch, std::int64_t seq) const;
+  Status check_launched(std::string_view what);
+  Status upload(const RaggedBatch& batch, std::int64_t n_padded, std::int64_t n_parts);
   void multiply(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                 std::span<const Weight* const> weights, bool y_is_bf16);
+  // Rows [begin, end) of x and y.
   void multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
-                      std::span<const Weight* const> weights, bool y_is_bf16);
+                      std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t begin, std::int64_t end,
+                      std::int64_t fixed_rows);
+  void multiply_in_groups(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                          std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t begin, std::int64_t end);
+  void multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                             std::span<const Weight* const> weights, bool y_is_bf16);
   void multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                      std::span<const Weight* const> weights, bool y_is_bf16);
   bool gemm(const std::uint16_t* x, std::int64_t n_rows, const Weight& w, const CudaProduct& product, bool y_is_bf16,
-            bool add);
+            bool add, std::int64_t fixed_rows);
+  void add_parts();  // takes the sum that is still to be taken
   CudaActivations activations(TensorView x, const Weight& w);
   const std::uint16_t* as_bf16(TensorView x);
   QuantizedCopy& copy_for(std::int32_t block) { return copies_[block == 32 ? 0 : 1]; }
   CudaKv kv_of(const KvCache& cache, std::int32_t layer) const;
 
+  // A sum of the ranks' parts that is still to be taken: done together with the norm that follows.
+  struct PendingSum {
+    float* y = nullptr;
+    std::int64_t n_rows = 0, k = 0;
+    bool is_new = false;
+  };
+
   CudaOptions options_;
+  Comm* comm_ = nullptr;
+  PendingSum sum_;
   const CudaKernels* kernels_ = nullptr;
   std::unique_ptr<CudaGemm> gemm_;
   const char* gemm_missing_ = nullptr;
@@ -100,11 +145,21 @@ class CudaExec {
   PinnedBuffer pinned_;
 
   std::byte* step_device_ = nullptr;  // the batch
-  std::byte* step_host_ = nullptr;
+  Stage stages_[2];
+  std::int64_t n_steps_ = 0, n_collected_ = 0;
+  std::vector<CudaSampleRow> draws_;          // of the next step
+  const CudaSampleRow* draw_rows_ = nullptr;  // of this one, on the device
+  // Begin and end of the last steps, where they are measured.
+  static constexpr std::int64_t kTimes = 4;
+  CudaEvent begins_[kTimes], ends_[kTimes];
+  bool follows_at_once_[kTimes] = {};
+  std::chrono::steady_clock::time_point last_collected_;
+  double idle_seconds_ = 0, busy_seconds_ = 0;
   CudaBatch batch_;
-  CudaRopeKvArgs rope_{};  // of a step of decodes: done by the attention that follows
+  std::int64_t n_answer_rows_ = 0;  // reproducible: the first so many rows of what is multiplied are of answers
+  bool has_failed_ = false;         // a product of this step could not be launched
+  CudaRopeKvArgs rope_{};           // of a step of decodes: done by the attention that follows
   bool is_rope_pending_ = false;
-  bool is_busy_ = false;           // the staging memory may still be read
   std::uint16_t* bf16_ = nullptr;  // [max_tokens, max_k], where activations are f32
   const void* bf16_of_ = nullptr;
   QuantizedCopy copies_[2];           // in blocks of 32, of 256

@@ -17,6 +17,10 @@ struct CudaOptions {
   std::int64_t vocab_size = 0;
   bool has_f32_activations = true;  // some weights are not 16-bit floats: f32 activations, copies in other types
   bool capture = true;              // decode steps as graphs
+  // A token's numbers depend on its own sequence alone, not on the tokens beside it: products and attention of prompts
+  // and of answers each have one order of sums, whatever the number of rows.
+  bool reproducible = false;
+  bool measure_idle = false;  // time between steps, by events: each costs a microsecond or two
 };
 
 }  // namespace still

@@ -55,7 +55,7 @@ Result<std::unique_ptr<Exec>> Exec::create(const ExecOptions& options) {
     STILL_TRY(exec->kernels_, default_cpu_kernels());
   }
   if (options.cuda) {
-    STILL_TRY(exec->cuda_, CudaExec::create(*options.cuda));
+    STILL_TRY(exec->cuda_, CudaExec::create(*options.cuda, options.comm));
     exec->threads_ = std::make_unique<ThreadPool>(ThreadPool::Options{.n_threads = 1});
     return exec;
   }

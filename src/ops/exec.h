@@ -17,6 +17,7 @@
 
 namespace still {
 
+class Comm;
 class CudaExec;
 struct RaggedBatch;
 
@@ -29,6 +30,7 @@ struct ExecOptions {
       0;  // most (sequence, query head, segment) partial results of one attention call; more are not split
   std::int32_t head_dim = 0, n_heads = 0;
   std::optional<CudaOptions> cuda;  // absent: the CPU
+  Comm* comm = nullptr;             // where several ranks share the model; lives longer than the Exec
 };
 
 // Activations of one linear, quantised: as in QuantizedRows, for max_tokens rows of max_k.
@@ -54,6 +56,7 @@ class Exec {
   // Bytes create() will take beside the threads' stacks, of the device's memory: the plan's formula.
   static std::int64_t scratch_bytes(const ExecOptions& options);
 
+  Comm* comm() const { return options_.comm; }
   CudaExec* cuda() { return cuda_.get(); }  // null: the operators run on the CPU
   // Calls body with the batch once its lists are where the operators run; on a GPU body may get a padded batch of the
   // same shape, or not be called at all where what it launched was captured.

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "kernels/packing.h"
+#include "ops/comm.h"
 #include "ops/cuda_exec.h"
 
 namespace still {
@@ -188,6 +189,13 @@ void linear_add(Exec& exec, TensorView y, TensorView x, const Weight& w) {
   STILL_DCHECK(y.rows() == x.rows() && y.row_size() == (x.rows() == 0 ? 0 : w.n_out));
   if (x.rows() == 0) return;
   if (exec.cuda() != nullptr) return exec.cuda()->linear_add(y, x, w);
+  if (w.is_part) {
+    Comm& comm = *exec.comm();
+    const TensorView part{comm.part(y.rows() * w.n_out), DType::kF32, y.shape};
+    linear(exec, x, {{part, &w, {}}});
+    comm.add_parts(nullptr, y.f32(), y.rows(), w.n_out, false);
+    return;
+  }
   LinearCall(exec, x, Epilogue::kAdd).run([&](auto&& take) { take(Product{y.f32(), &w, nullptr, nullptr}); });
 }
 

@@ -24,6 +24,7 @@ inline void linear(Exec& exec, TensorView x, std::initializer_list<LinearOutput>
 }
 
 // y += W x: a product that is added to the residual stream. y: [n_tokens, w.n_out] f32
+// Where the matrix is shared by ranks, the sum of their products.
 void linear_add(Exec& exec, TensorView y, TensorView x, const Weight& w);
 
 // y = silu(W_gate x) * (W_up x).  Shazeer 2020, arXiv:2002.05202, eq. (6).  y: [n_tokens, gate.n_out] f32

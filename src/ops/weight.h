@@ -16,6 +16,7 @@ struct Weight {
   std::int64_t n_out = 0, k = 0;
   const std::uint8_t* packed = nullptr;
   std::int64_t panel_bytes = 0;
+  bool is_part = false;  // the rank has some columns: its products are parts of a sum over ranks (ops/comm.h)
   explicit operator bool() const { return packed != nullptr; }
 };
 
@@ -27,6 +28,9 @@ struct EmbeddingTable {
   const std::byte* data = nullptr;
   // When the table lives only as the packed head (tied embeddings), rows are read from it.
   const Weight* packed = nullptr;
+  // The rank has rows [first_row, first_row + packed->n_out) only; the others' are zeros in its part of a sum.
+  bool is_part = false;
+  std::int64_t first_row = 0;
 };
 
 }  // namespace still

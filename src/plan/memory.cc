@@ -15,6 +15,8 @@ constexpr std::int64_t kRuntimeBytes = std::int64_t{8} << 20;
 constexpr std::int64_t kRuntimeBytesOfWord = 176;
 // On a GPU: the library's workspace, captured steps and the allocator's slack.
 constexpr std::int64_t kCudaRuntimeBytes = std::int64_t{512} << 20;
+// NCCL's buffers: an estimate.
+constexpr std::int64_t kNcclBytes = std::int64_t{512} << 20;
 // Below this a chat is not possible, so a plan that only fits less is refused.
 constexpr std::int64_t kMinContext = 256;
 
@@ -52,13 +54,16 @@ MemoryPlan with_blocks(const ModelConfig& config, std::int64_t weight_bytes, std
   plan.n_blocks = ceil_div(settings.kv_tokens, settings.block_size);
   plan.kv_bytes = Arena::reserved(plan.n_blocks * geometry.block_bytes());
   plan.kv_bytes_per_token = geometry.block_bytes() / settings.block_size;
-  plan.max_logit_rows = std::max<std::int64_t>(16, settings.max_seqs);
+  plan.max_logit_rows = settings.is_host_part ? 0 : std::max<std::int64_t>(16, settings.max_seqs);
   plan.workspace_bytes = Arena::reserved(StepBuffers::bytes(config, settings.chunk_tokens, plan.max_logit_rows,
                                                             activation_layout(settings))) +
                          Arena::reserved(Exec::scratch_bytes(exec_options(config, max_k, plan)));
+  if (settings.cuda_device >= 0 && !settings.rank_devices.empty())
+    plan.workspace_bytes += Arena::reserved(CudaGroup::bytes(group_options(config, settings, plan.max_logit_rows), 0));
   plan.rope_bytes = RopeTable::bytes(config.rope, settings.context);
   plan.runtime_bytes =
       settings.cuda_device >= 0 ? kCudaRuntimeBytes : kRuntimeBytes + kRuntimeBytesOfWord * config.vocab_size;
+  if (settings.cuda_device >= 0 && !settings.rank_devices.empty()) plan.runtime_bytes += kNcclBytes;
   return plan;
 }
 
@@ -92,8 +97,14 @@ std::int64_t available_memory() {
   return std::max<std::int64_t>(0, available);
 }
 
+std::int64_t cuda_chunk_tokens(const EngineSettings& settings) {
+  constexpr std::int64_t kTokens = 8192;
+  return settings.chunk_tokens == EngineSettings().chunk_tokens ? kTokens : settings.chunk_tokens;
+}
+
 KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings) {
-  return {.n_layers = config.n_layers,
+  const std::int32_t n_host = settings.n_host_layers;
+  return {.n_layers = settings.is_host_part ? n_host : config.n_layers - n_host,
           .n_kv_heads = config.n_kv_heads,
           .head_dim = config.head_dim,
           .block_size = settings.block_size,
@@ -124,7 +135,9 @@ ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const Me
         .n_kv_heads = config.n_kv_heads,
         .head_dim = config.head_dim,
         .vocab_size = config.vocab_size,
-        .has_f32_activations = settings.has_f32_activations};
+        .has_f32_activations = settings.has_f32_activations,
+        .reproducible = settings.reproducible,
+        .measure_idle = settings.measure_idle};
     return options;
   }
   // A decode is split over KV segments only where there are fewer (sequence, head) pairs than threads can use.
@@ -135,6 +148,17 @@ ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const Me
           .max_attention_parts = split_seqs * config.n_heads * ceil_div(settings.context, kKvSegment),
           .head_dim = config.head_dim,
           .n_heads = config.n_heads};
+}
+
+CudaGroupOptions group_options(const ModelConfig& config, const EngineSettings& settings, std::int64_t max_logit_rows) {
+  return {.devices = settings.rank_devices,
+          .max_tokens = std::max(settings.chunk_tokens, settings.max_seqs),
+          .hidden_size = config.hidden_size,
+          .max_rows = max_logit_rows,
+          .first_column = settings.rank_columns,
+          .has_bf16_parts = !settings.has_f32_activations,
+          // NCCL's order of additions depends on how many rows there are.
+          .use_nccl = !settings.reproducible};
 }
 
 Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
@@ -211,6 +235,21 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
     plan = with_blocks(config, weight_bytes, max_k, settings);
   }
   return plan;
+}
+
+Result<MemoryPlan> plan_host_part(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
+                                  const EngineSettings& gpu_settings, std::int64_t memory_limit) {
+  EngineSettings settings = gpu_settings;
+  settings.cuda_device = -1;
+  settings.is_host_part = true;
+  settings.memory_limit = memory_limit;
+  const MemoryPlan plan = with_blocks(config, weight_bytes, max_k, settings);
+  if (plan.total_bytes() <= memory_limit) return plan;
+  return error(Code::kResourceExhausted,
+               "{} of {} layers in host memory need {:.2f} GiB (weights {:.2f}, KV cache {:.2f}), {:.2f} GiB are "
+               "available: choose a shorter context, a smaller model or quantisation",
+               settings.n_host_layers, config.n_layers, gib(plan.total_bytes()), gib(plan.weight_bytes),
+               gib(plan.kv_bytes), gib(memory_limit));
 }
 
 }  // namespace still

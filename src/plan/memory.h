@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "base/result.h"
+#include "dist/cuda_group.h"
 #include "models/model.h"
 
 namespace still {
@@ -20,6 +21,19 @@ struct EngineSettings {
   // Where it computes: a GPU, whose memory is then what all bytes here are of; -1: the CPU.
   std::int32_t cuda_device = -1;
   bool has_f32_activations = true;  // on a GPU: Model::has_f32_activations()
+  // On a GPU: answers do not depend on what else is computed at the time, bit by bit (the CPU's never do).
+  bool reproducible = false;
+  bool measure_idle = false;  // on a GPU: EngineStats::device_idle_s is kept
+  // With a GPU: the first layers, which the CPU computes; the bytes are then of the GPU's part, or of the host's
+  // (plan_host_part).
+  std::int32_t n_host_layers = 0;
+  bool is_host_part = false;
+  std::int64_t gpu_memory = 0;  // bytes that this engine may take of a GPU; 0: what is free
+  // Tensor parallelism: the GPUs of the ranks, and the columns of the logits that each has (CudaGroupOptions). All
+  // bytes are then those of one rank's GPU, the fullest one's. A server is told their number.
+  std::int32_t n_ranks = 1;
+  std::vector<std::int32_t> rank_devices;
+  std::vector<std::int64_t> rank_columns;
 };
 
 struct MemoryPlan {
@@ -35,13 +49,22 @@ struct MemoryPlan {
   std::int64_t total_bytes() const { return weight_bytes + kv_bytes + workspace_bytes + rope_bytes + runtime_bytes; }
 };
 
+// Tokens of a step on a GPU where the caller left the number to us: it is filled by more rows than a CPU.
+std::int64_t cuda_chunk_tokens(const EngineSettings& settings);
 KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings);
 ActivationLayout activation_layout(const EngineSettings& settings);
 ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const MemoryPlan& plan);
 
+// Of settings with ranks.
+CudaGroupOptions group_options(const ModelConfig& config, const EngineSettings& settings, std::int64_t max_logit_rows);
+
 // kResourceExhausted with the nearest setting that fits, in one sentence, when the wanted one does not.
 Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
                                const EngineSettings& wanted);
+
+// The part of an engine's layers that the host computes, with the context and cache that its GPU's part has.
+Result<MemoryPlan> plan_host_part(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
+                                  const EngineSettings& gpu_settings, std::int64_t memory_limit);
 
 // Bytes that this process may still take: MemAvailable and the cgroup's limit, whichever is less.
 std::int64_t available_memory();

@@ -32,6 +32,7 @@ struct ServeOptions {
   std::filesystem::path ollama_models;  // root of Ollama's store, read in place; empty: none
   HubOptions hub;                       // of /api/pull
   EngineSettings engine;                // of each model that is loaded; max_seqs: sequences decoded together
+  DeviceChoice device = DeviceChoice::kCpu;
   std::chrono::nanoseconds keep_alive = std::chrono::minutes(5);  // negative: for ever
   std::int64_t max_models = 0;                                    // 0: as many as fit
   std::int64_t max_queue = 512;  // requests waiting for a model or an engine; the next gets 503

@@ -13,6 +13,7 @@
 #include <list>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "engine/chat.h"
@@ -60,9 +61,14 @@ struct Headers {
   std::shared_ptr<const Checkpoint> checkpoint;
   ModelConfig config;
   std::int64_t weight_bytes = 0, max_k = 0;
+  // On a GPU, or on the fullest of those that share the model.
+  ModelConfig gpu_config;
+  std::int64_t gpu_weight_bytes = 0;
+  std::vector<std::int64_t> rank_columns;
+  bool has_f32_activations = false;  // on a GPU
 };
 
-Result<Headers> read_headers(const LibraryModel& model) {
+Result<Headers> read_headers(const LibraryModel& model, std::int32_t n_ranks) {
   if (!model.problem.empty()) return error(Code::kUnsupported, "{}", model.problem);
   STILL_TRY(Checkpoint opened, Checkpoint::open(model.path));
   Headers headers;
@@ -74,7 +80,17 @@ Result<Headers> read_headers(const LibraryModel& model) {
   for (const WeightLayout::Item& item : layout.items) {
     if (!item.source || item.spec.role == TensorRole::kEmbedding || item.spec.role == TensorRole::kVector) continue;
     headers.max_k = std::max(headers.max_k, item.source->shape[1]);
+    if (item.source->dtype != DType::kBF16 && item.source->dtype != DType::kF16) headers.has_f32_activations = true;
   }
+  for (std::int32_t i = 0; i < n_ranks; ++i) {
+    STILL_TRY(const WeightLayout on_gpu,
+              weight_layout(*arch, headers.config, *headers.checkpoint, {.is_on_cuda = true, .rank = {i, n_ranks}}));
+    headers.rank_columns.push_back(on_gpu.parts.vocabulary.begin);
+    if (on_gpu.arena_bytes <= headers.gpu_weight_bytes) continue;
+    headers.gpu_weight_bytes = on_gpu.arena_bytes;
+    headers.gpu_config = on_gpu.parts.config(headers.config);
+  }
+  headers.rank_columns.push_back(headers.config.vocab_size);
   return headers;
 }
 
@@ -88,7 +104,16 @@ Result<std::unique_ptr<ServedModel>> make_served(const LibraryModel& source, con
   served->parameters = source.parameters;
   served->system = source.system;
   if (!source.licences.empty()) served->licence = source.licences[0];
-  STILL_TRY(served->model, Model::load(headers.checkpoint, {.n_threads = options.settings.n_threads}));
+  LoadOptions load{.n_threads = options.settings.n_threads, .cuda_device = options.settings.cuda_device};
+  if (load.cuda_device >= 0 && !options.settings.rank_devices.empty()) {
+    STILL_TRY(served->model, Model::over_devices(options.settings.rank_devices, [&](Rank rank, std::int32_t device) {
+                load.rank = rank;
+                load.cuda_device = device;
+                return Model::load(headers.checkpoint, load);
+              }));
+  } else {
+    STILL_TRY(served->model, Model::load(headers.checkpoint, load));
+  }
   STILL_TRY(served->engine, Engine::create(served->model, options));
   const std::string what = "chat template of " + source.name;
   const TemplateLanguage language =
@@ -109,6 +134,7 @@ struct Entry {
   LibraryModel source;
   std::shared_ptr<ServedModel> served;
   std::int64_t plan_bytes = 0, context = 0;
+  bool is_on_gpu = false;   // plan_bytes are the GPU's
   bool is_longest = false;  // a longer context does not fit, or the model was made for none
   // Why it gives no more leases and goes when it is idle:
   bool is_unwanted = false;  // unload() was called
@@ -132,9 +158,14 @@ struct Waiter {
 };
 
 struct PoolState {
-  PoolState(ModelPoolOptions chosen, Library opened)
+  PoolState(ModelPoolOptions chosen, Library opened, std::optional<CudaDeviceInfo> found)
       : options(std::move(chosen)),
         library(std::move(opened)),
+        gpu(std::move(found)),
+        gpu_budget(!gpu ? 0
+                   : options.engine.memory_limit > 0
+                       ? std::min(options.engine.memory_limit, gpu->free_bytes)
+                       : static_cast<std::int64_t>(static_cast<double>(gpu->free_bytes) * kBudgetShare)),
         budget(options.engine.memory_limit > 0
                    ? options.engine.memory_limit
                    : static_cast<std::int64_t>(static_cast<double>(available_memory()) * kBudgetShare)) {}
@@ -164,14 +195,18 @@ struct PoolState {
   void load(std::unique_lock<std::mutex>& lock, const std::string& name);
   void evict(std::unique_lock<std::mutex>& lock, const std::string& name);
   // Waits until the model may be made; the plan, or why not. kCancelled: nobody waits for it any more.
-  Result<MemoryPlan> make_room(std::unique_lock<std::mutex>& lock, const std::string& name, const Headers& headers);
-  std::int64_t memory_left(const std::string& name) const;  // locked
+  Result<MemoryPlan> make_room(std::unique_lock<std::mutex>& lock, const std::string& name, const Headers& headers,
+                               bool on_gpu);
+  std::int64_t memory_left(const std::string& name, bool on_gpu) const;  // locked
+  bool fits_gpu(const Headers& headers) const;                           // if it were alone there
   void log(const std::string& sentence) const {
     if (options.log) options.log(sentence);
   }
 
   const ModelPoolOptions options;
   const Library library;
+  const std::optional<CudaDeviceInfo> gpu;  // absent: all on the CPU
+  const std::int64_t gpu_budget;
   const std::int64_t budget;
   std::weak_ptr<PoolState> self;
 
@@ -458,11 +493,12 @@ void PoolState::evict(std::unique_lock<std::mutex>& lock, const std::string& nam
   schedule();
 }
 
-std::int64_t PoolState::memory_left(const std::string& name) const {
+std::int64_t PoolState::memory_left(const std::string& name, bool on_gpu) const {
   std::int64_t planned = 0;
   for (const auto& [other, entry] : entries) {
-    if (other != name) planned += entry.plan_bytes;
+    if (other != name && entry.is_on_gpu == on_gpu) planned += entry.plan_bytes;
   }
+  if (on_gpu) return gpu_budget - planned;
   const std::int64_t by_budget = budget - planned;
   if (options.engine.memory_limit > 0) return by_budget;
   // What loaded models have planned but not yet touched is theirs, though the system calls it available.
@@ -470,27 +506,45 @@ std::int64_t PoolState::memory_left(const std::string& name) const {
   return std::min(by_budget, available_memory() - untouched);
 }
 
+EngineSettings settings_on_gpu(EngineSettings settings, const CudaDeviceInfo& gpu, const Headers& headers) {
+  settings.cuda_device = gpu.index;
+  settings.has_f32_activations = headers.has_f32_activations;
+  if (!settings.rank_devices.empty()) settings.rank_columns = headers.rank_columns;
+  settings.chunk_tokens = cuda_chunk_tokens(settings);
+  return settings;
+}
+
+bool PoolState::fits_gpu(const Headers& headers) const {
+  return gpu.has_value() && plan_served_model(headers.gpu_config, headers.gpu_weight_bytes, headers.max_k,
+                                              settings_on_gpu(options.engine, *gpu, headers), gpu_budget)
+                                .has_value();
+}
+
 Result<MemoryPlan> PoolState::make_room(std::unique_lock<std::mutex>& lock, const std::string& name,
-                                        const Headers& headers) {
+                                        const Headers& headers, bool on_gpu) {
   while (true) {
     if (is_stopped) return tl::unexpected(draining_error());
     if (!has_waiter(name)) return error(Code::kCancelled, "nobody waits for {} any more", name);
-    EngineSettings wanted = options.engine;
+    EngineSettings wanted = on_gpu ? settings_on_gpu(options.engine, *gpu, headers) : options.engine;
     for (const Waiter& waiter : waiters) {
       if (waiter.source.name == name) wanted.context = std::max(wanted.context, waiter.wish.context);
     }
     Error problem;
+    bool is_full_of_models = true;
     if (options.max_models == 0 || static_cast<std::int64_t>(entries.size()) <= options.max_models) {
-      Result<MemoryPlan> plan =
-          plan_served_model(headers.config, headers.weight_bytes, headers.max_k, wanted, memory_left(name));
+      Result<MemoryPlan> plan = plan_served_model(on_gpu ? headers.gpu_config : headers.config,
+                                                  on_gpu ? headers.gpu_weight_bytes : headers.weight_bytes,
+                                                  headers.max_k, wanted, memory_left(name, on_gpu));
       if (plan || plan.error().code != Code::kResourceExhausted) return plan;
       problem = plan.error();
+      is_full_of_models = false;
     }
     // The least recently used of the others makes room, when it is idle.
     Entry* victim = nullptr;
     std::string victim_name;
     for (auto& [other, entry] : entries) {
       if (other == name || entry.state != Entry::State::kReady) continue;
+      if (!is_full_of_models && entry.is_on_gpu != on_gpu) continue;  // its memory is another's
       if (!victim ||
           std::pair(entry.n_leases > 0, entry.last_used) < std::pair(victim->n_leases > 0, victim->last_used)) {
         victim = &entry;
@@ -513,28 +567,45 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
   entries[name] = {.state = Entry::State::kLoading, .source = source};
   lock.unlock();
   const auto start = Clock::now();
-  Result<Headers> headers = read_headers(source);
+  Result<Headers> headers = read_headers(source, options.engine.n_ranks);
   lock.lock();
 
   Result<std::unique_ptr<ServedModel>> served = error(Code::kInternal, "not loaded");
   std::int64_t n_bytes = 0;
-  if (!headers) {
-    served = tl::unexpected(std::move(headers).error());
-  } else if (Result<MemoryPlan> plan = make_room(lock, name, *headers); !plan) {
-    served = tl::unexpected(std::move(plan).error());
-  } else {
+  const auto try_load = [&](bool on_gpu) {
+    Result<MemoryPlan> plan = make_room(lock, name, *headers, on_gpu);
+    if (!plan) {
+      served = tl::unexpected(std::move(plan).error());
+      return;
+    }
     n_bytes = plan->total_bytes();
     entries.at(name).plan_bytes = n_bytes;
+    entries.at(name).is_on_gpu = on_gpu;
     EngineOptions engine;
     engine.settings = plan->settings;
     // Loading rounds some sizes up; everything large is settled by the plan.
     engine.settings.memory_limit = n_bytes + kRounding;
     engine.max_queue = options.max_queue;
     lock.unlock();
-    log(fmt::format("loading {}: {:.2f} GiB, a context of {} tokens", name,
+    log(fmt::format("loading {}{}: {:.2f} GiB, a context of {} tokens", name, on_gpu ? " on the GPU" : "",
                     static_cast<double>(n_bytes) / (std::int64_t{1} << 30), engine.settings.context));
     served = make_served(source, *headers, engine);
     lock.lock();
+    if (!served) entries.at(name).plan_bytes = 0;
+  };
+  if (!headers) {
+    served = tl::unexpected(std::move(headers).error());
+  } else if (options.device == DeviceChoice::kCuda) {
+    try_load(true);
+  } else {
+    const bool may_use_gpu = options.device == DeviceChoice::kAuto && fits_gpu(*headers);
+    if (may_use_gpu) try_load(true);
+    // What a GPU does not take after all, the CPU does.
+    if (!may_use_gpu ||
+        (!served && (served.error().code == Code::kUnsupported || served.error().code == Code::kResourceExhausted))) {
+      if (may_use_gpu) log(fmt::format("{} does not load on the GPU: {}", name, served.error().message));
+      try_load(false);
+    }
   }
 
   for (auto& [other, entry] : entries) entry.makes_room = false;
@@ -584,7 +655,8 @@ std::vector<LoadedModelInfo> PoolState::loaded() const {
                            .n_leases = entry.n_leases,
                            .expires_at = {},
                            .stats = {},
-                           .is_loading = entry.state == Entry::State::kLoading};
+                           .is_loading = entry.state == Entry::State::kLoading,
+                           .is_on_gpu = entry.is_on_gpu};
       const auto now = Clock::now();
       // In use: as if it ended now.
       std::optional<Clock::time_point> expires = entry.expires;
@@ -652,8 +724,8 @@ void PoolState::stop() {
 
 class Pool : public ModelPool {
  public:
-  Pool(ModelPoolOptions options, Library library)
-      : state_(std::make_shared<PoolState>(std::move(options), std::move(library))) {
+  Pool(ModelPoolOptions options, Library library, std::optional<CudaDeviceInfo> gpu)
+      : state_(std::make_shared<PoolState>(std::move(options), std::move(library), std::move(gpu))) {
     state_->self = state_;
     for (int i = 0; i < std::max(1, state_->options.n_callback_threads); ++i) {
       state_->threads.emplace_back([state = state_.get()] { state->run_callbacks(); });
@@ -679,7 +751,18 @@ class Pool : public ModelPool {
 
 Result<std::unique_ptr<ModelPool>> make_model_pool(ModelPoolOptions options) {
   STILL_TRY(Library library, Library::open(options.library));
-  return std::make_unique<Pool>(std::move(options), std::move(library));
+  std::optional<CudaDeviceInfo> gpu;
+  if (options.device != DeviceChoice::kCpu) {
+    std::string reason;
+    const std::vector<CudaDeviceInfo> gpus = list_cuda_devices(&reason);
+    if (!gpus.empty()) gpu = gpus.front();
+    const auto n_ranks = static_cast<std::size_t>(options.engine.n_ranks);
+    if (n_ranks > 1 && n_ranks > gpus.size())
+      return error(Code::kUnavailable, "--tensor-parallel {}: there are {} GPUs", n_ranks, gpus.size());
+    for (std::size_t i = 0; n_ranks > 1 && i < n_ranks; ++i) options.engine.rank_devices.push_back(gpus[i].index);
+    if (!gpu && options.device == DeviceChoice::kCuda) return error(Code::kUnavailable, "--device cuda: {}", reason);
+  }
+  return std::make_unique<Pool>(std::move(options), std::move(library), std::move(gpu));
 }
 
 }  // namespace still

@@ -58,6 +58,7 @@ struct LoadedModelInfo {  // for /api/ps, `still ps`, /metrics
   std::optional<std::chrono::system_clock::time_point> expires_at;  // absent: never
   EngineStats stats;
   bool is_loading = false;
+  bool is_on_gpu = false;  // memory_bytes are the GPU's
 };
 
 class ModelPool {
@@ -80,9 +81,15 @@ class ModelPool {
   virtual void stop() {}
 };
 
+// Where models compute. kAuto: on the first GPU where there is one that the model fits into, else on the CPU.
+enum class DeviceChoice : std::uint8_t { kAuto, kCpu, kCuda };
+
 struct ModelPoolOptions {
   LibraryOptions library;
-  EngineSettings engine;  // memory_limit: of all models together; 0: what the machine has available
+  // memory_limit: of all models together (on a GPU: there; else of the machine); 0: what is available when the pool is
+  // made.
+  EngineSettings engine;
+  DeviceChoice device = DeviceChoice::kCpu;
   std::chrono::nanoseconds keep_alive = std::chrono::minutes(5);
   std::int64_t max_models = 0;                  // 0: as many as fit
   std::int64_t max_queue = 512;                 // requests that wait for a model
@@ -90,7 +97,7 @@ struct ModelPoolOptions {
   std::function<void(const std::string&)> log;  // a sentence about loading and unloading; may be empty
 };
 
-// kInvalidArgument or the like where the store cannot be opened.
+// kInvalidArgument or the like where the store cannot be opened; kUnavailable for kCuda where there is no GPU.
 Result<std::unique_ptr<ModelPool>> make_model_pool(ModelPoolOptions options);
 
 // What an engine would be made with for this model, where `available` bytes are left for it: the context wanted, else

@@ -25,6 +25,11 @@ std::vector<CudaDeviceInfo> list_cuda_devices(std::string* reason = nullptr);
 
 // Makes the device current for the calling thread. kUnavailable where it cannot.
 Status use_cuda_device(std::int32_t index);
+// Lets the device read and write memory of another; kUnsupported where the machine has no way.
+Status enable_peer_access(std::int32_t device, std::int32_t peer);
+// n_rows pieces of `bytes` on the device of `stream`, `to_pitch` and `from_pitch` bytes apart.
+void copy_rows_on_device(void* stream, void* to, std::int64_t to_pitch, const void* from, std::int64_t from_pitch,
+                         std::int64_t bytes, std::int64_t n_rows);
 // The first error of earlier calls and kernels, in a sentence that begins with `what`.
 Status check_cuda(std::string_view what);
 
@@ -95,6 +100,23 @@ class CudaStream {
   void begin_capture();
   Result<CudaGraph> end_capture();
   void launch(const CudaGraph& graph);
+
+ private:
+  void* handle_ = nullptr;
+};
+
+// A point of a stream.
+class CudaEvent {
+ public:
+  static Result<CudaEvent> create(bool is_timed);
+  CudaEvent() = default;
+  CudaEvent(CudaEvent&& other) noexcept;
+  CudaEvent& operator=(CudaEvent&& other) noexcept;
+  ~CudaEvent();
+  void record(CudaStream& stream);
+  // Until the stream has come here; at once where it was never recorded.
+  Status wait(std::string_view what);
+  double seconds_since(const CudaEvent& earlier) const;  // both timed, recorded and reached; else 0
 
  private:
   void* handle_ = nullptr;

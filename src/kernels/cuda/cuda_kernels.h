@@ -126,6 +126,34 @@ struct CudaAttentionArgs {
   CudaRopeKvArgs rope = {};
 };
 
+// A sum over ranks of [n_rows, k] floats through memory that all of them reach: each rank writes its part into the
+// others' inboxes, four bytes of data beside four of the call's number, and waits for theirs. is_bf16: parts are
+// rounded to bf16 on their way, each rank's own too.
+inline constexpr int kCudaMaxRanks = 16;
+struct CudaSumArgs {
+  std::uint8_t* inboxes[kCudaMaxRanks];  // of each rank: [2 turns][n_ranks senders][slot_bytes], zeroed once
+  std::int64_t slot_bytes;               // of most rows: 8 * rows * k, of bf16 4 * rows * k
+  std::uint32_t* state;                  // of this rank: the last call's number, blocks that are done; zeroed once
+  std::int32_t rank, n_ranks;
+  const float* part;  // [n_rows, k]
+  float* y;           // [n_rows, k]
+  bool is_new;        // y = the sum, else y +=
+  bool is_bf16;
+  std::int32_t n_rows, k;
+  bool has_norm;  // norm of the new y: norm.w, eps and where its results go
+  CudaNormArgs norm;
+};
+// Columns of all ranks side by side in every rank's y.
+struct CudaGatherArgs {
+  const float* columns;     // [n_rows, n_columns] of this rank
+  float* y[kCudaMaxRanks];  // of each rank, [n_rows, y_stride]
+  std::int64_t y_stride, first_column;
+  std::int32_t n_columns, n_rows;
+  std::uint32_t* arrivals[kCudaMaxRanks];  // of each rank: [n_ranks] the last call whose columns came; zeroed once
+  std::uint32_t* state;                    // of this rank, as in CudaSumArgs but another one
+  std::int32_t rank, n_ranks;
+};
+
 // One row's sampling. Random numbers are the CPU sampler's: counter_random(seed, position).
 inline constexpr int kCudaMaxBanned = 8;
 struct CudaSampleRow {
@@ -136,6 +164,20 @@ struct CudaSampleRow {
   std::uint32_t n_banned = 0;
   std::int32_t banned[kCudaMaxBanned] = {};
   std::uint64_t random = 0;  // 64 random bits of this position
+
+  bool is_cut() const { return temperature >= 1e-4f && top_k != 1 && (top_k > 0 || top_p < 1 || min_p > 0); }
+  friend bool operator==(const CudaSampleRow&, const CudaSampleRow&) = default;
+};
+
+struct CudaSampleArgs {
+  const float* logits;  // [*, vocab_size]
+  std::int32_t vocab_size;
+  const CudaSampleRow* rows;         // [n]
+  std::int32_t n;                    // at most 16384
+  std::int32_t n_cut;                // rows that are cut
+  std::uint8_t* scratch;             // sample_scratch_bytes(most rows, vocab_size), zeroed once
+  std::int32_t* ids;                 // [n]; -1 where the logits are not finite
+  std::int32_t* host_ids = nullptr;  // the same into pinned memory; null: not wanted
 };
 
 struct CudaKernels {
@@ -152,20 +194,27 @@ struct CudaKernels {
   void (*rms_norm)(void* stream, const CudaNormArgs& args);
   void (*gather)(void* stream, const void* x, std::int64_t row_bytes, const std::int32_t* rows, std::int32_t n_rows,
                  void* y);
-  // y: [n, k] f32; weights packed as for linear.
+  // y: [n, k] f32; weights packed as for linear, rows [first_row, first_row + n_rows) of the table: other ids give 0.
   void (*embed)(void* stream, PackedFormat format, const std::uint8_t* weights, std::int32_t k, const std::int32_t* ids,
-                std::int32_t n, float* y);
+                std::int32_t n, std::int32_t first_row, std::int32_t n_rows, float* y);
   void (*rope_kv_write)(void* stream, const CudaRopeKvArgs& args);
   void (*attention)(void* stream, const CudaAttentionArgs& args);
   // y = silu(gate) * up; gate and up: bf16 rows [n, 2 * width] side by side; y f32 or bf16 [n, width].
   void (*swiglu)(void* stream, const std::uint16_t* gate_up, std::int32_t n, std::int32_t width, float* y_f32,
                  std::uint16_t* y_bf16);
-  // Token ids of rows: [n]; -1 where the logits are not finite. logits: [*, vocab_size] f32; scratch:
-  // sample_scratch_bytes(most rows, vocab_size), zeroed once. n: at most 16384.
-  void (*sample)(void* stream, const float* logits, std::int32_t vocab_size, const CudaSampleRow* rows, std::int32_t n,
-                 std::uint8_t* scratch, std::int32_t* ids);
+  void (*sample)(void* stream, const CudaSampleArgs& args);
+  // A step's lists from pinned memory to the device, 16 bytes at a time; of the first n_ids words a negative one -1 - i
+  // becomes drawn[i].
+  void (*fetch_step)(void* stream, const void* host, void* device, std::int64_t bytes, std::int32_t n_ids,
+                     const std::int32_t* drawn);
   std::int64_t (*sample_scratch_bytes)(std::int32_t n, std::int32_t vocab_size);
 
+  // All ranks make the same calls in the same order; one that does not come within 20 s ends the others' contexts.
+  void (*sum_parts)(void* stream, const CudaSumArgs& args);
+  void (*gather_columns)(void* stream, const CudaGatherArgs& args);
+  // Brings these two to the current device: a kernel's first launch may wait for the whole device, on which another
+  // rank may be waiting for this one.
+  void (*load_rank_kernels)();
   // For measurements: random valid weights of a format, about `deviation` large; f32 normal values.
   void (*fill_weights)(void* stream, PackedFormat format, std::uint8_t* weights, std::int64_t n_out, std::int64_t k,
                        std::uint64_t seed, float deviation);
@@ -186,6 +235,8 @@ struct CudaGemmArgs {
   bool y_is_bf16, add;
   const float* bias = nullptr;  // only with f32 y
   std::int64_t n_rows, n_out, k;
+  // Above 0: by the algorithm for so many rows, whatever n_rows is; then a row's result depends on that row alone.
+  std::int64_t fixed_rows = 0;
 };
 
 // cuBLASLt, loaded at run time; one per device and stream. Not thread-safe.

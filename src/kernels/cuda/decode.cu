@@ -42,15 +42,21 @@ __global__ void __launch_bounds__(256)
 
 // A warp takes a chunk of one token's row: it loads the panel's chunk, and the lanes that hold the row write.
 template <class Format>
-__global__ void __launch_bounds__(256) embed_kernel(const std::uint8_t* weights, std::int64_t panel_bytes, int n_tiles,
-                                                    int k, int n_chunks, const std::int32_t* ids, int n, float* y) {
+__global__ void __launch_bounds__(256)
+    embed_kernel(const std::uint8_t* weights, std::int64_t panel_bytes, int n_tiles, int k, int n_chunks,
+                 const std::int32_t* ids, int n, int first_row, int n_rows, float* y) {
   wait_for_previous();
   allow_next();
   const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
   const int item = static_cast<int>(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);
   const int token = item / n_chunks, chunk = item % n_chunks;
   if (token >= n) return;
-  const int id = ids[token];
+  const int id = ids[token] - first_row;
+  if (id < 0 || id >= n_rows) {  // another rank's
+    for (int i = chunk * Format::kChunk + lane; i < min(k, (chunk + 1) * Format::kChunk); i += 32)
+      y[static_cast<std::int64_t>(token) * k + i] = 0;
+    return;
+  }
   typename Format::Chunk c;
   Format::load(c, Panel{weights + id / 16 * panel_bytes, n_tiles, 16, k}, chunk, lane);
 #pragma unroll
@@ -70,14 +76,17 @@ __global__ void __launch_bounds__(256) embed_kernel(const std::uint8_t* weights,
 
 template <bool kIsBf16>
 __global__ void embed_floats_kernel(const std::uint8_t* weights, int k, std::int64_t stride, const std::int32_t* ids,
-                                    float* y) {
+                                    int first_row, int n_rows, float* y) {
   wait_for_previous();
   allow_next();
-  const std::int64_t row = ids[blockIdx.x] * stride;
+  const int id = ids[blockIdx.x] - first_row;
+  const bool is_here = id >= 0 && id < n_rows;
+  const std::int64_t row = id * stride;
   for (int i = static_cast<int>(threadIdx.x); i < k; i += static_cast<int>(blockDim.x)) {
     y[static_cast<std::int64_t>(blockIdx.x) * k + i] =
-        kIsBf16 ? __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(weights)[row + i])
-                : reinterpret_cast<const float*>(weights)[row + i];
+        !is_here  ? 0.0f
+        : kIsBf16 ? __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(weights)[row + i])
+                  : reinterpret_cast<const float*>(weights)[row + i];
   }
 }
 
@@ -151,15 +160,15 @@ void dequantize(void* stream, PackedFormat format, const std::uint8_t* weights, 
 }
 
 void embed(void* stream, PackedFormat format, const std::uint8_t* weights, std::int32_t k, const std::int32_t* ids,
-           std::int32_t n, float* y) {
+           std::int32_t n, std::int32_t first_row, std::int32_t n_rows, float* y) {
   const auto n_blocks = static_cast<unsigned>(n);
   const std::int64_t stride = (std::int64_t{k} + 7) / 8 * 8;
   if (format == PackedFormat::kF32) {
-    launch(embed_floats_kernel<false>, n_blocks, 256, 0, stream, weights, k, stride, ids, y);
+    launch(embed_floats_kernel<false>, n_blocks, 256, 0, stream, weights, k, stride, ids, first_row, n_rows, y);
     return;
   }
   if (format == PackedFormat::kBF16 || format == PackedFormat::kF16) {
-    launch(embed_floats_kernel<true>, n_blocks, 256, 0, stream, weights, k, stride, ids, y);
+    launch(embed_floats_kernel<true>, n_blocks, 256, 0, stream, weights, k, stride, ids, first_row, n_rows, y);
     return;
   }
   with_quant(format, [&](auto quant) {
@@ -169,7 +178,7 @@ void embed(void* stream, PackedFormat format, const std::uint8_t* weights, std::
     const unsigned n_chunks = ceil_div(k, Format::kChunk);
     launch(embed_kernel<Format>, ceil_div(std::int64_t{n} * n_chunks, 8), 256, 0, stream, weights,
            static_cast<std::int64_t>(n_tiles) * (Format::kTileQuant + Format::kTileScale), n_tiles, k,
-           static_cast<int>(n_chunks), ids, n, y);
+           static_cast<int>(n_chunks), ids, n, first_row, n_rows, y);
   });
 }
 

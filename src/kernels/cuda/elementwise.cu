@@ -1,5 +1,6 @@
 // What stands between the products: norms, activations quantised or rounded, rotary embedding with the write of keys
 // and values, SwiGLU of a dense product.
+#include "kernels/cuda/comm.cuh"
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/elementwise.cuh"
 
@@ -74,11 +75,14 @@ __global__ void __launch_bounds__(256) to_bf16_kernel(const float* x, std::int64
   }
 }
 
+constexpr int kTurns = 2;
+
+// From a row's values and each thread's sum of their squares to the result.
+__device__ __forceinline__ void finish_norm(const CudaNormArgs& args, float (&v)[kTurns][8], float sum);
+
 // A block takes a row; its values stay in registers between the sum and the result (up to 16 of a thread, which is
 // 16384 of a row). Squares are summed in f32: 8 of a thread, then a tree.
 __global__ void __launch_bounds__(1024) rms_norm_kernel(const CudaNormArgs args) {
-  constexpr int kTurns = 2;
-  __shared__ float warp_sums[32];
   const int tid = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x), k = args.k;
   wait_for_previous();
   allow_next();
@@ -100,6 +104,12 @@ __global__ void __launch_bounds__(1024) rms_norm_kernel(const CudaNormArgs args)
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum = fmaf(v[turn][i], v[turn][i], sum);
   }
+  finish_norm(args, v, sum);
+}
+
+__device__ __forceinline__ void finish_norm(const CudaNormArgs& args, float (&v)[kTurns][8], float sum) {
+  __shared__ float warp_sums[32];
+  const int tid = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x), k = args.k;
   sum = warp_sum(sum);
   if (tid % 32 == 0) warp_sums[tid / 32] = sum;
   __syncthreads();
@@ -130,6 +140,57 @@ __global__ void __launch_bounds__(1024) rms_norm_kernel(const CudaNormArgs args)
     if (args.block32.q != nullptr) quantize_eight<32>(v[turn], out, at < k, args.block32);
     if (args.block256.q != nullptr) quantize_eight<256>(v[turn], out, at < k, args.block256);
   }
+}
+
+// A block takes a row, as above, and eight values of a thread; what the other ranks sent of them is waited for here.
+template <bool kIsBf16>
+__global__ void __launch_bounds__(1024) sum_parts_kernel(const CudaSumArgs args) {
+  const int tid = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x), k = args.k;
+  wait_for_previous();
+  allow_next();
+  const std::uint32_t call = next_call(args.state);
+  std::uint32_t part[kTurns][2 * kPieces<kIsBf16>];
+  float v[kTurns][8];
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int at = 8 * (turn * n_threads + tid);
+    if (at >= k) break;
+    float values[8];
+    load_eight(args.part + static_cast<std::int64_t>(blockIdx.x) * k + at, values);
+    to_words<kIsBf16>(values, part[turn]);
+    for (int i = 1; i < args.n_ranks; ++i)
+      send_eight<kIsBf16>(args, call, (args.rank + i) % args.n_ranks, at / 8, part[turn]);
+  }
+  float sum = 0;
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int at = 8 * (turn * n_threads + tid);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[turn][i] = 0;
+    if (at >= k) continue;
+    float* y = args.y + static_cast<std::int64_t>(blockIdx.x) * k + at;
+    float total[8] = {};
+    for (int rank = 0; rank < args.n_ranks; ++rank) {
+      if (rank == args.rank) {
+        add_words<kIsBf16>(part[turn], total);
+        continue;
+      }
+      std::uint32_t words[2 * kPieces<kIsBf16>];
+      receive_eight<kIsBf16>(args, call, rank, at / 8, words);
+      add_words<kIsBf16>(words, total);
+    }
+    if (!args.is_new) load_eight(y, v[turn]);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      v[turn][i] += total[i];
+      sum = fmaf(v[turn][i], v[turn][i], sum);
+    }
+    *reinterpret_cast<float4*>(y) = make_float4(v[turn][0], v[turn][1], v[turn][2], v[turn][3]);
+    *reinterpret_cast<float4*>(y + 4) = make_float4(v[turn][4], v[turn][5], v[turn][6], v[turn][7]);
+  }
+  __syncthreads();  // all have read the call's number
+  if (tid == 0) end_call(args.state, call);
+  if (args.has_norm) finish_norm(args.norm, v, sum);
 }
 
 __global__ void gather_kernel(const std::uint32_t* x, int words, const std::int32_t* rows, std::uint32_t* y) {
@@ -261,6 +322,17 @@ void to_bf16(void* stream, const float* x, std::int64_t n, std::uint16_t* y) {
 void rms_norm(void* stream, const CudaNormArgs& args) {
   const int threads = args.k >= 8192 ? 1024 : (args.k + 255) / 256 * 32;
   launch(rms_norm_kernel, static_cast<unsigned>(args.n_rows), static_cast<unsigned>(threads), 0, stream, args);
+}
+
+void sum_parts(void* stream, const CudaSumArgs& args) {
+  const int threads = args.k >= 8192 ? 1024 : (args.k + 255) / 256 * 32;
+  launch(args.is_bf16 ? sum_parts_kernel<true> : sum_parts_kernel<false>, static_cast<unsigned>(args.n_rows),
+         static_cast<unsigned>(threads), 0, stream, args);
+}
+
+void load_sum_kernels() {
+  load_kernel(sum_parts_kernel<false>);
+  load_kernel(sum_parts_kernel<true>);
 }
 
 void gather(void* stream, const void* x, std::int64_t row_bytes, const std::int32_t* rows, std::int32_t n_rows,

@@ -9,6 +9,7 @@ void quantize_rows(void* stream, const CudaActivations& x, std::int32_t n_rows, 
                    const CudaQuantizedOut& out);
 void to_bf16(void* stream, const float* x, std::int64_t n, std::uint16_t* y);
 void rms_norm(void* stream, const CudaNormArgs& args);
+void sum_parts(void* stream, const CudaSumArgs& args);
 void gather(void* stream, const void* x, std::int64_t row_bytes, const std::int32_t* rows, std::int32_t n_rows,
             void* y);
 void rope_kv_write(void* stream, const CudaRopeKvArgs& args);

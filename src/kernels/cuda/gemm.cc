@@ -112,25 +112,26 @@ class CublasLtGemm : public CudaGemm {
   }
 
  private:
-  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool, bool, bool>;
+  using Key =
+      std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool, bool, bool, std::int64_t>;
 
   // In the library's column-major terms: d [n_out x n_rows] = w^T [n_out x k] * x [k x n_rows].
   Plan& plan_of(const CudaGemmArgs& args) {
-    const Key key{args.n_rows,   args.n_out,     args.k,   args.w_stride,
-                  args.y_stride, args.y_is_bf16, args.add, args.bias != nullptr};
+    const Key key{args.n_rows, args.n_out,           args.k,         args.w_stride, args.y_stride, args.y_is_bf16,
+                  args.add,    args.bias != nullptr, args.fixed_rows};
     const auto [entry, is_new] = plans_.try_emplace(key);
     Plan& plan = entry->second;
     if (!is_new) return plan;
-    const auto rows = static_cast<std::uint64_t>(args.n_rows), out = static_cast<std::uint64_t>(args.n_out),
-               k = static_cast<std::uint64_t>(args.k);
-    bool good = library_.desc_create(&plan.desc, kComputeF32, kF32) == 0 &&
-                library_.desc_set(plan.desc, kAttrTransA, &kTranspose, sizeof(kTranspose)) == 0;
-    if (args.bias != nullptr)
-      good = good && library_.desc_set(plan.desc, kAttrEpilogue, &kEpilogueBias, sizeof(kEpilogueBias)) == 0 &&
-             library_.desc_set(plan.desc, kAttrBias, &args.bias, sizeof(args.bias)) == 0;
-    good = good && library_.layout_create(&plan.a, kBF16, k, out, args.w_stride) == 0 &&
-           library_.layout_create(&plan.b, kBF16, k, rows, args.k) == 0 &&
-           library_.layout_create(&plan.d, args.y_is_bf16 ? kBF16 : kF32, out, rows, args.y_stride) == 0;
+    if (args.fixed_rows > 0 && args.fixed_rows != args.n_rows) {
+      CudaGemmArgs fixed = args;
+      fixed.n_rows = args.fixed_rows;
+      const Plan& chosen = plan_of(fixed);
+      plan.algo = chosen.algo;
+      plan.workspace_bytes = kWorkspaceBytes;  // a split of k needs more of it for more rows
+      plan.is_usable = chosen.is_usable && describe(plan, args);
+      return plan;
+    }
+    bool good = describe(plan, args);
     Heuristic result{};
     int found = 0;
     good =
@@ -143,6 +144,21 @@ class CublasLtGemm : public CudaGemm {
       plan.is_usable = true;
     }
     return plan;
+  }
+
+  // The plan's descriptors; false: the library refuses them.
+  bool describe(Plan& plan, const CudaGemmArgs& args) {
+    const auto rows = static_cast<std::uint64_t>(args.n_rows), out = static_cast<std::uint64_t>(args.n_out),
+               k = static_cast<std::uint64_t>(args.k);
+    bool good = library_.desc_create(&plan.desc, kComputeF32, kF32) == 0 &&
+                library_.desc_set(plan.desc, kAttrTransA, &kTranspose, sizeof(kTranspose)) == 0;
+    if (args.bias != nullptr)
+      good = good && library_.desc_set(plan.desc, kAttrEpilogue, &kEpilogueBias, sizeof(kEpilogueBias)) == 0 &&
+             library_.desc_set(plan.desc, kAttrBias, &args.bias, sizeof(args.bias)) == 0;
+    good = good && library_.layout_create(&plan.a, kBF16, k, out, args.w_stride) == 0 &&
+           library_.layout_create(&plan.b, kBF16, k, rows, args.k) == 0 &&
+           library_.layout_create(&plan.d, args.y_is_bf16 ? kBF16 : kF32, out, rows, args.y_stride) == 0;
+    return good;
   }
 
   Library library_;

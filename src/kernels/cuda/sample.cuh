@@ -5,8 +5,9 @@
 
 namespace still::cuda {
 
-void sample(void* stream, const float* logits, std::int32_t vocab_size, const CudaSampleRow* rows, std::int32_t n,
-            std::uint8_t* scratch, std::int32_t* ids);
+void sample(void* stream, const CudaSampleArgs& args);
+void fetch_step(void* stream, const void* host, void* device, std::int64_t bytes, std::int32_t n_ids,
+                const std::int32_t* drawn);
 std::int64_t sample_scratch_bytes(std::int32_t n, std::int32_t vocab_size);
 
 }  // namespace still::cuda

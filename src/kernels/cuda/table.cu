@@ -1,5 +1,6 @@
 // The table of CUDA kernels (cuda_kernels.h).
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/comm.cuh"
 #include "kernels/cuda/elementwise.cuh"
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/sample.cuh"
@@ -19,7 +20,15 @@ const CudaKernels* cuda_kernels() {
                                       .attention = cuda::attention,
                                       .swiglu = cuda::swiglu,
                                       .sample = cuda::sample,
+                                      .fetch_step = cuda::fetch_step,
                                       .sample_scratch_bytes = cuda::sample_scratch_bytes,
+                                      .sum_parts = cuda::sum_parts,
+                                      .gather_columns = cuda::gather_columns,
+                                      .load_rank_kernels =
+                                          [] {
+                                            cuda::load_sum_kernels();
+                                            cuda::load_gather_kernels();
+                                          },
                                       .fill_weights = cuda::fill_weights,
                                       .fill_f32 = cuda::fill_f32,
                                       .read = cuda::read};

@@ -1,5 +1,6 @@
 #include "models/blocks/decoder.h"
 
+#include "ops/copy.h"
 #include "ops/embed.h"
 #include "ops/logits.h"
 #include "ops/rms_norm.h"
@@ -8,18 +9,22 @@ namespace still {
 
 std::vector<TensorSpec> decoder_tensors(const ModelConfig& config) {
   std::vector<TensorSpec> specs;
-  specs.push_back({"model.embed_tokens.weight", {config.vocab_size, config.hidden_size}, TensorRole::kEmbedding});
+  const auto add = [&](std::string name, Shape shape, TensorRole role, Share share, std::int32_t layer) {
+    specs.push_back({std::move(name), shape, role, false, share, layer});
+  };
+  add("model.embed_tokens.weight", {config.vocab_size, config.hidden_size}, TensorRole::kEmbedding, Share::kVocabulary,
+      -1);
   for (std::int32_t layer = 0; layer < config.n_layers; ++layer) {
     const std::string prefix = fmt::format("model.layers.{}.", layer);
-    specs.push_back({prefix + "input_layernorm.weight", {config.hidden_size}, TensorRole::kVector});
+    add(prefix + "input_layernorm.weight", {config.hidden_size}, TensorRole::kVector, Share::kWhole, layer);
     append_gqa_tensors(config, layer, specs);
-    specs.push_back({prefix + "post_attention_layernorm.weight", {config.hidden_size}, TensorRole::kVector});
+    add(prefix + "post_attention_layernorm.weight", {config.hidden_size}, TensorRole::kVector, Share::kWhole, layer);
     append_mlp_tensors(config, layer, specs);
   }
-  specs.push_back({"model.norm.weight", {config.hidden_size}, TensorRole::kVector});
+  add("model.norm.weight", {config.hidden_size}, TensorRole::kVector, Share::kWhole, -1);
   // With tied embeddings the head is the table again, packed.
-  specs.push_back({config.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight",
-                   {config.vocab_size, config.hidden_size}});
+  add(config.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", {config.vocab_size, config.hidden_size},
+      TensorRole::kMatrix, Share::kVocabulary, -1);
   return specs;
 }
 
@@ -45,14 +50,19 @@ void decoder_forward(const ForwardArgs& args) {
   const TensorView hidden{args.buffers.hidden, DType::kF32, {n_tokens, config.hidden_size}};
   const TensorView normed{args.buffers.normed, args.buffers.layout.type, {n_tokens, config.hidden_size}};
 
-  embed(args.exec, hidden, *weights.embedding, args.batch.ids);
-  for (std::int32_t layer = 0; layer < config.n_layers; ++layer) {
+  if (args.layer_begin == 0) {
+    embed(args.exec, hidden, *weights.embedding, args.batch.ids);
+  } else {
+    copy_from_host(args.exec, hidden, args.buffers.input);
+  }
+  for (std::int32_t layer = args.layer_begin; layer < args.layer_end; ++layer) {
     const DecoderLayer& w = weights.layers[static_cast<std::size_t>(layer)];
     rms_norm(args.exec, normed, hidden, w.input_norm, config.rms_norm_eps);
-    gqa_attention(args, w.attention, layer, hidden, normed);
+    gqa_attention(args, w.attention, layer - args.layer_begin, hidden, normed);
     rms_norm(args.exec, normed, hidden, w.post_attention_norm, config.rms_norm_eps);
     gated_mlp(args, w.mlp, hidden, normed);
   }
+  if (args.layer_end < config.n_layers) return;
   const auto n_wanted = static_cast<std::int64_t>(args.batch.logit_rows.size());
   if (n_wanted == 0) return;
   rms_norm(args.exec, normed, hidden, weights.final_norm, config.rms_norm_eps);

@@ -15,14 +15,17 @@ std::string layer_name(std::int32_t layer, std::string_view rest) {
 void append_gqa_tensors(const ModelConfig& config, std::int32_t layer, std::vector<TensorSpec>& specs) {
   const std::int64_t q_size = std::int64_t{config.n_heads} * config.head_dim;
   const std::int64_t kv_size = std::int64_t{config.n_kv_heads} * config.head_dim;
-  specs.push_back({layer_name(layer, "q_proj.weight"), {q_size, config.hidden_size}});
-  specs.push_back({layer_name(layer, "k_proj.weight"), {kv_size, config.hidden_size}});
-  specs.push_back({layer_name(layer, "v_proj.weight"), {kv_size, config.hidden_size}});
-  specs.push_back({layer_name(layer, "o_proj.weight"), {config.hidden_size, q_size}});
+  const auto add = [&](std::string_view name, Shape shape, TensorRole role, Share share) {
+    specs.push_back({layer_name(layer, name), shape, role, false, share, layer});
+  };
+  add("q_proj.weight", {q_size, config.hidden_size}, TensorRole::kMatrix, Share::kHeads);
+  add("k_proj.weight", {kv_size, config.hidden_size}, TensorRole::kMatrix, Share::kKvHeads);
+  add("v_proj.weight", {kv_size, config.hidden_size}, TensorRole::kMatrix, Share::kKvHeads);
+  add("o_proj.weight", {config.hidden_size, q_size}, TensorRole::kMatrix, Share::kHeadColumns);
   if (!config.attention_bias) return;
-  specs.push_back({layer_name(layer, "q_proj.bias"), {q_size}, TensorRole::kVector});
-  specs.push_back({layer_name(layer, "k_proj.bias"), {kv_size}, TensorRole::kVector});
-  specs.push_back({layer_name(layer, "v_proj.bias"), {kv_size}, TensorRole::kVector});
+  add("q_proj.bias", {q_size}, TensorRole::kVector, Share::kHeads);
+  add("k_proj.bias", {kv_size}, TensorRole::kVector, Share::kKvHeads);
+  add("v_proj.bias", {kv_size}, TensorRole::kVector, Share::kKvHeads);
 }
 
 GqaWeights bind_gqa(const WeightSet& weights, std::int32_t layer) {

@@ -11,9 +11,12 @@ std::string layer_name(std::int32_t layer, std::string_view rest) {
 }  // namespace
 
 void append_mlp_tensors(const ModelConfig& config, std::int32_t layer, std::vector<TensorSpec>& specs) {
-  specs.push_back({layer_name(layer, "gate_proj.weight"), {config.intermediate_size, config.hidden_size}});
-  specs.push_back({layer_name(layer, "up_proj.weight"), {config.intermediate_size, config.hidden_size}});
-  specs.push_back({layer_name(layer, "down_proj.weight"), {config.hidden_size, config.intermediate_size}});
+  const auto add = [&](std::string_view name, Shape shape, Share share) {
+    specs.push_back({layer_name(layer, name), shape, TensorRole::kMatrix, false, share, layer});
+  };
+  add("gate_proj.weight", {config.intermediate_size, config.hidden_size}, Share::kFfn);
+  add("up_proj.weight", {config.intermediate_size, config.hidden_size}, Share::kFfn);
+  add("down_proj.weight", {config.hidden_size, config.intermediate_size}, Share::kFfnColumns);
 }
 
 MlpWeights bind_mlp(const WeightSet& weights, std::int32_t layer) {

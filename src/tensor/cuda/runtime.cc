@@ -63,6 +63,29 @@ Status use_cuda_device(std::int32_t index) {
   return ok();
 }
 
+Status enable_peer_access(std::int32_t device, std::int32_t peer) {
+  if (device == peer) return ok();
+  STILL_TRY_STATUS(use_cuda_device(device));
+  int can = 0;
+  if (const cudaError_t code = cudaDeviceCanAccessPeer(&can, device, peer); code != cudaSuccess)
+    return cuda_error(fmt::format("GPU {} and GPU {}", device, peer), code);
+  if (can == 0) return error(Code::kUnsupported, "GPU {} does not reach the memory of GPU {}", device, peer);
+  const cudaError_t code = cudaDeviceEnablePeerAccess(peer, 0);
+  if (code == cudaErrorPeerAccessAlreadyEnabled) {
+    (void)cudaGetLastError();
+    return ok();
+  }
+  if (code != cudaSuccess) return cuda_error(fmt::format("GPU {} and GPU {}", device, peer), code);
+  return ok();
+}
+
+void copy_rows_on_device(void* stream, void* to, std::int64_t to_pitch, const void* from, std::int64_t from_pitch,
+                         std::int64_t bytes, std::int64_t n_rows) {
+  (void)cudaMemcpy2DAsync(to, static_cast<std::size_t>(to_pitch), from, static_cast<std::size_t>(from_pitch),
+                          static_cast<std::size_t>(bytes), static_cast<std::size_t>(n_rows), cudaMemcpyDeviceToDevice,
+                          stream_of(stream));
+}
+
 Status check_cuda(std::string_view what) {
   if (const cudaError_t code = cudaGetLastError(); code != cudaSuccess) return cuda_error(what, code);
   return ok();
@@ -183,6 +206,43 @@ Result<CudaGraph> CudaStream::end_capture() {
 
 void CudaStream::launch(const CudaGraph& graph) {
   (void)cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph.handle_), stream_of(handle_));
+}
+
+Result<CudaEvent> CudaEvent::create(bool is_timed) {
+  cudaEvent_t handle = nullptr;
+  if (const cudaError_t code = cudaEventCreateWithFlags(&handle, is_timed ? 0u : unsigned{cudaEventDisableTiming});
+      code != cudaSuccess)
+    return cuda_error("CUDA event", code);
+  CudaEvent event;
+  event.handle_ = handle;
+  return event;
+}
+CudaEvent::CudaEvent(CudaEvent&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+CudaEvent& CudaEvent::operator=(CudaEvent&& other) noexcept {
+  std::swap(handle_, other.handle_);
+  return *this;
+}
+CudaEvent::~CudaEvent() {
+  if (handle_ != nullptr) (void)cudaEventDestroy(static_cast<cudaEvent_t>(handle_));
+}
+void CudaEvent::record(CudaStream& stream) {
+  (void)cudaEventRecord(static_cast<cudaEvent_t>(handle_), stream_of(stream.handle()));
+}
+Status CudaEvent::wait(std::string_view what) {
+  const cudaError_t done = cudaEventSynchronize(static_cast<cudaEvent_t>(handle_));
+  const cudaError_t earlier = cudaGetLastError();
+  if (done != cudaSuccess) return cuda_error(what, done);
+  if (earlier != cudaSuccess) return cuda_error(what, earlier);
+  return ok();
+}
+double CudaEvent::seconds_since(const CudaEvent& earlier) const {
+  float ms = 0;
+  if (cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(earlier.handle_), static_cast<cudaEvent_t>(handle_)) !=
+      cudaSuccess) {
+    (void)cudaGetLastError();
+    return 0;
+  }
+  return ms * 1e-3;
 }
 
 Result<CudaTimer> CudaTimer::create() {

@@ -17,6 +17,10 @@ std::vector<CudaDeviceInfo> list_cuda_devices(std::string* reason) {
 Status use_cuda_device(std::int32_t) {
   return no_cuda();
 }
+Status enable_peer_access(std::int32_t, std::int32_t) {
+  return no_cuda();
+}
+void copy_rows_on_device(void*, void*, std::int64_t, const void*, std::int64_t, std::int64_t, std::int64_t) {}
 Status check_cuda(std::string_view) {
   return ok();
 }
@@ -69,6 +73,21 @@ Result<CudaGraph> CudaStream::end_capture() {
 }
 void CudaStream::launch(const CudaGraph&) {
   STILL_CHECK(handle_ != nullptr);
+}
+
+Result<CudaEvent> CudaEvent::create(bool) {
+  return no_cuda();
+}
+CudaEvent::CudaEvent(CudaEvent&&) noexcept = default;
+CudaEvent& CudaEvent::operator=(CudaEvent&&) noexcept = default;
+CudaEvent::~CudaEvent() = default;
+void CudaEvent::record(CudaStream&) {}
+Status CudaEvent::wait(std::string_view) {
+  return no_cuda();
+}
+double CudaEvent::seconds_since(const CudaEvent&) const {
+  STILL_CHECK(handle_ != nullptr);
+  return 0;
 }
 
 Result<CudaTimer> CudaTimer::create() {

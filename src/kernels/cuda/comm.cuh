@@ -1,0 +1,131 @@
+// Ranks that write into one another's memory: values travel in words of four bytes, each beside the number of the call,
+// so that whoever polls them needs no other sign and no fence (as NCCL's LL protocol). Calls are counted in device
+// memory, since captured steps replay their arguments; two turns of an inbox suffice, because a rank that has ended
+// call n has everybody's data of n, which they sent after they had read all of n - 1.
+#pragma once
+
+#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/cuda_kernels.h"
+
+namespace still::cuda {
+
+void gather_columns(void* stream, const CudaGatherArgs& args);
+void load_gather_kernels();
+void load_sum_kernels();  // elementwise.cu
+
+template <class Kernel>
+void load_kernel(Kernel* kernel) {
+  cudaFuncAttributes attributes;
+  (void)cudaFuncGetAttributes(&attributes, kernel);
+}
+
+inline constexpr std::uint64_t kRankTimeoutNs = 20'000'000'000ull;
+
+__device__ __forceinline__ std::uint64_t now_ns() {
+  std::uint64_t ns;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(ns));
+  return ns;
+}
+
+// Of polls that failed so far; ends the context where another rank does not come.
+__device__ __forceinline__ void check_patience(std::uint32_t& n_polls, std::uint64_t& since) {
+  if ((++n_polls & 0x3fffu) != 0) return;
+  if (since == 0) since = now_ns();
+  if (now_ns() - since > kRankTimeoutNs) __trap();
+}
+
+__device__ __forceinline__ std::uint32_t load_volatile(const std::uint32_t* at) {
+  std::uint32_t v;
+  asm volatile("ld.volatile.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_volatile(std::uint32_t* at, std::uint32_t v) {
+  asm volatile("st.volatile.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
+}
+
+// Numbers from 1 on, odd and even in turns; never 0, which is in memory that nobody wrote.
+__device__ __forceinline__ std::uint32_t next_call(const std::uint32_t* state) {
+  const std::uint32_t call = load_volatile(state) + 1;
+  return call == 0 ? 2 : call;
+}
+// By one thread of each block, when all of the block have read the number.
+__device__ __forceinline__ bool end_call(std::uint32_t* state, std::uint32_t call) {
+  __threadfence();
+  if (atomicAdd(state + 1, 1u) != gridDim.x - 1) return false;
+  store_volatile(state + 1, 0);
+  store_volatile(state, call);
+  return true;
+}
+
+__device__ __forceinline__ void load_eight(const float* from, float (&v)[8]) {
+  const float4 a = *reinterpret_cast<const float4*>(from), b = *reinterpret_cast<const float4*>(from + 4);
+  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+  v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+
+// Eight values as they travel: pieces of two floats, or of four bf16, each word of them beside the call's number.
+template <bool kIsBf16>
+inline constexpr int kPieces = kIsBf16 ? 2 : 4;
+
+// Where the eight values `chunk` of the block's row from `sender` lie: each piece beside the neighbours' own.
+template <bool kIsBf16>
+__device__ __forceinline__ std::uint8_t* place_of(const CudaSumArgs& args, std::uint32_t call, int receiver, int sender,
+                                                  int chunk) {
+  return args.inboxes[receiver] + ((call & 1) * args.n_ranks + sender) * args.slot_bytes +
+         (static_cast<std::int64_t>(blockIdx.x) * kPieces<kIsBf16> * (args.k / 8) + chunk) * 16;
+}
+
+// words: 8 floats, or 4 pairs of bf16.
+template <bool kIsBf16>
+__device__ __forceinline__ void send_eight(const CudaSumArgs& args, std::uint32_t call, int receiver, int chunk,
+                                           const std::uint32_t (&words)[2 * kPieces<kIsBf16>]) {
+  std::uint8_t* to = place_of<kIsBf16>(args, call, receiver, args.rank, chunk);
+#pragma unroll
+  for (int i = 0; i < kPieces<kIsBf16>; ++i)
+    asm volatile("st.volatile.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to + i * 2 * args.k), "r"(words[2 * i]),
+                 "r"(call), "r"(words[2 * i + 1]), "r"(call)
+                 : "memory");
+}
+
+template <bool kIsBf16>
+__device__ __forceinline__ void receive_eight(const CudaSumArgs& args, std::uint32_t call, int sender, int chunk,
+                                              std::uint32_t (&words)[2 * kPieces<kIsBf16>]) {
+  const std::uint8_t* from = place_of<kIsBf16>(args, call, args.rank, sender, chunk);
+  std::uint32_t n_polls = 0;
+  std::uint64_t since = 0;
+  bool is_there;
+  do {
+    is_there = true;
+#pragma unroll
+    for (int i = 0; i < kPieces<kIsBf16>; ++i) {
+      std::uint32_t first, second;
+      asm volatile("ld.volatile.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(words[2 * i]), "=r"(first), "=r"(words[2 * i + 1]), "=r"(second)
+                   : "l"(from + i * 2 * args.k)
+                   : "memory");
+      is_there = is_there && first == call && second == call;
+    }
+    if (!is_there) check_patience(n_polls, since);
+  } while (!is_there);
+}
+
+template <bool kIsBf16>
+__device__ __forceinline__ void to_words(const float (&v)[8], std::uint32_t (&words)[2 * kPieces<kIsBf16>]) {
+#pragma unroll
+  for (int i = 0; i < 2 * kPieces<kIsBf16>; ++i)
+    words[i] = kIsBf16 ? pack_bf16(v[2 * i % 8], v[(2 * i + 1) % 8]) : __float_as_uint(v[i]);
+}
+template <bool kIsBf16>
+__device__ __forceinline__ void add_words(const std::uint32_t (&words)[2 * kPieces<kIsBf16>], float (&sum)[8]) {
+#pragma unroll
+  for (int i = 0; i < 2 * kPieces<kIsBf16>; ++i) {
+    if constexpr (kIsBf16) {
+      sum[2 * i] += __uint_as_float(words[i] << 16);
+      sum[2 * i + 1] += __uint_as_float(words[i] & 0xffff0000u);
+    } else {
+      sum[i] += __uint_as_float(words[i]);
+    }
+  }
+}
+
+}  // namespace still::cuda
