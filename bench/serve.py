@@ -112,15 +112,40 @@ async def call(port, method, path, body=b"", connection=None):
             writer.close()
 
 
+def take_event(answer, event, now):
+    """One event of a chat's stream, without its empty line."""
+    if not event.startswith(b"data: "):
+        return
+    if event == b"data: [DONE]":
+        answer.is_complete = True
+        return
+    message = json.loads(event[6:])
+    if "error" in message:
+        answer.error = json.dumps(message["error"])
+    answer.usage = message.get("usage") or answer.usage
+    for choice in message.get("choices", []):
+        delta = choice.get("delta", {})
+        text = (delta.get("reasoning_content") or "") + (delta.get("content") or "")
+        answer.reason = choice.get("finish_reason") or answer.reason
+        if text:
+            answer.times.append(now)
+            answer.text += text
+
+
+def chat_request(body):
+    data = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
+    return head_of("POST", "/v1/chat/completions", len(data)) + data
+
+
 async def stream(port, body, answer=None, cancel_after=None):
     """A streaming chat. cancel_after: the connection is closed after so many pieces."""
     answer = answer or Answer()
-    data = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
+    data = chat_request(body)
     writer = None
     try:
         answer.sent = time.monotonic()
         reader, writer = await open_connection(port)
-        writer.write(head_of("POST", "/v1/chat/completions", len(data)) + data)
+        writer.write(data)
         await writer.drain()
         answer.status, headers = await read_head(reader)
         rest = b""
@@ -131,22 +156,7 @@ async def stream(port, body, answer=None, cancel_after=None):
                 continue
             *events, rest = (rest + piece).split(b"\n\n")
             for event in events:
-                if not event.startswith(b"data: "):
-                    continue
-                if event == b"data: [DONE]":
-                    answer.is_complete = True
-                    continue
-                message = json.loads(event[6:])
-                if "error" in message:
-                    answer.error = json.dumps(message["error"])
-                answer.usage = message.get("usage") or answer.usage
-                for choice in message.get("choices", []):
-                    delta = choice.get("delta", {})
-                    text = (delta.get("reasoning_content") or "") + (delta.get("content") or "")
-                    answer.reason = choice.get("finish_reason") or answer.reason
-                    if text:
-                        answer.times.append(now)
-                        answer.text += text
+                take_event(answer, event, now)
             if cancel_after is not None and len(answer.times) >= cancel_after:
                 return answer
     except (OSError, asyncio.IncompleteReadError, ValueError, HttpError) as problem:
@@ -154,6 +164,70 @@ async def stream(port, body, answer=None, cancel_after=None):
     finally:
         if writer:
             writer.close()
+    return answer
+
+
+class Recorder(asyncio.Protocol):
+    """Keeps what comes, and when. Reads nothing in it: the client must not take the processors it measures."""
+
+    def __init__(self):
+        self.pieces, self.ended = [], asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.pieces.append((time.monotonic(), data))
+        if data.endswith(b"\r\n0\r\n\r\n"):  # the last chunk
+            self.transport.close()
+
+    def connection_lost(self, problem):
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+async def recorded_streams(port, bodies, n_pieces):
+    """As stream(), several together, read when all is there: ends when each has got n_pieces since all have begun."""
+    loop = asyncio.get_running_loop()
+    recorders = []
+    for body in bodies:
+        _, recorder = await loop.create_connection(Recorder, "127.0.0.1", port)
+        recorder.transport.write(chat_request(body))
+        recorders.append(recorder)
+
+    async def wait_for(counts):
+        while any(len(r.pieces) < n and not r.ended.done() for r, n in zip(recorders, counts)):
+            await asyncio.sleep(0.1)
+    # The first two may be the head and the chunk that tells the role.
+    await wait_for([3] * len(recorders))
+    await wait_for([len(r.pieces) + n_pieces for r in recorders])
+    for recorder in recorders:
+        recorder.transport.close()
+    return [read_recorded(recorder.pieces) for recorder in recorders]
+
+
+def read_recorded(pieces):
+    answer, is_head, received, events = Answer(), True, b"", b""
+    for now, data in pieces:
+        received += data
+        if is_head:
+            head, found, rest = received.partition(b"\r\n\r\n")
+            if not found:
+                continue
+            is_head, received = False, rest
+            answer.status = int(head.split()[1])
+            if answer.status != 200:
+                answer.error = rest.decode(errors="replace")
+                break
+        while (end := received.find(b"\r\n")) >= 0:
+            size = int(received[:end].split(b";")[0], 16)
+            if len(received) < end + size + 4:
+                break
+            events += received[end + 2:end + 2 + size]
+            received = received[end + size + 4:]
+            *whole, events = events.split(b"\n\n")
+            for event in whole:
+                take_event(answer, event, now)
     return answer
 
 
@@ -288,10 +362,13 @@ class Bench:
         base, per_word = self.sizes[server.name]
         return self.words(max(1, round((n_tokens - base) / per_word)), seed)
 
-    def chat(self, server, text, n_answer, answer=None, cancel_after=None, **extra):
-        body = {"model": "first", "messages": [{"role": "user", "content": text}], "max_tokens": n_answer,
+    @staticmethod
+    def body(text, n_answer, **extra):
+        return {"model": "first", "messages": [{"role": "user", "content": text}], "max_tokens": n_answer,
                 "temperature": 0, "ignore_eos": True, **extra}
-        return stream(server.port, body, answer, cancel_after)
+
+    def chat(self, server, text, n_answer, answer=None, **extra):
+        return stream(server.port, self.body(text, n_answer, **extra), answer)
 
     # Results ---------------------------------------------------------------------------------------------------------
 
@@ -401,14 +478,15 @@ class Bench:
                 server = await self.start_still(n)
                 await self.calibrate(server)
                 # All decode together once the last has its first token; as many more as that may take.
-                n_answer = 2 * args.answer + 8 * n
-                answers = await asyncio.gather(*(self.chat(server, self.prompt(server, args.prompt, f"share {i} {k}"),
-                                                           n_answer) for k in range(n)))
-                if self.check(f"share of {n}", answers, n_answer):
+                bodies = [self.body(self.prompt(server, args.prompt, f"share {i} {k}"), 1900) for k in range(n)]
+                answers = await recorded_streams(server.port, bodies, args.answer)
+                if any(a.error or a.is_complete or len(a.times) < args.answer for a in answers):
+                    self.fail(f"share of {n}: {[a.error or len(a.times) for a in answers]}")
+                else:
                     start, end = max(a.times[0] for a in answers), min(a.times[-1] for a in answers)
-                    # A piece may hold more than one token (a character of several): counted in proportion.
-                    n_tokens = sum(sum(start < t <= end for t in a.times) * n_answer / len(a.times) for a in answers)
-                    over_http.append(n_tokens / (end - start))
+                    # A piece may hold more than one token (a character of several): as many as steps were made.
+                    n_steps = max(sum(start < t <= end for t in a.times) for a in answers)
+                    over_http.append(n * n_steps / (end - start))
                     ratio.append(100 * over_http[-1] / inside[-1])
                 self.stop_all()
             self.add(f"decode, {n} streams over HTTP", "tokens/s", {"still": over_http})

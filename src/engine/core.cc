@@ -40,6 +40,7 @@ EngineCore::EngineCore(const CoreOptions& options, Vocab vocab, std::unique_ptr<
   for (SampleTask& task : tasks_) task.sample.top.reserve(kMaxLogprobs);
   prompt_sample_.top.reserve(kMaxLogprobs);
   slots_.reserve(max_seqs);
+  in_forward_.reserve(max_seqs);
   n_prompt_rows_.reserve(max_seqs);
   admitted_.reserve(max_seqs);
   token_event_ = TokenEvent{};
@@ -103,6 +104,7 @@ Result<RequestId> EngineCore::submit(Request request, std::shared_ptr<EventSink>
 void EngineCore::cancel(RequestId id) {
   std::lock_guard lock(mutex_);
   commands_.push_back({id, true});
+  if (std::erase(in_forward_, id) > 0 && in_forward_.empty()) is_abandoned_ = true;
   wake_.notify_one();
 }
 
@@ -115,6 +117,23 @@ void EngineCore::stop_thinking(RequestId id) {
 EngineStats EngineCore::stats() const {
   std::lock_guard lock(mutex_);
   return published_;
+}
+
+// One forward pass of the slots. is_abandoned: all of them were cancelled meanwhile, and nothing came of it.
+Status EngineCore::run_forward(bool& is_abandoned) {
+  {
+    std::lock_guard lock(mutex_);
+    for (const StepSlot& slot : slots_) in_forward_.push_back(slot.sequence->id);
+    // What came since take_incoming().
+    for (const Command& command : commands_)
+      if (command.is_cancel) std::erase(in_forward_, command.id);
+    is_abandoned_ = in_forward_.empty() || is_stopping_;
+  }
+  Status ran = runner_.run(slots_, &is_abandoned_);
+  std::lock_guard lock(mutex_);
+  in_forward_.clear();
+  is_abandoned = is_abandoned_;
+  return ran;
 }
 
 void EngineCore::take_incoming() {
@@ -546,7 +565,14 @@ bool EngineCore::step() {
       (slot.sequence->is_decoding() ? n_decode : n_prefill) += slot.n_tokens;
       n_drafted += static_cast<std::int64_t>(slot.sequence->draft.size());
     }
-    if (Status ran = runner_.run(slots_); !ran) {
+    bool is_abandoned = false;
+    Status ran = run_forward(is_abandoned);
+    if (is_abandoned) {
+      for (const StepSlot& slot : slots_) slot.sequence->draft.clear();
+      end_step();
+      return has_work();
+    }
+    if (!ran) {
       for (const StepSlot& slot : slots_) fail(*slot.sequence, ran.error());
     } else {
       for (std::size_t i = 0; i < slots_.size(); ++i) after_forward(i, slots_[i], n_prompt_rows_[i]);
@@ -605,6 +631,7 @@ void EngineCore::stop(bool drain) {
   {
     std::lock_guard lock(mutex_);
     (drain ? is_draining_ : is_stopping_) = true;
+    if (is_stopping_) is_abandoned_ = true;
     wake_.notify_one();
   }
   if (thread_.joinable()) {

@@ -142,9 +142,7 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
                     .chunk_tokens = plan.settings.chunk_tokens,
                     .max_logit_rows = plan.max_logit_rows,
                     .block_size = plan.settings.block_size,
-                    .min_chunk = options.min_chunk,
-                    .step_target_s = std::chrono::duration<double>(options.step_target).count(),
-                    .max_stall = options.max_stall,
+                    .step = options.step,
                     .max_draft = options.speculation == Speculation::kOff ? 0 : options.max_draft};
   core.n_blocks = plan.n_blocks;
   core.context = plan.settings.context;

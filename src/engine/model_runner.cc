@@ -26,7 +26,7 @@ std::int64_t ModelRunner::n_prompt_rows(const StepSlot& slot, std::int64_t* firs
   return std::max<std::int64_t>(0, end - begin);
 }
 
-Status ModelRunner::run(std::span<const StepSlot> slots) {
+Status ModelRunner::run(std::span<const StepSlot> slots, const std::atomic<bool>* is_abandoned) {
   ids_.clear();
   positions_.clear();
   q_start_.assign(1, 0);
@@ -67,7 +67,8 @@ Status ModelRunner::run(std::span<const StepSlot> slots) {
                                    .kv_len = kv_len_,
                                    .block_tables = block_tables_,
                                    .max_blocks = limits_.max_blocks,
-                                   .logit_rows = logit_rows_}));
+                                   .logit_rows = logit_rows_,
+                                   .is_abandoned = is_abandoned}));
   return ok();
 }
 

@@ -2,6 +2,7 @@
 // Nothing is allocated after the constructor.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -44,7 +45,7 @@ class ModelRunner {
  public:
   ModelRunner(ForwardPass& forward, const RunnerLimits& limits);
 
-  Status run(std::span<const StepSlot> slots);
+  Status run(std::span<const StepSlot> slots, const std::atomic<bool>* is_abandoned = nullptr);
 
   // Rows of slot s: first those of the prompt's log-probabilities (see n_prompt_rows), then, where the slot is
   // complete, that of its last token and those of its draft.

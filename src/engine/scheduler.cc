@@ -6,15 +6,8 @@
 
 namespace still {
 
-namespace {
-// Weight of the newest measurement in the running means.
-constexpr double kNewest = 0.25;
-void update_mean(double& mean, double value) {
-  mean = mean == 0 ? value : mean + kNewest * (value - mean);
-}
-}  // namespace
-
-Scheduler::Scheduler(const SchedulerOptions& options, PrefixCache& cache) : options_(options), cache_(cache) {
+Scheduler::Scheduler(const SchedulerOptions& options, PrefixCache& cache)
+    : options_(options), cache_(cache), step_time_(options.step) {
   STILL_CHECK(options.max_logit_rows >= options.max_seqs);
   STILL_CHECK(options.chunk_tokens >= options.max_seqs);
   running_.reserve(static_cast<std::size_t>(options.max_seqs));
@@ -160,29 +153,15 @@ void Scheduler::schedule_drafts(Drafter& drafter) {
 }
 
 std::int64_t Scheduler::prefill_budget(std::int64_t n_decode) const {
-  const std::int64_t budget = options_.chunk_tokens - n_decode;
-  if (n_decode == 0 || prefill_rate_ == 0 || decode_seconds_ == 0)
-    return n_decode == 0 ? budget : std::min<std::int64_t>(budget, 64);
-  double target = options_.step_target_s;
-  if (options_.max_stall > 0) {
-    const double stall = options_.max_stall * decode_seconds_;
-    target = target > 0 ? std::min(target, stall) : stall;
-  }
-  if (target <= 0) return budget;
-  const auto affordable = static_cast<std::int64_t>((target - decode_seconds_) * prefill_rate_);
-  return std::min(budget, std::max(affordable, options_.min_chunk));
+  const auto n_running = static_cast<std::int64_t>(running_.size());
+  const std::int64_t n_free = options_.max_seqs - n_running;
+  const std::int64_t n_behind = n_running - n_decode + std::min(static_cast<std::int64_t>(waiting_.size()), n_free);
+  return std::min(options_.chunk_tokens - n_decode, step_time_.affordable_prefill(n_decode, n_behind));
 }
 
 void Scheduler::observe_step(std::int64_t n_decode, std::int64_t n_drafted, std::int64_t n_prefill, double seconds) {
-  if (n_prefill == 0) {
-    draft_cost_.observe(n_decode, n_drafted, seconds);
-    if (n_decode > 0) update_mean(decode_seconds_, seconds);
-    return;
-  }
-  const double prefill_seconds = n_decode > 0 ? seconds - decode_seconds_ : seconds;
-  // A few tokens measure the weights' traffic, not the arithmetic.
-  if (n_prefill >= options_.min_chunk && prefill_seconds > 0.1 * seconds)
-    update_mean(prefill_rate_, static_cast<double>(n_prefill) / prefill_seconds);
+  if (n_prefill == 0) draft_cost_.observe(n_decode, n_drafted, seconds);
+  step_time_.observe(n_decode, n_prefill, seconds);
 }
 
 // Takes the cached beginning, and begins only where the rest fits beside what running prefills still need.

@@ -13,6 +13,7 @@
 
 #include "engine/prefix_cache.h"
 #include "engine/sequence.h"
+#include "engine/step_time.h"
 
 namespace still {
 
@@ -21,9 +22,7 @@ struct SchedulerOptions {
   std::int64_t chunk_tokens = 512;   // of a step at most
   std::int64_t max_logit_rows = 16;  // >= max_seqs
   std::int64_t block_size = 32;
-  std::int64_t min_chunk = 16;
-  double step_target_s = 0.1;  // 0: none
-  double max_stall = 2.3;      // 0: none
+  StepLimits step;
   std::int64_t max_draft = 0;  // 0: no speculation
 };
 
@@ -52,7 +51,7 @@ class Scheduler {
   std::span<Sequence* const> waiting() const { return waiting_; }  // no order, see queue_position
   std::span<Sequence* const> running() const { return running_; }
   std::int64_t queue_position(const Sequence& sequence) const;  // sequences that would be taken before it
-  double prefill_tokens_per_s() const { return prefill_rate_; }
+  double prefill_tokens_per_s() const { return step_time_.prefill_tokens_per_s(); }
   std::int64_t n_preemptions() const { return n_preemptions_; }
 
  private:
@@ -88,8 +87,7 @@ class Scheduler {
   std::uint64_t turn_ = 0;
   std::int64_t n_preemptions_ = 0;
   std::int64_t rows_left_ = 0;  // rows of logits beyond one for each running sequence
-  double decode_seconds_ = 0;   // a step without prefill, recent mean; 0: unknown
-  double prefill_rate_ = 0;     // tokens/s, recent mean; 0: unknown
+  StepTime step_time_;
   DraftCost draft_cost_;
 };
 

@@ -3,6 +3,7 @@
 // arXiv:2309.06180.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 
@@ -23,6 +24,9 @@ struct RaggedBatch {
   std::span<const std::int32_t> block_tables;  // [n_seqs, max_blocks]
   std::int64_t max_blocks = 0;
   std::span<const std::int32_t> logit_rows;  // tokens whose logits are wanted, indices into ids
+  // True once nobody wants the step any more, set by another thread: a model on the CPU may then return early, with
+  // keys and values in part. Null: always wanted.
+  const std::atomic<bool>* is_abandoned = nullptr;
 
   std::int64_t n_tokens() const { return static_cast<std::int64_t>(ids.size()); }
   std::int64_t n_seqs() const { return static_cast<std::int64_t>(kv_len.size()); }

@@ -47,6 +47,8 @@ void decoder_forward(const ForwardArgs& args) {
 
   embed(args.exec, hidden, *weights.embedding, args.batch.ids);
   for (std::int32_t layer = 0; layer < config.n_layers; ++layer) {
+    // A cancelled prompt of hundreds of tokens would hold its client and the next ones up for seconds.
+    if (args.batch.is_abandoned != nullptr && args.batch.is_abandoned->load(std::memory_order_relaxed)) return;
     const DecoderLayer& w = weights.layers[static_cast<std::size_t>(layer)];
     rms_norm(args.exec, normed, hidden, w.input_norm, config.rms_norm_eps);
     gqa_attention(args, w.attention, layer, hidden, normed);
