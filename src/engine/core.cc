@@ -9,6 +9,10 @@
 namespace still {
 
 namespace {
+SchedulerOptions scheduler_options(SchedulerOptions options, const ForwardPass& forward) {
+  options.copies_tails = forward.can_copy_blocks();
+  return options;
+}
 double seconds(Duration duration) {
   return std::chrono::duration<double>(duration).count();
 }
@@ -22,7 +26,7 @@ EngineCore::EngineCore(const CoreOptions& options, Vocab vocab, std::unique_ptr<
       drafter_(std::move(drafter)),
       pool_(options.n_blocks),
       cache_(pool_, options.scheduler.block_size, options.prefix_cache),
-      scheduler_(options.scheduler, cache_),
+      scheduler_(scheduler_options(options.scheduler, *forward_), cache_),
       runner_(*forward_,
               {.vocab_size = vocab_.size,
                .max_tokens = options.scheduler.chunk_tokens,
@@ -552,6 +556,8 @@ bool EngineCore::step() {
   now_ = std::chrono::steady_clock::now();
   take_incoming();
   const auto scheduled = scheduler_.schedule(drafter_.get(), admitted_);
+  for (const BlockCopy& copy : scheduler_.copies()) forward_->copy_block(copy.from, copy.to);
+  scheduler_.copied();
   for (Sequence* sequence : admitted_)
     if (sequence->is_running) begin(*sequence);
   tell_positions();

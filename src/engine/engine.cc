@@ -33,6 +33,8 @@ class ModelForward : public ForwardPass {
     return buffers_.logits;
   }
   ThreadPool* threads() override { return &exec_->threads(); }
+  bool can_copy_blocks() const override { return true; }
+  void copy_block(std::int32_t from, std::int32_t to) override { cache_.copy_block(from, to); }
 
  private:
   ModelForward() = default;

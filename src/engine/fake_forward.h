@@ -58,6 +58,12 @@ class FakeForward : public ForwardPass {
     return logits_.data();
   }
 
+  bool can_copy_blocks() const override { return true; }
+  void copy_block(std::int32_t from, std::int32_t to) override {
+    const auto cell_of = [&](std::int32_t block) { return cells_.begin() + block * settings_.block_size; };
+    std::copy_n(cell_of(from), settings_.block_size, cell_of(to));
+  }
+
   std::function<void()> on_run;
   std::int64_t n_runs = 0, fail_at = -1, max_tokens_seen = 0;
 

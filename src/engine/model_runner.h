@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "base/check.h"
 #include "base/result.h"
 #include "base/thread_pool.h"
 #include "engine/scheduler.h"
@@ -23,6 +24,9 @@ class ForwardPass {
   // Logits [batch.logit_rows.size(), vocab_size] f32; the caller may overwrite them; valid until the next run. An error
   // ends the batch's requests, not the engine.
   virtual Result<float*> run(const RaggedBatch& batch) = 0;
+  // KV blocks can be copied, and are: see Scheduler::copies().
+  virtual bool can_copy_blocks() const { return false; }
+  virtual void copy_block(std::int32_t, std::int32_t) { STILL_CHECK(false); }
   // Threads that idle between two runs; null: none.
   virtual ThreadPool* threads() { return nullptr; }
   // Where logits stay on a device: run() then gives no pointer, rows are fetched, and tokens can be drawn there.

@@ -13,6 +13,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, PrefixCache& cache)
   running_.reserve(static_cast<std::size_t>(options.max_seqs));
   prefilling_.reserve(static_cast<std::size_t>(options.max_seqs));
   slots_.reserve(static_cast<std::size_t>(options.max_seqs));
+  copies_.reserve(static_cast<std::size_t>(options.max_seqs));
 }
 
 void Scheduler::add(Sequence* sequence) {
@@ -55,6 +56,12 @@ void Scheduler::preempt(Sequence* sequence) {
 }
 
 void Scheduler::release_blocks(Sequence& sequence) {
+  const std::int64_t begin = sequence.n_registered * options_.block_size;
+  if (options_.copies_tails && sequence.request.keep_prefix && sequence.n_computed > begin) {
+    const std::span<const TokenId> computed(sequence.tokens.data(), static_cast<std::size_t>(sequence.n_computed));
+    cache_.insert_tail(sequence.key, computed.subspan(static_cast<std::size_t>(begin)),
+                       sequence.blocks[static_cast<std::size_t>(sequence.n_registered)]);
+  }
   // Last first: of a cached beginning the end is forgotten before the start, without which it cannot be found.
   for (auto block = sequence.blocks.rbegin(); block != sequence.blocks.rend(); ++block) cache_.release(*block);
   sequence.blocks.clear();
@@ -181,10 +188,32 @@ bool Scheduler::admit(Sequence& sequence) {
   }
   sequence.n_computed = n_matched * options_.block_size;
   sequence.n_registered = n_matched;
+  if (options_.copies_tails && !sequence.request.prompt_logprobs) take_tail(sequence);
   std::erase(waiting_, &sequence);
   running_.push_back(&sequence);
   sequence.is_running = true;
   return true;
+}
+
+// The cached beginning goes on within the next block: a copy of it is the sequence's own.
+void Scheduler::take_tail(Sequence& sequence) {
+  const std::span<const TokenId> known(sequence.tokens.data(), static_cast<std::size_t>(sequence.length() - 1));
+  const PrefixCache::Tail tail =
+      cache_.match_tail(sequence.key, known.subspan(static_cast<std::size_t>(sequence.n_computed)));
+  if (tail.block < 0) return;
+  const std::int32_t own = cache_.allocate();
+  if (own < 0) {
+    cache_.release(tail.block);
+    return;
+  }
+  sequence.blocks.push_back(own);
+  sequence.n_computed += tail.n_tokens;
+  copies_.push_back({.from = tail.block, .to = own});
+}
+
+void Scheduler::copied() {
+  for (const BlockCopy& copy : copies_) cache_.release(copy.from);
+  copies_.clear();
 }
 
 void Scheduler::give_chunk(Sequence& sequence, std::int64_t& budget) {
@@ -247,8 +276,8 @@ void Scheduler::computed(Sequence* sequence, std::int64_t n_tokens) {
   while ((sequence->n_registered + 1) * block_size <= sequence->n_computed) {
     const auto begin = static_cast<std::size_t>(sequence->n_registered * block_size);
     const std::span<const TokenId> block_tokens(sequence->tokens.data() + begin, static_cast<std::size_t>(block_size));
-    sequence->key = chain_key(sequence->key, block_tokens);
-    cache_.insert(sequence->key, block_tokens, sequence->blocks[static_cast<std::size_t>(sequence->n_registered)]);
+    sequence->key =
+        cache_.insert(sequence->key, block_tokens, sequence->blocks[static_cast<std::size_t>(sequence->n_registered)]);
     ++sequence->n_registered;
   }
 }

@@ -24,6 +24,7 @@ struct SchedulerOptions {
   std::int64_t block_size = 32;
   StepLimits step;
   std::int64_t max_draft = 0;  // 0: no speculation
+  bool copies_tails = false;   // blocks can be copied: prompts share beginnings to the token, not to the block
 };
 
 // What one sequence does in a step: computes tokens [n_computed, n_computed + n_tokens), then its draft.
@@ -31,6 +32,10 @@ struct StepSlot {
   Sequence* sequence = nullptr;
   std::int64_t n_tokens = 0;
   bool is_complete() const { return n_tokens == sequence->n_pending(); }  // a token may be sampled
+};
+
+struct BlockCopy {
+  std::int32_t from = 0, to = 0;
 };
 
 class Scheduler {
@@ -43,6 +48,9 @@ class Scheduler {
 
   // The next step. Drafts are asked of `drafter` (may be null). `admitted` receives the sequences that begin.
   std::span<const StepSlot> schedule(Drafter* drafter, std::vector<Sequence*>& admitted);
+  // What must be copied before the forward pass, in this order; then it is to be told.
+  std::span<const BlockCopy> copies() const { return copies_; }
+  void copied();
   // After the forward pass: registers the blocks that have become full.
   void computed(Sequence* sequence, std::int64_t n_tokens);
   // How long the step took, for the choice of the next chunk.
@@ -69,6 +77,7 @@ class Scheduler {
   void schedule_drafts(Drafter& drafter);
   void schedule_prefills(std::int64_t budget, std::vector<Sequence*>& admitted);
   bool admit(Sequence& sequence);
+  void take_tail(Sequence& sequence);
   void give_chunk(Sequence& sequence, std::int64_t& budget);
   void release_blocks(Sequence& sequence);
   void take_turn(Sequence& sequence) { users_[static_cast<std::size_t>(sequence.user_idx)].last_turn = ++turn_; }
@@ -83,6 +92,7 @@ class Scheduler {
   std::vector<Sequence*> waiting_, running_;
   std::vector<Sequence*> prefilling_;  // scratch of one step
   std::vector<StepSlot> slots_;
+  std::vector<BlockCopy> copies_;  // the blocks copied from are referenced
   std::vector<User> users_;
   std::uint64_t turn_ = 0;
   std::int64_t n_preemptions_ = 0;
