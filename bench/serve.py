@@ -2,7 +2,7 @@
 """Speed and endurance of `still serve` over HTTP, beside llama.cpp's server where one is given.
 
     STILL=build/release/still STILL_PEER_LLAMA_SERVER=/path/to/llama-server \\
-        bench/serve.py [--cases streams,stall,prefix,share,idle,soak] [--rounds 3] [--json out.json] MODEL.gguf [SECOND.gguf]
+        bench/serve.py [--cases streams,stall,prefix,share,idle,soak,killed] [--rounds 3] [--json out.json] MODEL.gguf [SECOND.gguf]
 
 Both servers are started here on free loopback ports, still with a temporary store that links to the files; rounds are
 interleaved, so that all see the same machine. Only Python's standard library. Cases:
@@ -17,8 +17,12 @@ share    decode tokens a second of N streams (--share 1,64) over HTTP, from when
 idle     --connections idle keep-alive connections and --active streams: errors, and the server's own memory: what it
          held before the model was loaded plus what the connections added to the same load without them.
 soak     --minutes of mixed load on two models: chats whose answers must equal the same request's answer alone (greedy),
-         random cancels, bad requests, unloading; resident memory in the first and last fifth. Ends with status 1 where
+         random cancels, bad requests, unloading; resident memory in the second and last fifth. Ends with status 1 where
          an answer is lost or mixed, or the server breaks.
+killed   what --clients that stream and try again see while the server is held (SIGSTOP), ended with kill -9 and started
+         anew, and asked to end (SIGTERM) and started anew, each for --phase seconds. Ends with status 1 where a stream
+         that was cut says that it is complete, has text that is not the beginning of the right answer, or is cut
+         although the server was only held or asked to end.
 """
 import argparse
 import asyncio
@@ -108,15 +112,40 @@ async def call(port, method, path, body=b"", connection=None):
             writer.close()
 
 
+def take_event(answer, event, now):
+    """One event of a chat's stream, without its empty line."""
+    if not event.startswith(b"data: "):
+        return
+    if event == b"data: [DONE]":
+        answer.is_complete = True
+        return
+    message = json.loads(event[6:])
+    if "error" in message:
+        answer.error = json.dumps(message["error"])
+    answer.usage = message.get("usage") or answer.usage
+    for choice in message.get("choices", []):
+        delta = choice.get("delta", {})
+        text = (delta.get("reasoning_content") or "") + (delta.get("content") or "")
+        answer.reason = choice.get("finish_reason") or answer.reason
+        if text:
+            answer.times.append(now)
+            answer.text += text
+
+
+def chat_request(body):
+    data = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
+    return head_of("POST", "/v1/chat/completions", len(data)) + data
+
+
 async def stream(port, body, answer=None, cancel_after=None):
     """A streaming chat. cancel_after: the connection is closed after so many pieces."""
     answer = answer or Answer()
-    data = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
+    data = chat_request(body)
     writer = None
     try:
         answer.sent = time.monotonic()
         reader, writer = await open_connection(port)
-        writer.write(head_of("POST", "/v1/chat/completions", len(data)) + data)
+        writer.write(data)
         await writer.drain()
         answer.status, headers = await read_head(reader)
         rest = b""
@@ -127,22 +156,7 @@ async def stream(port, body, answer=None, cancel_after=None):
                 continue
             *events, rest = (rest + piece).split(b"\n\n")
             for event in events:
-                if not event.startswith(b"data: "):
-                    continue
-                if event == b"data: [DONE]":
-                    answer.is_complete = True
-                    continue
-                message = json.loads(event[6:])
-                if "error" in message:
-                    answer.error = json.dumps(message["error"])
-                answer.usage = message.get("usage") or answer.usage
-                for choice in message.get("choices", []):
-                    delta = choice.get("delta", {})
-                    text = (delta.get("reasoning_content") or "") + (delta.get("content") or "")
-                    answer.reason = choice.get("finish_reason") or answer.reason
-                    if text:
-                        answer.times.append(now)
-                        answer.text += text
+                take_event(answer, event, now)
             if cancel_after is not None and len(answer.times) >= cancel_after:
                 return answer
     except (OSError, asyncio.IncompleteReadError, ValueError, HttpError) as problem:
@@ -150,6 +164,70 @@ async def stream(port, body, answer=None, cancel_after=None):
     finally:
         if writer:
             writer.close()
+    return answer
+
+
+class Recorder(asyncio.Protocol):
+    """Keeps what comes, and when. Reads nothing in it: the client must not take the processors it measures."""
+
+    def __init__(self):
+        self.pieces, self.ended = [], asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.pieces.append((time.monotonic(), data))
+        if data.endswith(b"\r\n0\r\n\r\n"):  # the last chunk
+            self.transport.close()
+
+    def connection_lost(self, problem):
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+async def recorded_streams(port, bodies, n_pieces):
+    """As stream(), several together, read when all is there: ends when each has got n_pieces since all have begun."""
+    loop = asyncio.get_running_loop()
+    recorders = []
+    for body in bodies:
+        _, recorder = await loop.create_connection(Recorder, "127.0.0.1", port)
+        recorder.transport.write(chat_request(body))
+        recorders.append(recorder)
+
+    async def wait_for(counts):
+        while any(len(r.pieces) < n and not r.ended.done() for r, n in zip(recorders, counts)):
+            await asyncio.sleep(0.1)
+    # The first two may be the head and the chunk that tells the role.
+    await wait_for([3] * len(recorders))
+    await wait_for([len(r.pieces) + n_pieces for r in recorders])
+    for recorder in recorders:
+        recorder.transport.close()
+    return [read_recorded(recorder.pieces) for recorder in recorders]
+
+
+def read_recorded(pieces):
+    answer, is_head, received, events = Answer(), True, b"", b""
+    for now, data in pieces:
+        received += data
+        if is_head:
+            head, found, rest = received.partition(b"\r\n\r\n")
+            if not found:
+                continue
+            is_head, received = False, rest
+            answer.status = int(head.split()[1])
+            if answer.status != 200:
+                answer.error = rest.decode(errors="replace")
+                break
+        while (end := received.find(b"\r\n")) >= 0:
+            size = int(received[:end].split(b";")[0], 16)
+            if len(received) < end + size + 4:
+                break
+            events += received[end + 2:end + 2 + size]
+            received = received[end + size + 4:]
+            *whole, events = events.split(b"\n\n")
+            for event in whole:
+                take_event(answer, event, now)
     return answer
 
 
@@ -226,8 +304,8 @@ class Bench:
         self.servers, self.rows, self.failures = [], [], []
         self.sizes = {}  # server: (tokens of the template, tokens a word)
 
-    async def start_still(self, parallel, extra=()):
-        port = free_port()
+    async def start_still(self, parallel, extra=(), port=None):
+        port = port or free_port()
         command = [self.still, "serve", "--host", "127.0.0.1", "--port", str(port), "--threads", str(self.args.threads),
                    "--parallel", str(parallel), "--models", f"{self.folder}/store", "--access-log", os.devnull,
                    "--keep-alive", "-1", *extra]
@@ -284,10 +362,13 @@ class Bench:
         base, per_word = self.sizes[server.name]
         return self.words(max(1, round((n_tokens - base) / per_word)), seed)
 
-    def chat(self, server, text, n_answer, answer=None, cancel_after=None, **extra):
-        body = {"model": "first", "messages": [{"role": "user", "content": text}], "max_tokens": n_answer,
+    @staticmethod
+    def body(text, n_answer, **extra):
+        return {"model": "first", "messages": [{"role": "user", "content": text}], "max_tokens": n_answer,
                 "temperature": 0, "ignore_eos": True, **extra}
-        return stream(server.port, body, answer, cancel_after)
+
+    def chat(self, server, text, n_answer, answer=None, **extra):
+        return stream(server.port, self.body(text, n_answer, **extra), answer)
 
     # Results ---------------------------------------------------------------------------------------------------------
 
@@ -397,14 +478,15 @@ class Bench:
                 server = await self.start_still(n)
                 await self.calibrate(server)
                 # All decode together once the last has its first token; as many more as that may take.
-                n_answer = 2 * args.answer + 8 * n
-                answers = await asyncio.gather(*(self.chat(server, self.prompt(server, args.prompt, f"share {i} {k}"),
-                                                           n_answer) for k in range(n)))
-                if self.check(f"share of {n}", answers, n_answer):
+                bodies = [self.body(self.prompt(server, args.prompt, f"share {i} {k}"), 1900) for k in range(n)]
+                answers = await recorded_streams(server.port, bodies, args.answer)
+                if any(a.error or a.is_complete or len(a.times) < args.answer for a in answers):
+                    self.fail(f"share of {n}: {[a.error or len(a.times) for a in answers]}")
+                else:
                     start, end = max(a.times[0] for a in answers), min(a.times[-1] for a in answers)
-                    # A piece may hold more than one token (a character of several): counted in proportion.
-                    n_tokens = sum(sum(start < t <= end for t in a.times) * n_answer / len(a.times) for a in answers)
-                    over_http.append(n_tokens / (end - start))
+                    # A piece may hold more than one token (a character of several): as many as steps were made.
+                    n_steps = max(sum(start < t <= end for t in a.times) for a in answers)
+                    over_http.append(n * n_steps / (end - start))
                     ratio.append(100 * over_http[-1] / inside[-1])
                 self.stop_all()
             self.add(f"decode, {n} streams over HTTP", "tokens/s", {"still": over_http})
@@ -470,21 +552,29 @@ class Bench:
         if any(n_errors):
             self.fail(f"{what}: {n_errors} errors")
 
-    async def soak(self):
+    async def requests_with_answers(self, server, n, rng):
+        """n requests, each with the text and the number of tokens of its answer alone."""
         args = self.args
-        server = await self.start_still(8)
-        rng = random.Random(args.seed)
         pool = []
-        for k in range(args.soak_requests):
+        for k in range(n):
             n_words, n_answer = rng.choice((5, 20, 60, 200)), rng.choice((1, 8, 24, 48))
             body = {"model": rng.choice(("first", "second")), "max_tokens": n_answer, "temperature": 0, "seed": k,
                     "messages": [{"role": "user", "content": self.words(n_words, f"soak {args.seed} {k}")}]}
             if k % 4 == 1:
                 body["messages"].insert(0, {"role": "system", "content": "You are one of several who share a beginning."})
             alone = await stream(server.port, body)
-            if not self.check(f"soak, request {k} alone", [alone]):
-                return
+            if not self.check(f"request {k} alone", [alone]):
+                return []
             pool.append((body, alone.text, alone.usage["completion_tokens"]))
+        return pool
+
+    async def soak(self):
+        args = self.args
+        server = await self.start_still(8)
+        rng = random.Random(args.seed)
+        pool = await self.requests_with_answers(server, args.soak_requests, rng)
+        if not pool:
+            return
         counts = {"equal": 0, "cancelled": 0, "bad": 0, "unloaded": 0, "refused": 0}
         samples = []
         end = time.monotonic() + 60 * args.minutes
@@ -561,6 +651,103 @@ class Bench:
         if peaks[1]:
             self.add("soak: growth", "%", {"still": [100 * (peaks[4] / peaks[1] - 1)]}, "<= 2")
 
+    async def killed(self):
+        args = self.args
+        port = free_port()
+        server = await self.start_still(8, port=port)
+        pool = await self.requests_with_answers(server, args.soak_requests, random.Random(args.seed))
+        if not pool:
+            return
+        phases, seen = [], []  # (name, from when), (when, what)
+        is_over = False
+
+        def begin(name):
+            phases.append((name, time.monotonic()))
+            print(f"  {name}", file=sys.stderr)
+
+        async def client(k):
+            rng = random.Random(f"{args.seed} {k}")
+            while not is_over and len(self.failures) < 20:
+                body, want, n_tokens = rng.choice(pool)
+                answer = await stream(port, body)
+                what = "whole and right"
+                if answer.status == 0:
+                    what = "no connection, or none that answered"
+                elif answer.status == 503:
+                    what = "status 503"
+                elif answer.status != 200:
+                    self.fail(f"killed: {answer.status} {answer.error}"[:400])
+                elif answer.is_complete and answer.reason:
+                    if (answer.text, answer.usage.get("completion_tokens")) != (want, n_tokens):
+                        self.fail(f"killed: a complete answer {answer.text!r}, alone {want!r}")
+                else:
+                    what = "cut, the beginning right"
+                    if answer.is_complete or not want.startswith(answer.text):
+                        self.fail(f"killed: cut {answer.text!r}, alone {want!r}")
+                seen.append((time.monotonic(), what))
+                if answer.status != 200:
+                    await asyncio.sleep(0.2)
+
+        async def until_right():
+            """Seconds until the next whole answer."""
+            start = time.monotonic()
+            while not any(at > start and what == "whole and right" for at, what in seen):
+                await asyncio.sleep(0.02)
+            return time.monotonic() - start
+
+        async def end_of(process):
+            while process.poll() is None:
+                await asyncio.sleep(0.02)
+            return process.returncode
+
+        clients = [asyncio.create_task(client(k)) for k in range(args.clients)]
+        begin("undisturbed")
+        await asyncio.sleep(args.phase)
+        begin("held (SIGSTOP)")
+        server.process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(args.phase)
+        server.process.send_signal(signal.SIGCONT)
+        begin("let go (SIGCONT)")
+        await asyncio.sleep(args.phase)
+        begin("killed (kill -9), started anew at once")
+        server.process.kill()
+        await end_of(server.process)
+        self.servers.remove(server)
+        server = await self.start_still(8, port=port)
+        back = await until_right()
+        begin("after the restart")
+        await asyncio.sleep(args.phase)
+        begin("asked to end (SIGTERM), started anew when it has")
+        server.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        code = await end_of(server.process)
+        drained = time.monotonic() - start
+        if code != 0:
+            self.fail(f"killed: the server asked to end ended with {code}")
+        server = await self.start_still(8, port=port)
+        await until_right()
+        begin("after the second restart")
+        await asyncio.sleep(args.phase)
+        is_over = True
+        await asyncio.gather(*clients)
+
+        ends = [at for _, at in phases[1:]] + [time.monotonic()]
+        for (name, start), end in zip(phases, ends):
+            counts = {}
+            for at, what in seen:
+                if start < at <= end:
+                    counts[what] = counts.get(what, 0) + 1
+            for what, n in sorted(counts.items()):
+                self.add(f"{name}, {end - start:.1f} s: {what}", "streams", {"still": [n]})
+            may_cut = name.startswith("killed")
+            may_refuse = may_cut or name.startswith("asked")
+            if counts.get("cut, the beginning right") and not may_cut:
+                self.fail(f"killed: a stream was cut while the server was {name}")
+            if set(counts) - {"whole and right", "cut, the beginning right"} and not may_refuse:
+                self.fail(f"killed: a request was refused while the server was {name}")
+        self.add("from the restart to the first whole answer, the model's loading included", "s", {"still": [back]})
+        self.add("from SIGTERM to the server's end", "s", {"still": [drained]})
+
     def print_table(self):
         print("| case | unit | engine | min / median / max | still / engine | goal |\n|---|---|---|---|---|---|")
         for row in self.rows:
@@ -605,10 +792,11 @@ def main():
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--soak-requests", type=int, default=40, help="distinct requests of the soak")
+    parser.add_argument("--phase", type=float, default=8, help="seconds of each part of the case killed")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json")
     args = parser.parse_args()
-    known = ("streams", "stall", "prefix", "share", "idle", "soak")
+    known = ("streams", "stall", "prefix", "share", "idle", "soak", "killed")
     for case in args.cases.split(","):
         if case not in known:
             parser.error(f"no case {case}: there are {', '.join(known)}")

@@ -111,7 +111,7 @@ Report run_child(const std::filesystem::path& path, const MemoryPlan& plan, std:
       refuse(report, model.error().message);
       return report;
     }
-    EngineOptions options{.settings = plan.settings, .step_target = std::chrono::milliseconds(0)};
+    EngineOptions options{.settings = plan.settings, .step = {.target_s = 0}};
     options.settings.memory_limit = plan.total_bytes();  // exactly what was planned must do
     auto engine = Engine::create(*model, options);
     if (!engine) {

@@ -100,7 +100,7 @@ Status print_verification(const Context& context, const PlanOptions& o, const Wo
   const std::int64_t n_gen = 8, deep = settings.deep_kv_len - n_gen / 2, shallow = settings.decode_kv_len - n_gen / 2;
   EngineOptions options{.settings = {.n_threads = settings.n_threads, .context = deep + 256},
                         .prefix_cache = false,
-                        .step_target = std::chrono::milliseconds(0)};
+                        .step = {.target_s = 0}};
   STILL_TRY(const std::unique_ptr<Engine> engine, Engine::create(model, options));
   STILL_TRY(Calibrator calibrator, Calibrator::create(shape, q, settings));
   std::vector<double> decode, decode_deep, prefill;

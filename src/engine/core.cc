@@ -9,6 +9,10 @@
 namespace still {
 
 namespace {
+SchedulerOptions scheduler_options(SchedulerOptions options, const ForwardPass& forward) {
+  options.copies_tails = forward.can_copy_blocks();
+  return options;
+}
 double seconds(Duration duration) {
   return std::chrono::duration<double>(duration).count();
 }
@@ -22,7 +26,7 @@ EngineCore::EngineCore(const CoreOptions& options, Vocab vocab, std::unique_ptr<
       drafter_(std::move(drafter)),
       pool_(options.n_blocks),
       cache_(pool_, options.scheduler.block_size, options.prefix_cache),
-      scheduler_(options.scheduler, cache_),
+      scheduler_(scheduler_options(options.scheduler, *forward_), cache_),
       runner_(*forward_,
               {.vocab_size = vocab_.size,
                .max_tokens = options.scheduler.chunk_tokens,
@@ -43,6 +47,7 @@ EngineCore::EngineCore(const CoreOptions& options, Vocab vocab, std::unique_ptr<
   for (SampleTask& task : tasks_) task.sample.top.reserve(kMaxLogprobs);
   prompt_sample_.top.reserve(kMaxLogprobs);
   slots_.reserve(max_seqs);
+  in_forward_.reserve(max_seqs);
   n_prompt_rows_.reserve(max_seqs);
   admitted_.reserve(max_seqs);
   token_event_ = TokenEvent{};
@@ -106,6 +111,7 @@ Result<RequestId> EngineCore::submit(Request request, std::shared_ptr<EventSink>
 void EngineCore::cancel(RequestId id) {
   std::lock_guard lock(mutex_);
   commands_.push_back({id, true});
+  if (std::erase(in_forward_, id) > 0 && in_forward_.empty()) is_abandoned_ = true;
   wake_.notify_one();
 }
 
@@ -118,6 +124,23 @@ void EngineCore::stop_thinking(RequestId id) {
 EngineStats EngineCore::stats() const {
   std::lock_guard lock(mutex_);
   return published_;
+}
+
+// One forward pass of the slots. is_abandoned: all of them were cancelled meanwhile, and nothing came of it.
+Status EngineCore::run_forward(bool& is_abandoned) {
+  {
+    std::lock_guard lock(mutex_);
+    for (const StepSlot& slot : slots_) in_forward_.push_back(slot.sequence->id);
+    // What came since take_incoming().
+    for (const Command& command : commands_)
+      if (command.is_cancel) std::erase(in_forward_, command.id);
+    is_abandoned_ = in_forward_.empty() || is_stopping_;
+  }
+  Status ran = runner_.run(&is_abandoned_);
+  std::lock_guard lock(mutex_);
+  in_forward_.clear();
+  is_abandoned = is_abandoned_;
+  return ran;
 }
 
 void EngineCore::take_incoming() {
@@ -653,7 +676,13 @@ void EngineCore::advance_all(const LaunchedStep* drawn, std::span<const TokenId>
 void EngineCore::step_on_host() {
   if (slots_.empty()) return;
   runner_.prepare(slots_);
-  if (Status ran = runner_.run(); !ran) {
+  bool is_abandoned = false;
+  const Status ran = run_forward(is_abandoned);
+  if (is_abandoned) {
+    for (const StepSlot& slot : slots_) slot.sequence->draft.clear();
+    return;
+  }
+  if (!ran) {
     for (const StepSlot& slot : slots_) fail(*slot.sequence, ran.error());
   } else {
     advance_all(nullptr, {});
@@ -696,6 +725,8 @@ bool EngineCore::step() {
   now_ = std::chrono::steady_clock::now();
   take_incoming();
   const auto scheduled = scheduler_.schedule(drafter_.get(), admitted_);
+  for (const BlockCopy& copy : scheduler_.copies()) forward_->copy_block(copy.from, copy.to);
+  scheduler_.copied();
   for (Sequence* sequence : admitted_)
     if (sequence->is_running) begin(*sequence);
   tell_positions();
@@ -753,6 +784,7 @@ void EngineCore::stop(bool drain) {
   {
     std::lock_guard lock(mutex_);
     (drain ? is_draining_ : is_stopping_) = true;
+    if (is_stopping_) is_abandoned_ = true;
     wake_.notify_one();
   }
   if (thread_.joinable()) {

@@ -96,6 +96,7 @@ class EngineCore {
     TimePoint launched;
   };
 
+  Status run_forward(bool& is_abandoned);
   void take_incoming();
   void begin(Sequence& sequence);
   void tell_positions();
@@ -161,6 +162,8 @@ class EngineCore {
   std::int64_t n_open_ = 0;  // submitted and not finished
   RequestId next_id_ = 1;
   bool is_stopping_ = false, is_draining_ = false;
+  std::vector<RequestId> in_forward_;      // of the forward pass that runs, less those cancelled meanwhile
+  std::atomic<bool> is_abandoned_{false};  // none of them is left
   std::thread thread_;
 };
 

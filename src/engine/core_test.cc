@@ -287,8 +287,8 @@ TEST(EngineCore, SecondRequestFindsThePrefix) {
   const auto second = submit(engine, greedy(prompt, 3));
   ASSERT_TRUE(engine.run_all());
   EXPECT_EQ(first->started.n_cached, 0);
-  EXPECT_EQ(second->started.n_cached, 16);
-  EXPECT_EQ(engine.core->stats().cached_tokens, 16);
+  EXPECT_EQ(second->started.n_cached, 18) << "all but the last, whose logits are wanted";
+  EXPECT_EQ(engine.core->stats().cached_tokens, 18);
   EXPECT_EQ(engine.core->stats().queried_tokens, 38);
   EXPECT_EQ(first->ids, second->ids);
   Request request = greedy(prompt, 3);
@@ -299,6 +299,11 @@ TEST(EngineCore, SecondRequestFindsThePrefix) {
   const auto private_again = submit(engine, request);
   ASSERT_TRUE(engine.run_all());
   EXPECT_EQ(private_again->started.n_cached, 0);
+  // Another question behind the same beginning, which ends within a block.
+  prompt[17] = 50;
+  const auto other = submit(engine, greedy(prompt, 3));
+  ASSERT_TRUE(engine.run_all());
+  EXPECT_EQ(other->started.n_cached, 17);
 }
 
 TEST(EngineCore, CancelFreesBlocksAtTheNextStep) {
@@ -322,6 +327,36 @@ TEST(EngineCore, CancelFreesBlocksAtTheNextStep) {
   EXPECT_EQ(engine.core->stats().n_blocks_used, 3);
   ASSERT_TRUE(engine.run_all());
   EXPECT_EQ(engine.core->pool().n_free(), 64);
+}
+
+// A chunk may take seconds: where all that computes is cancelled meanwhile, it is given up and nothing comes of it.
+TEST(EngineCore, CancelGivesUpAForwardPassThatNobodyElseNeeds) {
+  FakeEngine engine({.n_blocks = 128, .context = 256, .chunk_tokens = 8, .script = [](auto) { return kA; }});
+  RequestId first_id = 0, second_id = 0;
+  const auto first = submit(engine, greedy(std::vector<TokenId>(100, 6), 1), &first_id);
+  engine.core->step();
+  EXPECT_EQ(first->progress.back().n_prefilled, 8);
+  engine.forward->on_run = [&] { engine.core->cancel(first_id); };
+  EXPECT_TRUE(engine.core->step());
+  engine.forward->on_run = nullptr;
+  EXPECT_EQ(first->progress.back().n_prefilled, 8) << "the chunk does not count";
+  EXPECT_EQ(engine.core->stats().prompt_tokens, 8);
+  EXPECT_FALSE(engine.core->step());
+  EXPECT_EQ(first->finished.reason, FinishReason::kCancelled);
+  // Beside another that goes on, it is ended at the next step.
+  const auto chat = submit(engine, greedy({5}, 100));
+  engine.core->step();
+  const auto second = submit(engine, greedy(std::vector<TokenId>(100, 7), 1), &second_id);
+  engine.forward->on_run = [&] { engine.core->cancel(second_id); };
+  const std::size_t before = chat->ids.size();
+  engine.core->step();
+  EXPECT_EQ(chat->ids.size(), before + 1);
+  EXPECT_FALSE(second->is_finished);
+  engine.core->step();
+  EXPECT_EQ(second->finished.reason, FinishReason::kCancelled);
+  EXPECT_EQ(chat->ids.size(), before + 2);
+  ASSERT_TRUE(engine.run_all());
+  EXPECT_EQ(chat->ids, std::vector<TokenId>(100, kA));
 }
 
 TEST(EngineCore, QueueIsBoundedAndTellsPlaces) {

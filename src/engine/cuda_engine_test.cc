@@ -53,8 +53,8 @@ std::unique_ptr<Engine> make_engine(std::shared_ptr<const Model> model,
   EngineOptions options;
   options.settings = {.n_threads = 1, .context = 512, .max_seqs = 64, .kv_tokens = 64 * 512, .chunk_tokens = 1024};
   options.settings.memory_limit = std::int64_t{8} << 30;
-  options.step_target = std::chrono::milliseconds(0);
-  options.max_stall = 0;
+  options.step.target_s = 0;
+  options.step.max_stall = 0;
   if (change) change(options);
   auto engine = Engine::create(std::move(model), options);
   EXPECT_TRUE(engine) << (engine ? "" : engine.error().message);

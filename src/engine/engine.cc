@@ -35,6 +35,8 @@ class ModelForward : public ForwardPass {
     return buffers_.logits;
   }
   ThreadPool* threads() override { return &exec_->threads(); }
+  bool can_copy_blocks() const override { return true; }
+  void copy_block(std::int32_t from, std::int32_t to) override { cache_.copy_block(from, to); }
 
  private:
   ModelForward() = default;
@@ -202,9 +204,7 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
                     .chunk_tokens = plan.settings.chunk_tokens,
                     .max_logit_rows = plan.max_logit_rows,
                     .block_size = plan.settings.block_size,
-                    .min_chunk = options.min_chunk,
-                    .step_target_s = std::chrono::duration<double>(options.step_target).count(),
-                    .max_stall = options.max_stall,
+                    .step = options.step,
                     .max_draft = options.speculation == Speculation::kOff ? 0 : options.max_draft,
                     .answers_by_token = on_cuda && settings.reproducible};
   core.n_blocks = plan.n_blocks;

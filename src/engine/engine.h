@@ -12,6 +12,7 @@
 #include "engine/event.h"
 #include "engine/request.h"
 #include "engine/stats.h"
+#include "engine/step_time.h"
 #include "models/model.h"
 #include "plan/memory.h"
 
@@ -27,11 +28,7 @@ struct EngineOptions {
   Speculation speculation = Speculation::kOff;
   std::int64_t max_draft = 8;    // tokens drafted for a sequence in a step
   std::int64_t max_queue = 256;  // requests that wait; the next is refused with kResourceExhausted "queue full"
-  // While sequences decode, a step's prefill part is chosen so that the step takes about this long: the lesser of a
-  // time and a multiple of the last steps without prefill. 0: no limit.
-  std::chrono::milliseconds step_target{100};
-  double max_stall = 2.3;
-  std::int64_t min_chunk = 16;  // prefill goes on by this many tokens a step whatever the target says
+  StepLimits step;               // how long a step with prefill may take
   // For tests: other answers must not come of these.
   bool run_ahead = true;                // on a GPU: steps overlap (core.h)
   bool preempt_every_step = false;      // each sequence that got a token is preempted

@@ -85,6 +85,7 @@ class FakeForward : public ForwardPass {
 
   Result<float*> run(const RaggedBatch& batch) override {
     ++n_runs;
+    if (on_run) on_run();
     max_tokens_seen = std::max(max_tokens_seen, batch.n_tokens());
     if (fail_at == n_runs) return error(Code::kInternal, "the device is gone");
     for (std::int64_t seq = 0; seq < batch.n_seqs(); ++seq) {
@@ -108,6 +109,13 @@ class FakeForward : public ForwardPass {
     return logits_.data();
   }
 
+  bool can_copy_blocks() const override { return true; }
+  void copy_block(std::int32_t from, std::int32_t to) override {
+    const auto cell_of = [&](std::int32_t block) { return cells_.begin() + block * settings_.block_size; };
+    std::copy_n(cell_of(from), settings_.block_size, cell_of(to));
+  }
+
+  std::function<void()> on_run;
   std::int64_t n_runs = 0, fail_at = -1, max_tokens_seen = 0;
   std::int64_t n_collected = 0, fail_collect_at = -1, n_fetched = 0, max_under_way = 0;
 
@@ -169,9 +177,7 @@ struct FakeEngine {
                          .chunk_tokens = settings.chunk_tokens,
                          .max_logit_rows = settings.max_logit_rows,
                          .block_size = settings.block_size,
-                         .min_chunk = 4,
-                         .step_target_s = 0,
-                         .max_stall = 0,
+                         .step = {.target_s = 0, .max_stall = 0, .min_chunk = 4},
                          .max_draft = drafter != nullptr ? 4 : 0};
     options.n_blocks = settings.n_blocks;
     options.context = settings.context;

@@ -76,8 +76,10 @@ RaggedBatch ModelRunner::batch() const {
           .n_answer_seqs = limits_.answers_come_first ? n_answer_seqs_ : -1};
 }
 
-Status ModelRunner::run() {
-  STILL_TRY(logits_, forward_.run(batch()));
+Status ModelRunner::run(const std::atomic<bool>* is_abandoned) {
+  RaggedBatch wanted = batch();
+  wanted.is_abandoned = is_abandoned;
+  STILL_TRY(logits_, forward_.run(wanted));
   return ok();
 }
 

@@ -2,11 +2,13 @@
 // Nothing is allocated after the constructor.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "base/check.h"
 #include "base/result.h"
 #include "base/thread_pool.h"
 #include "engine/scheduler.h"
@@ -22,6 +24,9 @@ class ForwardPass {
   // Logits [batch.logit_rows.size(), vocab_size] f32; the caller may overwrite them; valid until the next run. An error
   // ends the batch's requests, not the engine.
   virtual Result<float*> run(const RaggedBatch& batch) = 0;
+  // KV blocks can be copied, and are: see Scheduler::copies().
+  virtual bool can_copy_blocks() const { return false; }
+  virtual void copy_block(std::int32_t, std::int32_t) { STILL_CHECK(false); }
   // Threads that idle between two runs; null: none.
   virtual ThreadPool* threads() { return nullptr; }
 
@@ -58,8 +63,8 @@ class ModelRunner {
 
   // Makes the step's batch: row_of() is known then. Tokens below 0 are passed on as they are.
   void prepare(std::span<const StepSlot> slots);
-  Status run();                                         // on the host
-  Status launch(std::span<const CudaSampleRow> draws);  // on a device
+  Status run(const std::atomic<bool>* is_abandoned = nullptr);  // on the host
+  Status launch(std::span<const CudaSampleRow> draws);          // on a device
 
   // Rows of slot s: first those of the prompt's log-probabilities (see n_prompt_rows), then, where the slot is
   // complete, that of its last token and those of its draft.

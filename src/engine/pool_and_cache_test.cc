@@ -39,10 +39,9 @@ std::vector<std::int32_t> store(PrefixCache& cache, const std::vector<TokenId>& 
   const auto size = static_cast<std::size_t>(cache.block_size());
   for (std::size_t begin = 0; begin + size <= tokens.size(); begin += size) {
     const std::span<const TokenId> part(tokens.data() + begin, size);
-    key = chain_key(key, part);
     blocks.push_back(cache.allocate());
     EXPECT_GE(blocks.back(), 0);
-    cache.insert(key, part, blocks.back());
+    key = cache.insert(key, part, blocks.back());
   }
   return blocks;
 }
@@ -105,12 +104,57 @@ TEST(PrefixCache, DisabledKeepsNothing) {
   PrefixCache cache(pool, 2, false);
   const auto tokens = iota(0, 4);
   std::vector<std::int32_t> blocks = {cache.allocate(), cache.allocate()};
-  cache.insert(chain_key({}, std::span(tokens).first(2)), std::span(tokens).first(2), blocks[0]);
+  cache.insert({}, std::span(tokens).first(2), blocks[0]);
+  cache.insert_tail(chain_key({}, std::span(tokens).first(2)), std::span(tokens).subspan(2, 1), blocks[1]);
   release_all(cache, blocks);
   EXPECT_EQ(pool.n_free(), 2);
   std::vector<std::int32_t> found;
   cache.match(tokens, 2, found);
   EXPECT_TRUE(found.empty());
+  EXPECT_EQ(cache.match_tail({}, tokens).block, -1);
+}
+
+TEST(PrefixCache, LendsTheBeginningOfTheNewestBlockBehindAKey) {
+  BlockPool pool(4);
+  PrefixCache cache(pool, 4, true);
+  const auto tokens = iota(100, 8);
+  const auto blocks = store(cache, tokens);
+  const PrefixKey key = chain_key({}, std::span(tokens).first(4));
+  const std::vector<TokenId> parts_late = {104, 105, 9, 9}, stops = {104, 9, 8};
+
+  PrefixCache::Tail tail = cache.match_tail(key, parts_late);
+  EXPECT_EQ(tail.block, blocks[1]);
+  EXPECT_EQ(tail.n_tokens, 2);
+  EXPECT_EQ(pool.n_refs(blocks[1]), 2);
+  cache.release(tail.block);
+  EXPECT_EQ(cache.match_tail(key, iota(7, 4)).block, -1) << "nothing in common";
+  release_all(cache, blocks);
+
+  // A part of a block that is known already adds nothing; another takes its place, but the full block stays findable.
+  const std::int32_t part = cache.allocate();
+  cache.insert_tail(key, std::span(tokens).subspan(4, 3), part);
+  cache.release(part);
+  EXPECT_EQ(cache.n_unused(), 2);
+  const std::int32_t other = cache.allocate();
+  cache.insert_tail(key, stops, other);
+  cache.release(other);
+  EXPECT_EQ(cache.n_unused(), 3);
+  tail = cache.match_tail(key, stops);
+  EXPECT_EQ(tail.block, other);
+  EXPECT_EQ(tail.n_tokens, 3);
+  // Replaced while it is lent, it is free when it is given back.
+  const std::int32_t newest = cache.allocate();
+  cache.insert_tail(key, std::span(stops).last(1), newest);
+  cache.release(newest);
+  cache.release(tail.block);
+  EXPECT_EQ(cache.n_unused(), 3);
+  EXPECT_EQ(pool.n_free(), 1);
+  std::vector<std::int32_t> found;
+  cache.match(tokens, 2, found);
+  EXPECT_EQ(found, blocks);
+  release_all(cache, found);
+  for (int i = 0; i < 4; ++i) EXPECT_GE(cache.allocate(), 0);
+  EXPECT_EQ(cache.match_tail(key, stops).block, -1) << "evicted";
 }
 
 // Random users of random beginnings: what is found must hold the very tokens, and no block is lost or owned twice.
@@ -152,10 +196,22 @@ TEST(PrefixCache, RandomRunLeaksNothing) {
         ASSERT_EQ(pool.n_refs(block), 1);
         const std::size_t begin = user.blocks.size() * kBlock;
         const std::span<const TokenId> part(user.tokens.data() + begin, kBlock);
-        key = chain_key(key, part);
-        contents[block].assign(user.tokens.begin(), user.tokens.begin() + static_cast<std::ptrdiff_t>(begin + kBlock));
-        cache.insert(key, part, block);
+        const PrefixCache::Tail tail = cache.match_tail(key, part);
+        if (tail.block >= 0) {
+          const auto n = static_cast<std::ptrdiff_t>(begin) + tail.n_tokens;
+          ASSERT_GE(std::ssize(contents[tail.block]), n);
+          ASSERT_TRUE(std::equal(user.tokens.begin(), user.tokens.begin() + n, contents[tail.block].begin()));
+          cache.release(tail.block);
+        }
         user.blocks.push_back(block);
+        const std::int64_t n_written = rng.below(3) == 0 ? 1 + rng.below(kBlock - 1) : kBlock;
+        const auto end = static_cast<std::ptrdiff_t>(begin) + n_written;
+        contents[block].assign(user.tokens.begin(), user.tokens.begin() + end);
+        if (n_written < kBlock) {
+          cache.insert_tail(key, part.first(static_cast<std::size_t>(n_written)), block);
+          break;
+        }
+        key = cache.insert(key, part, block);
       }
       users.push_back(std::move(user));
     }

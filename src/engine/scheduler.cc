@@ -6,20 +6,14 @@
 
 namespace still {
 
-namespace {
-// Weight of the newest measurement in the running means.
-constexpr double kNewest = 0.25;
-void update_mean(double& mean, double value) {
-  mean = mean == 0 ? value : mean + kNewest * (value - mean);
-}
-}  // namespace
-
-Scheduler::Scheduler(const SchedulerOptions& options, PrefixCache& cache) : options_(options), cache_(cache) {
+Scheduler::Scheduler(const SchedulerOptions& options, PrefixCache& cache)
+    : options_(options), cache_(cache), step_time_(options.step) {
   STILL_CHECK(options.max_logit_rows >= options.max_seqs);
   STILL_CHECK(options.chunk_tokens >= options.max_seqs);
   running_.reserve(static_cast<std::size_t>(options.max_seqs));
   prefilling_.reserve(static_cast<std::size_t>(options.max_seqs));
   slots_.reserve(static_cast<std::size_t>(options.max_seqs));
+  copies_.reserve(static_cast<std::size_t>(options.max_seqs));
 }
 
 void Scheduler::add(Sequence* sequence) {
@@ -62,6 +56,12 @@ void Scheduler::preempt(Sequence* sequence) {
 }
 
 void Scheduler::release_blocks(Sequence& sequence) {
+  const std::int64_t begin = sequence.n_registered * options_.block_size;
+  if (options_.copies_tails && sequence.request.keep_prefix && sequence.n_computed > begin) {
+    const std::span<const TokenId> computed(sequence.tokens.data(), static_cast<std::size_t>(sequence.n_computed));
+    cache_.insert_tail(sequence.key, computed.subspan(static_cast<std::size_t>(begin)),
+                       sequence.blocks[static_cast<std::size_t>(sequence.n_registered)]);
+  }
   // Last first: of a cached beginning the end is forgotten before the start, without which it cannot be found.
   for (auto block = sequence.blocks.rbegin(); block != sequence.blocks.rend(); ++block) cache_.release(*block);
   sequence.blocks.clear();
@@ -160,29 +160,15 @@ void Scheduler::schedule_drafts(Drafter& drafter) {
 }
 
 std::int64_t Scheduler::prefill_budget(std::int64_t n_decode) const {
-  const std::int64_t budget = options_.chunk_tokens - n_decode;
-  if (n_decode == 0 || prefill_rate_ == 0 || decode_seconds_ == 0)
-    return n_decode == 0 ? budget : std::min<std::int64_t>(budget, 64);
-  double target = options_.step_target_s;
-  if (options_.max_stall > 0) {
-    const double stall = options_.max_stall * decode_seconds_;
-    target = target > 0 ? std::min(target, stall) : stall;
-  }
-  if (target <= 0) return budget;
-  const auto affordable = static_cast<std::int64_t>((target - decode_seconds_) * prefill_rate_);
-  return std::min(budget, std::max(affordable, options_.min_chunk));
+  const auto n_running = static_cast<std::int64_t>(running_.size());
+  const std::int64_t n_free = options_.max_seqs - n_running;
+  const std::int64_t n_behind = n_running - n_decode + std::min(static_cast<std::int64_t>(waiting_.size()), n_free);
+  return std::min(options_.chunk_tokens - n_decode, step_time_.affordable_prefill(n_decode, n_behind));
 }
 
 void Scheduler::observe_step(std::int64_t n_decode, std::int64_t n_drafted, std::int64_t n_prefill, double seconds) {
-  if (n_prefill == 0) {
-    draft_cost_.observe(n_decode, n_drafted, seconds);
-    if (n_decode > 0) update_mean(decode_seconds_, seconds);
-    return;
-  }
-  const double prefill_seconds = n_decode > 0 ? seconds - decode_seconds_ : seconds;
-  // A few tokens measure the weights' traffic, not the arithmetic.
-  if (n_prefill >= options_.min_chunk && prefill_seconds > 0.1 * seconds)
-    update_mean(prefill_rate_, static_cast<double>(n_prefill) / prefill_seconds);
+  if (n_prefill == 0) draft_cost_.observe(n_decode, n_drafted, seconds);
+  step_time_.observe(n_decode, n_prefill, seconds);
 }
 
 // Takes the cached beginning, and begins only where the rest fits beside what running prefills still need.
@@ -204,10 +190,32 @@ bool Scheduler::admit(Sequence& sequence) {
   }
   sequence.n_computed = n_matched * options_.block_size;
   sequence.n_registered = n_matched;
+  if (options_.copies_tails && !sequence.request.prompt_logprobs) take_tail(sequence);
   std::erase(waiting_, &sequence);
   running_.push_back(&sequence);
   sequence.is_running = true;
   return true;
+}
+
+// The cached beginning goes on within the next block: a copy of it is the sequence's own.
+void Scheduler::take_tail(Sequence& sequence) {
+  const std::span<const TokenId> known(sequence.tokens.data(), static_cast<std::size_t>(sequence.length() - 1));
+  const PrefixCache::Tail tail =
+      cache_.match_tail(sequence.key, known.subspan(static_cast<std::size_t>(sequence.n_computed)));
+  if (tail.block < 0) return;
+  const std::int32_t own = cache_.allocate();
+  if (own < 0) {
+    cache_.release(tail.block);
+    return;
+  }
+  sequence.blocks.push_back(own);
+  sequence.n_computed += tail.n_tokens;
+  copies_.push_back({.from = tail.block, .to = own});
+}
+
+void Scheduler::copied() {
+  for (const BlockCopy& copy : copies_) cache_.release(copy.from);
+  copies_.clear();
 }
 
 void Scheduler::give_chunk(Sequence& sequence, std::int64_t& budget) {
@@ -273,8 +281,8 @@ void Scheduler::computed(Sequence* sequence, std::int64_t n_tokens) {
   while ((sequence->n_registered + 1) * block_size <= n_shared) {
     const auto begin = static_cast<std::size_t>(sequence->n_registered * block_size);
     const std::span<const TokenId> block_tokens(sequence->tokens.data() + begin, static_cast<std::size_t>(block_size));
-    sequence->key = chain_key(sequence->key, block_tokens);
-    cache_.insert(sequence->key, block_tokens, sequence->blocks[static_cast<std::size_t>(sequence->n_registered)]);
+    sequence->key =
+        cache_.insert(sequence->key, block_tokens, sequence->blocks[static_cast<std::size_t>(sequence->n_registered)]);
     ++sequence->n_registered;
   }
 }

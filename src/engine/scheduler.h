@@ -13,6 +13,7 @@
 
 #include "engine/prefix_cache.h"
 #include "engine/sequence.h"
+#include "engine/step_time.h"
 
 namespace still {
 
@@ -21,13 +22,12 @@ struct SchedulerOptions {
   std::int64_t chunk_tokens = 512;   // of a step at most
   std::int64_t max_logit_rows = 16;  // >= max_seqs
   std::int64_t block_size = 32;
-  std::int64_t min_chunk = 16;
-  double step_target_s = 0.1;  // 0: none
-  double max_stall = 2.3;      // 0: none
+  StepLimits step;
   std::int64_t max_draft = 0;  // 0: no speculation
   // Tokens of answers are computed one at a time even where several are known (after a preemption, a forced text), and
   // their keys and values serve no other request: those of a prompt are not the same bits.
   bool answers_by_token = false;
+  bool copies_tails = false;  // blocks can be copied: prompts share beginnings to the token, not to the block
 };
 
 // What one sequence does in a step: computes tokens [n_computed, n_computed + n_tokens), then its draft.
@@ -35,6 +35,10 @@ struct StepSlot {
   Sequence* sequence = nullptr;
   std::int64_t n_tokens = 0;
   bool is_complete() const { return n_tokens == sequence->n_pending(); }  // a token may be sampled
+};
+
+struct BlockCopy {
+  std::int32_t from = 0, to = 0;
 };
 
 class Scheduler {
@@ -47,6 +51,9 @@ class Scheduler {
 
   // The next step. Drafts are asked of `drafter` (may be null). `admitted` receives the sequences that begin.
   std::span<const StepSlot> schedule(Drafter* drafter, std::vector<Sequence*>& admitted);
+  // What must be copied before the forward pass, in this order; then it is to be told.
+  std::span<const BlockCopy> copies() const { return copies_; }
+  void copied();
   // After the forward pass: registers the blocks that have become full.
   void computed(Sequence* sequence, std::int64_t n_tokens);
   // How long the step took, for the choice of the next chunk.
@@ -55,7 +62,7 @@ class Scheduler {
   std::span<Sequence* const> waiting() const { return waiting_; }  // no order, see queue_position
   std::span<Sequence* const> running() const { return running_; }
   std::int64_t queue_position(const Sequence& sequence) const;  // sequences that would be taken before it
-  double prefill_tokens_per_s() const { return prefill_rate_; }
+  double prefill_tokens_per_s() const { return step_time_.prefill_tokens_per_s(); }
   std::int64_t n_preemptions() const { return n_preemptions_; }
 
  private:
@@ -73,6 +80,7 @@ class Scheduler {
   void schedule_drafts(Drafter& drafter);
   void schedule_prefills(std::int64_t budget, std::vector<Sequence*>& admitted);
   bool admit(Sequence& sequence);
+  void take_tail(Sequence& sequence);
   void give_chunk(Sequence& sequence, std::int64_t& budget);
   void release_blocks(Sequence& sequence);
   void take_turn(Sequence& sequence) { users_[static_cast<std::size_t>(sequence.user_idx)].last_turn = ++turn_; }
@@ -87,12 +95,12 @@ class Scheduler {
   std::vector<Sequence*> waiting_, running_;
   std::vector<Sequence*> prefilling_;  // scratch of one step
   std::vector<StepSlot> slots_;
+  std::vector<BlockCopy> copies_;  // the blocks copied from are referenced
   std::vector<User> users_;
   std::uint64_t turn_ = 0;
   std::int64_t n_preemptions_ = 0;
   std::int64_t rows_left_ = 0;  // rows of logits beyond one for each running sequence
-  double decode_seconds_ = 0;   // a step without prefill, recent mean; 0: unknown
-  double prefill_rate_ = 0;     // tokens/s, recent mean; 0: unknown
+  StepTime step_time_;
   DraftCost draft_cost_;
 };
 

@@ -3,6 +3,7 @@
 // arXiv:2309.06180.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 
@@ -26,6 +27,9 @@ struct RaggedBatch {
   // The first so many sequences compute one token of an answer each, the others tokens of prompts; -1: not told. Only a
   // reproducible Exec on a GPU looks at it.
   std::int64_t n_answer_seqs = -1;
+  // True once nobody wants the step any more, set by another thread: a model on the CPU may then return early, with
+  // keys and values in part. Null: always wanted.
+  const std::atomic<bool>* is_abandoned = nullptr;
 
   std::int64_t n_tokens() const { return static_cast<std::int64_t>(ids.size()); }
   std::int64_t n_seqs() const { return static_cast<std::int64_t>(kv_len.size()); }

@@ -56,6 +56,8 @@ void decoder_forward(const ForwardArgs& args) {
     copy_from_host(args.exec, hidden, args.buffers.input);
   }
   for (std::int32_t layer = args.layer_begin; layer < args.layer_end; ++layer) {
+    // A cancelled prompt of hundreds of tokens would hold its client and the next ones up for seconds.
+    if (args.batch.is_abandoned != nullptr && args.batch.is_abandoned->load(std::memory_order_relaxed)) return;
     const DecoderLayer& w = weights.layers[static_cast<std::size_t>(layer)];
     rms_norm(args.exec, normed, hidden, w.input_norm, config.rms_norm_eps);
     gqa_attention(args, w.attention, layer - args.layer_begin, hidden, normed);
