@@ -230,7 +230,7 @@ Result<PlannedCell> plan_cell(const PlanWorld& world, const PlanOptions& o, cons
   }
   cell.speed =
       make_speed_model(shape, q, set.device, cell.fit.weights, cell.settings, o.experts_on_host ? &host : nullptr);
-  const double kv_len = static_cast<double>(context) / 2;
+  const double kv_len = mean_kv_tokens(shape, context);
   const std::int64_t usual = std::min<std::int64_t>(256 * cell.settings.parallelism.data, cell.fit.max_concurrency);
   cell.curve = predict_curve(cell.speed, std::max(concurrency, usual), kv_len, o.latency_ms.value_or(0) * 1e-3);
   cell.ttft = predict_ttft(cell.speed, std::min<std::int64_t>(context, 1024), cell.settings.chunk_tokens);

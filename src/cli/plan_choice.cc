@@ -198,7 +198,7 @@ Status print_break_even(const PlanOptions& o, const PlanWorld& world, const Mode
                  cell.impossible.empty() ? cell.fit.reason.english : cell.impossible);
   // As many users as reach the knee, if not said otherwise.
   const std::int64_t n = o.concurrencies.empty() ? std::min(cell.curve.knee, cell.fit.max_concurrency) : wanted;
-  const SpeedPoint point = predict_decode(cell.speed, n, static_cast<double>(context) / 2);
+  const SpeedPoint point = predict_decode(cell.speed, n, mean_kv_tokens(shape, context));
   constexpr double kMachineW = 300;  // CPU, memory, fans of one machine
   const double n_nodes = std::ceil(static_cast<double>(set.count) / 8);
   OwnHardware own{
@@ -279,7 +279,7 @@ Status print_offload(const PlanOptions& o, const PlanWorld& world, const ModelSh
       fmt::print("{}\n", say(text));
   };
   const auto rates = [&](const SpeedModel& model) {
-    const double kv_len = static_cast<double>(s.context) / 2;
+    const double kv_len = mean_kv_tokens(shape, s.context);
     return std::pair(predict_decode(model, s.concurrency, kv_len).tok_per_s_user,
                      predict_ttft(model, std::min<std::int64_t>(1024, s.context), s.chunk_tokens));
   };
