@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
+#include <limits>
 
 #include "cli/command.h"
 #include "cli/terminal.h"
@@ -62,7 +63,8 @@ void Options::list(const std::string& names, std::vector<std::int64_t>* value, c
     std::vector<std::int64_t> numbers;
     for (const std::string& word : CLI::detail::split(text, ',')) {
       std::int64_t number = 0;
-      if (!CLI::detail::lexical_cast(word, number)) {
+      // A number beyond 64 bits is read as the largest one.
+      if (!CLI::detail::lexical_cast(word, number) || number == std::numeric_limits<std::int64_t>::max()) {
         throw CLI::ValidationError(names, "\"" + text + "\": expected whole numbers with commas between them");
       }
       numbers.push_back(number);

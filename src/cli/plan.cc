@@ -65,6 +65,9 @@ Status plan(const PlanOptions& o, const Context& context) {
   }
   STILL_TRY_STATUS(check_numbers(o));
   const std::string first = o.words.empty() ? "" : o.words.front();
+  if (o.json && o.csv) return error(Code::kInvalidArgument, "--json and --csv: choose one of them");
+  if ((first == "devices" || first == "machine") && o.words.size() > 1)
+    return error(Code::kInvalidArgument, "\"{}\": nothing can follow {}", o.words[1], first);
   if (first == "check") return check_claim(o, world);
   if (first == "devices") return list_devices(o, world);
   if (first == "machine") return print_machine(o, world);
@@ -193,7 +196,7 @@ Command::Action declare(Options& options) {
   options.value("--host-memory", &o->host_gib, "GiB of host memory (default: what this machine has)");
   options.value("--host", &o->host, "The host's row of the database (xeon-6454s, desktop, ...), for its speed");
   options.value("--latency", &o->latency_ms, "Milliseconds between a user's tokens at most");
-  options.flag("--advise", &o->advise, "Recommend a version for --on, with reasons");
+  options.flag("--advise", &o->advise, "Recommend a version for --on (default: this machine), with reasons");
   options.choice("--task", &o->task, {"math", "code", "science", "general"}, "What for");
   options.choice("--language", &o->language, {"any", "en", "zh"}, "Language of the users");
   options.flag("--permissive", &o->permissive, "No community licences");

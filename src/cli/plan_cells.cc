@@ -167,8 +167,12 @@ Result<Device> host_device(const PlanOptions& o, const PlanWorld& world) {
     if (!device.is_host()) return error(Code::kInvalidArgument, "--host {}: this is no CPU", *o.host);
     return device;
   }
-  const std::string cpu = detect_machine({}).cpu;
-  return find_device(world.data.devices, cpu.find("EPYC") != std::string::npos ? "epyc" : "desktop");
+  // Hypervisors hide the model: an EPYC without AVX-512 is one of the 7003 series or older.
+  const Machine machine = detect_machine({});
+  const bool has_avx512 = std::any_of(machine.isas.begin(), machine.isas.end(),
+                                      [](const std::string& isa) { return isa.starts_with("avx512"); });
+  const char* row = machine.cpu.find("EPYC") == std::string::npos ? "desktop" : has_avx512 ? "epyc-9004" : "epyc-7003";
+  return find_device(world.data.devices, row);
 }
 
 Result<DeploymentSettings> deployment_of(const PlanOptions& o, const ModelShape& shape, const Quantisation& q,
@@ -209,7 +213,9 @@ Result<PlannedCell> plan_cell(const PlanWorld& world, const PlanOptions& o, cons
   PlannedCell cell{.model = shape.name, .quant = q.name, .devices = set.label()};
   Result<DeploymentSettings> settings = deployment_of(o, shape, q, set.count);
   if (!settings) {
-    if (settings.error().code != Code::kInvalidArgument || o.tensor || o.pipeline || o.expert || o.data)
+    // Asked for in so many words it is an error; a device set of the matrix that cannot share the model is a cell.
+    if (settings.error().code != Code::kInvalidArgument || o.tensor || o.pipeline || o.expert || o.data ||
+        o.redundant || o.overhead_gib || o.experts_on_host)
       return tl::unexpected(settings.error());
     cell.impossible = settings.error().message;
     return cell;
@@ -224,7 +230,7 @@ Result<PlannedCell> plan_cell(const PlanWorld& world, const PlanOptions& o, cons
   }
   cell.speed =
       make_speed_model(shape, q, set.device, cell.fit.weights, cell.settings, o.experts_on_host ? &host : nullptr);
-  const double kv_len = static_cast<double>(context) / 2;
+  const double kv_len = mean_kv_tokens(shape, context);
   const std::int64_t usual = std::min<std::int64_t>(256 * cell.settings.parallelism.data, cell.fit.max_concurrency);
   cell.curve = predict_curve(cell.speed, std::max(concurrency, usual), kv_len, o.latency_ms.value_or(0) * 1e-3);
   cell.ttft = predict_ttft(cell.speed, std::min<std::int64_t>(context, 1024), cell.settings.chunk_tokens);
@@ -350,10 +356,11 @@ void print_cell(const PlannedCell& c, const ModelShape& shape, const Quantisatio
 
 Status write_chart(const std::vector<PlannedCell>& cells, const std::string& path, const Words& say) {
   std::vector<MemoryBar> bars;
-  const PlannedCell* last = nullptr;
+  const PlannedCell *last = nullptr, *drawn = nullptr;  // a curve is drawn only of what fits
   for (const PlannedCell& c : cells) {
     if (!c.impossible.empty()) continue;
     last = &c;
+    if (c.fit.fits) drawn = &c;
     bars.push_back({.label = fmt::format("{} {}", c.model, c.quant),
                     .parts = {{say("weights"), c.fit.memory.weight_bytes},
                               {say("KV cache"), c.fit.memory.kv_bytes},
@@ -362,11 +369,21 @@ Status write_chart(const std::vector<PlannedCell>& cells, const std::string& pat
                     .capacity = c.fit.capacity});
   }
   if (last == nullptr) return error(Code::kInvalidArgument, "{}: no deployment to draw", path);
-  const std::string title = say(message("{} on {}: memory of one device, and speed", last->model, last->devices));
-  const std::string caption = say("sequences at once; blue: tokens/s in all with its interval, green: of one user");
-  const std::string svg = plan_chart_svg(title, bars, last->curve, caption);
+  const bool is_one_set =
+      std::all_of(cells.begin(), cells.end(), [&](const PlannedCell& c) { return c.devices == cells.front().devices; });
+  for (std::size_t i = 0, bar = 0; i < cells.size() && !is_one_set; ++i)
+    if (cells[i].impossible.empty()) bars[bar++].label += ", " + cells[i].devices;
+  const ChartWords words{
+      .title = is_one_set ? say(message("Memory of one device of {}, GiB", last->devices))
+                          : std::string(say("Memory of one device, GiB")),
+      .capacity = say("usable"),
+      .curve = drawn == nullptr ? std::string()
+                                : say(message("Tokens/s of {} {} on {}, context {}", drawn->model, drawn->quant,
+                                              drawn->devices, drawn->settings.context)),
+      .caption = say("sequences at once; blue: tokens/s in all with its interval, green: of one user")};
+  const std::string svg = plan_chart_svg(words, bars, drawn == nullptr ? SpeedCurve{} : drawn->curve);
   std::ofstream file(path);
-  file << (path.ends_with(".html") || path.ends_with(".htm") ? plan_chart_html(title, svg, say.is_chinese) : svg);
+  file << (path.ends_with(".html") || path.ends_with(".htm") ? plan_chart_html(words.title, svg, say.is_chinese) : svg);
   if (!file.flush()) return error(Code::kPermissionDenied, "{}: cannot be written", path);
   return ok();
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "base/json.h"
 #include "cli/plan_options.h"
@@ -73,6 +74,23 @@ Status list_devices(const PlanOptions& o, const PlanWorld& world) {
     array.push_back(JsonObject{{"name", d.name},
                                {"usable_bytes", d.usable_bytes},
                                {"bandwidth", d.bandwidth},
+                               {"f16", d.f16},
+                               {"f16_f32_accumulate", d.f16_f32_accumulate},
+                               {"bf16", d.bf16},
+                               {"int8", d.int8},
+                               {"fp8", d.fp8},
+                               {"fp4", d.fp4},
+                               {"link_bandwidth", d.link_bandwidth},
+                               {"pcie_bandwidth", d.pcie_bandwidth},
+                               {"power_w", d.tdp_w},
+                               {"usd_per_hour_low", d.price.usd_per_hour_low},
+                               {"usd_per_hour_high", d.price.usd_per_hour_high},
+                               {"price_class", d.price.provider},
+                               {"price_date", d.price.date},
+                               {"decode_efficiency", d.efficiency.decode},
+                               {"prefill_efficiency", d.efficiency.prefill},
+                               {"n_efficiency", d.efficiency.n},
+                               {"efficiency_source", d.efficiency.source},
                                {"confidence", d.confidence},
                                {"source", d.source}});
   }
@@ -85,22 +103,44 @@ Status list_devices(const PlanOptions& o, const PlanWorld& world) {
   return ok();
 }
 
+namespace {
+
+// This machine: its GPUs of the first one's kind, else its CPU with the memory that is free.
+Result<DeviceSet> devices_here(const PlanOptions& o, const PlanWorld& world) {
+  const Machine machine = detect_machine(world.data.devices);
+  if (!machine.gpus.empty() && !machine.gpus.front().row.empty()) {
+    const DetectedGpu& first = machine.gpus.front();
+    const auto n = std::count_if(machine.gpus.begin(), machine.gpus.end(),
+                                 [&](const DetectedGpu& gpu) { return gpu.row == first.row; });
+    return DeviceSet{first.device, n};
+  }
+  STILL_TRY(Device host, host_device(o, world));
+  host.name = fmt::format("{} (speed of {})", machine.cpu, host.name);
+  host.usable_bytes = machine.available_bytes;
+  return DeviceSet{host, 1};
+}
+
+}  // namespace
+
 Status print_advice(const PlanOptions& o, const PlanWorld& world) {
   AdviceRequest request{.task = o.task,
                         .permissive_licence = o.permissive,
                         .max_itl_s = o.latency_ms.value_or(0) * 1e-3,
                         .language = o.language,
                         .usd_per_hour = o.usd_per_hour};
-  if (o.devices.empty())
-    return error(Code::kInvalidArgument,
-                 "--advise needs --on DEVICES (2x3090, h100, ...; `still plan devices` lists them)");
-  STILL_TRY(request.devices, parse_device_set(world.data.devices, o.devices.front()));
+  if (o.devices.empty()) {
+    STILL_TRY(request.devices, devices_here(o, world));
+  } else {
+    STILL_TRY(request.devices, parse_device_set(world.data.devices, o.devices.front()));
+  }
   if (!o.contexts.empty()) request.context = o.contexts.front();
   if (!o.concurrencies.empty()) request.concurrency = o.concurrencies.front();
   if (o.min_rate) request.min_tok_per_s = *o.min_rate;
   if (o.answer_tokens) request.answer_tokens = *o.answer_tokens;
   if (!o.quants.empty()) request.quantisation = o.quants.front();
-  STILL_TRY(const Advice advice, advise(world.data, request));
+  STILL_TRY(Advice advice, advise(world.data, request));
+  if (o.devices.empty() && request.devices.device.is_host())
+    advice.unknowns.push_back(message("the real speed of this machine: `still plan MODEL --calibrate` measures it"));
   const auto is_good = [](const Candidate& c) { return c.fits && c.fast_enough && c.licence_ok; };
   if (o.json) {
     JsonArray rows, because, unknowns;
@@ -158,7 +198,7 @@ Status print_break_even(const PlanOptions& o, const PlanWorld& world, const Mode
                  cell.impossible.empty() ? cell.fit.reason.english : cell.impossible);
   // As many users as reach the knee, if not said otherwise.
   const std::int64_t n = o.concurrencies.empty() ? std::min(cell.curve.knee, cell.fit.max_concurrency) : wanted;
-  const SpeedPoint point = predict_decode(cell.speed, n, static_cast<double>(context) / 2);
+  const SpeedPoint point = predict_decode(cell.speed, n, mean_kv_tokens(shape, context));
   constexpr double kMachineW = 300;  // CPU, memory, fans of one machine
   const double n_nodes = std::ceil(static_cast<double>(set.count) / 8);
   OwnHardware own{
@@ -239,16 +279,19 @@ Status print_offload(const PlanOptions& o, const PlanWorld& world, const ModelSh
       fmt::print("{}\n", say(text));
   };
   const auto rates = [&](const SpeedModel& model) {
-    const double kv_len = static_cast<double>(s.context) / 2;
+    const double kv_len = mean_kv_tokens(shape, s.context);
     return std::pair(predict_decode(model, s.concurrency, kv_len).tok_per_s_user,
                      predict_ttft(model, std::min<std::int64_t>(1024, s.context), s.chunk_tokens));
   };
   // The first KV type and context, largest first, with everything on the GPU; else with layers or experts on the host.
   std::vector<std::int64_t> contexts = o.contexts;
-  if (contexts.empty()) contexts = {131072, 65536, 32768, 16384, 8192, 4096};
-  const std::int64_t model_context = shape.config.max_seq_len;
+  if (contexts.empty()) {
+    for (const std::int64_t context : {131072, 65536, 32768, 16384, 8192, 4096})
+      if (context <= shape.config.max_seq_len) contexts.push_back(context);
+    if (contexts.empty()) contexts.push_back(shape.config.max_seq_len);
+  }
+  std::sort(contexts.begin(), contexts.end(), std::greater<>());
   for (const std::int64_t context : contexts) {
-    if (context > model_context && o.contexts.empty()) continue;
     for (const char* kv : {"f16", "q8_0"}) {
       s.context = context;
       STILL_TRY(s.kv, find_kv_storage(kv));
@@ -266,23 +309,54 @@ Status print_offload(const PlanOptions& o, const PlanWorld& world, const ModelSh
       return ok();
     }
   }
-  s.context = std::min(model_context, contexts.back());
+  // In part on the host: the longest context at which the rate is still near that of the shortest.
+  constexpr double kRateKept = 0.9;
   STILL_TRY(s.kv, find_kv_storage(o.kv));
-  STILL_TRY(const OffloadPlan plan, plan_offload(shape, q, set, host, s));
-  if (!plan.fits)
+  OffloadPlan plan;
+  Interval rate, ttft;
+  double best = 0;
+  std::int64_t chosen = 0;
+  Message refusal;
+  for (auto context = contexts.rbegin(); context != contexts.rend(); ++context) {
+    s.context = *context;
+    STILL_TRY(const OffloadPlan tried, plan_offload(shape, q, set, host, s));
+    if (!tried.fits) {
+      if (refusal.empty()) refusal = tried.reason;
+      continue;
+    }
+    const auto [tried_rate, tried_ttft] = rates(make_offload_model(shape, q, set.device, s, tried, host_row));
+    best = std::max(best, tried_rate.value);
+    if (chosen > 0 && tried_rate.value < kRateKept * best) continue;
+    plan = tried;
+    rate = tried_rate;
+    ttft = tried_ttft;
+    chosen = *context;
+  }
+  if (chosen == 0)
     return error(Code::kResourceExhausted, "{} {} does not fit {} with {:.1f} GiB of host memory: {}", shape.name,
-                 q.name, set.label(), to_gib(host), plan.reason.english);
-  const auto [rate, ttft] = rates(make_offload_model(shape, q, set.device, s, plan, host_row));
+                 q.name, set.label(), to_gib(host), refusal.english);
+  s.context = chosen;
+  // The most sequences of that context that leave the placement as it is.
+  constexpr std::int64_t kMostSeqs = 64;
+  DeploymentSettings wider = s;
+  std::int64_t most = s.concurrency;
+  for (wider.concurrency = most + 1; wider.concurrency <= kMostSeqs; ++wider.concurrency) {
+    const auto tried = plan_offload(shape, q, set, host, wider);
+    if (!tried || !tried->fits || tried->experts_on_host != plan.experts_on_host || tried->gpu_layers < plan.gpu_layers)
+      break;
+    most = wider.concurrency;
+  }
   const Message where =
       plan.experts_on_host
           ? message("attention, dense and shared parts of all layers and the experts of {} of {} layers on the GPU",
                     plan.gpu_layers, shape.config.n_layers)
           : message("{} of {} layers on the GPU", plan.gpu_layers, shape.config.n_layers);
-  print(message("{} {} on {}: context {}, KV {}, {} ({}), {} in host memory; about {:.1f} tok/s for a user ({:.1f} - "
-                "{:.1f}) and {:.1f} s to the first token of 1024, with the memory of {}",
-                shape.name, q.name, set.label(), s.context, s.kv.name, say(where), both_units(plan.gpu_bytes),
+  print(message("{} {} on {}: context {}, KV {}, up to {} sequences, {} ({}), {} in host memory; about {:.1f} tok/s "
+                "for a user ({:.1f} - {:.1f}) and {:.1f} s to the first token of 1024, with the memory of {}",
+                shape.name, q.name, set.label(), s.context, s.kv.name, most, say(where), both_units(plan.gpu_bytes),
                 both_units(plan.host_bytes), rate.value, rate.low, rate.high, ttft.value, host_row.name),
         {{"gpu_layers", plan.gpu_layers},
+         {"max_concurrency", most},
          {"experts_on_host", plan.experts_on_host},
          {"gpu_bytes", plan.gpu_bytes},
          {"host_bytes", plan.host_bytes},

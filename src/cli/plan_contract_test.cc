@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <random>
 
 #include "files/checkpoint.h"
 
@@ -53,6 +54,39 @@ TEST(MemoryContract, HoldsForRealModels) {
   expect_contract(std::string(folder) + "/smollm2.gguf", 8192, 2048);
   expect_contract(std::string(folder) + "/q05.gguf", 32768, 1024);
   expect_contract(std::string(folder) + "/q15.gguf", 32768, 512);
+}
+
+// Random settings under random limits: what is said to fit does, in a process that cannot take more than the plan.
+TEST(MemoryContract, NeverSaysThatItFitsWhereItDoesNot) {
+  if (has_shadow_memory()) GTEST_SKIP() << "built with a sanitizer";
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE(seed);
+  std::mt19937 random(seed);
+  const std::string tiny = std::string(STILL_SOURCE_DIR) + "/testdata/tiny/";
+  const auto up_to = [&](std::int64_t n) { return 1 + static_cast<std::int64_t>(random() % n); };
+  int n_fit = 0, n_refused = 0;
+  for (int i = 0; i < 24; ++i) {
+    const char* name = std::vector<const char*>{"llama/model.gguf", "qwen2_tied/model.gguf", "qwen2"}[random() % 3];
+    const KvType kv = std::vector<KvType>{KvType::kF16, KvType::kF32, KvType::kInt8}[random() % 3];
+    EngineSettings settings{.n_threads = static_cast<int>(up_to(3)),
+                            .context = 8 + up_to(248),
+                            .max_seqs = up_to(24),
+                            .chunk_tokens = up_to(256),
+                            .kv_type = kv,
+                            .memory_limit = (std::int64_t{8} << 20) + up_to(std::int64_t{24} << 20)};
+    const auto run = run_contract(tiny + name, settings, 256);
+    if (!run) {
+      EXPECT_EQ(run.error().code, Code::kResourceExhausted) << run.error().message;
+      ++n_refused;
+      continue;
+    }
+    EXPECT_TRUE(run->refusal.empty()) << name << " context " << settings.context << " x " << settings.max_seqs
+                                      << " was said to fit, but: " << run->refusal;
+    EXPECT_LE(run->plan.total_bytes(), settings.memory_limit);
+    ++n_fit;
+  }
+  EXPECT_GT(n_fit, 0);
+  EXPECT_GT(n_fit + n_refused, 20);
 }
 
 // What does not fit is refused with one byte less than the plan.

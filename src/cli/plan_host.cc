@@ -12,7 +12,6 @@
 #include "cli/plan_contract.h"
 #include "cli/plan_options.h"
 #include "cli/table.h"
-#include "engine/bench.h"
 #include "plan/calibrate.h"
 #include "plan/host_plan.h"
 
@@ -31,23 +30,9 @@ EngineSettings engine_settings(const PlanOptions& o) {
   return settings;
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values.empty() ? 0 : values[values.size() / 2];
-}
-
-// The file of a name in the store, or of a path.
-Result<std::filesystem::path> model_file(const Context& context, const std::string& name, const char* option) {
-  if (name.empty()) return error(Code::kInvalidArgument, "{} needs a model that is here, not a bare shape", option);
-  std::error_code code;
-  if (std::filesystem::exists(name, code)) return std::filesystem::path(name);
-  STILL_TRY(const ResolvedModel found, find_model(context, name));
-  return found.path;
-}
-
 Status print_contract(const Context& context, const PlanOptions& o, const Words& say, const std::string& name,
                       const ModelShape& shape) {
-  STILL_TRY(const std::filesystem::path path, model_file(context, name, "--contract"));
+  STILL_TRY(const std::filesystem::path path, plan_model_file(context, name, "--contract"));
   const std::int64_t fill =
       o.contexts.empty() ? std::clamp<std::int64_t>(400'000'000'000 / shape.n_params(), 256, 2048) : o.contexts.front();
   std::vector<std::vector<std::string>> rows = {{say("CONTEXT"), say("SEQS"), "KV", say("CHUNK"), say("THREADS"),
@@ -91,68 +76,19 @@ Status print_contract(const Context& context, const PlanOptions& o, const Words&
   return ok();
 }
 
-// Rounds of the slice and of the engine in turn, so that both meet the same neighbours on the machine.
-Status print_verification(const Context& context, const PlanOptions& o, const Words& say, const std::string& name,
-                          const ModelShape& shape, const Quantisation& q) {
-  STILL_TRY(const std::filesystem::path path, model_file(context, name, "--verify"));
-  const CalibrationSettings settings{.n_threads = static_cast<int>(o.threads.value_or(0))};
-  STILL_TRY(const std::shared_ptr<const Model> model, Model::load(path, {.n_threads = settings.n_threads}));
-  const std::int64_t n_gen = 8, deep = settings.deep_kv_len - n_gen / 2, shallow = settings.decode_kv_len - n_gen / 2;
-  EngineOptions options{.settings = {.n_threads = settings.n_threads, .context = deep + 256},
-                        .prefix_cache = false,
-                        .step = {.target_s = 0}};
-  STILL_TRY(const std::unique_ptr<Engine> engine, Engine::create(model, options));
-  STILL_TRY(Calibrator calibrator, Calibrator::create(shape, q, settings));
-  std::vector<double> decode, decode_deep, prefill;
-  constexpr int kRounds = 9;
-  ProgressLine line(context.err, std::chrono::milliseconds(0));
-  for (int i = 0; i < kRounds; ++i) {
-    line.update("slice and engine in turn", static_cast<double>(i) / kRounds, "");
-    calibrator.round();
-    // Each of these runs once uncounted and once counted.
-    STILL_TRY(const BenchRuns a, bench_decode(*engine, n_gen, shallow, 1, 1));
-    STILL_TRY(const BenchRuns b, bench_decode(*engine, n_gen, deep, 1, 1));
-    STILL_TRY(const BenchRuns c, bench_prefill(*engine, settings.n_prompt, 1));
-    decode.push_back(a.median());
-    decode_deep.push_back(b.median());
-    prefill.push_back(c.median());
-  }
-  line.clear();
-  const HostSpeed speed = calibrator.speed();
-  struct Row {
-    Message what;
-    double predicted, measured;
-  };
-  const Row rows[] = {{message("decode at {} tokens", settings.decode_kv_len), speed.decode_tok_per_s, median(decode)},
-                      {message("decode at {} tokens", settings.deep_kv_len),
-                       speed.tok_per_s_at(static_cast<double>(settings.deep_kv_len)), median(decode_deep)},
-                      {message("prefill of {} tokens", settings.n_prompt), speed.prefill_tok_per_s, median(prefill)}};
-  std::vector<std::vector<std::string>> table = {
-      {say("MODEL"), say("TEST"), say("PREDICTED tok/s"), say("MEASURED tok/s"), say("ERROR")}};
-  JsonArray array;
-  for (const Row& row : rows) {
-    table.push_back({shape.name, say(row.what), fmt::format("{:.1f}", row.predicted),
-                     fmt::format("{:.1f}", row.measured),
-                     fmt::format("{:+.1f} %", 100 * (row.predicted / row.measured - 1))});
-    array.push_back(JsonObject{
-        {"model", shape.name}, {"test", row.what.english}, {"predicted", row.predicted}, {"measured", row.measured}});
-  }
-  using enum Align;
-  if (o.json)
-    fmt::print("{}\n", to_json(array));
-  else
-    fmt::print("{}{}\n", format_table({kLeft, kLeft, kRight, kRight, kRight}, table),
-               say(message("{} of {} layers with made-up weights against the engine with the model, {} rounds in turn, "
-                           "medians",
-                           speed.slice_layers, shape.config.n_layers, kRounds)));
-  return ok();
-}
-
 std::string size_text(std::int64_t bytes) {
   return fmt::format("{:.1f} GiB", to_gib(bytes));
 }
 
 }  // namespace
+
+Result<std::filesystem::path> plan_model_file(const Context& context, const std::string& name, const char* option) {
+  if (name.empty()) return error(Code::kInvalidArgument, "{} needs a model that is here, not a bare shape", option);
+  std::error_code code;
+  if (std::filesystem::exists(name, code)) return std::filesystem::path(name);
+  STILL_TRY(const ResolvedModel found, find_model(context, name));
+  return found.path;
+}
 
 Status print_machine(const PlanOptions& o, const PlanWorld& world) {
   const Machine machine = detect_machine(world.data.devices);
@@ -205,7 +141,7 @@ Status print_machine(const PlanOptions& o, const PlanWorld& world) {
 Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& world, const std::string& name,
                  const ModelShape& shape, const Quantisation& q) {
   if (o.contract) return print_contract(context, o, world.say, name, shape);
-  if (o.verify) return print_verification(context, o, world.say, name, shape, q);
+  if (o.verify) return print_verification(context, o, world, name, shape, q);
   if (o.kv != "f16" && o.kv != "f32" && o.kv != "int8")
     return error(Code::kInvalidArgument, "--kv {}: the engine keeps f16, f32 or int8 on this machine", o.kv);
   const Machine machine = detect_machine(world.data.devices);
@@ -216,6 +152,17 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
     ProgressLine line(context.err, std::chrono::milliseconds(0));
     line.update("measuring a slice of the model's layers", -1, "");
     STILL_TRY(speed, calibrate_host(shape, q, {.n_threads = static_cast<int>(o.threads.value_or(0))}));
+  }
+  // As many sequences as memory has room for, whole contexts each; half of the context is full on average.
+  constexpr std::int64_t kMostSeqs = 64, kUsualContext = 2048;
+  const std::int64_t curve_context =
+      o.contexts.empty() ? std::min(kUsualContext, plan.settings.context) : plan.settings.context;
+  SpeedCurve curve;
+  if (speed) {
+    const std::int64_t room = plan.settings.memory_limit - plan.total_bytes() + plan.kv_bytes;
+    const std::int64_t most = std::clamp<std::int64_t>(room / (plan.kv_bytes_per_token * curve_context), 1, kMostSeqs);
+    const double kv_len = static_cast<double>(curve_context) / 2;
+    curve = speed_curve([&](std::int64_t n) { return speed->point(n, kv_len); }, most, o.latency_ms.value_or(0) * 1e-3);
   }
   if (o.json) {
     JsonObject result{{"model", shape.name},
@@ -233,9 +180,23 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
                       {"total_bytes", plan.total_bytes()},
                       {"available_bytes", machine.available_bytes}};
     if (speed) {
-      result["decode_tok_per_s"] = speed->decode_tok_per_s;
-      result["decode_s_per_kv_token"] = speed->decode_s_per_kv_token;
-      result["prefill_tok_per_s"] = speed->prefill_tok_per_s;
+      const Interval decode = speed->point(1, static_cast<double>(speed->decode_kv_len)).tok_per_s_user;
+      result["decode_tok_per_s"] = decode.value;
+      result["decode_tok_per_s_low"] = decode.low;
+      result["decode_tok_per_s_high"] = decode.high;
+      result["prefill_tok_per_s"] =
+          static_cast<double>(speed->n_prompt) / speed->prefill_s(speed->n_prompt, speed->n_prompt).value;
+      result["calibration_s"] = speed->seconds;
+      result["knee"] = curve.knee;
+      result["within_latency"] = curve.within_goal;
+      JsonArray points;
+      for (const SpeedPoint& p : curve.points)
+        points.push_back(JsonObject{{"concurrency", p.concurrency},
+                                    {"tok_per_s_user", p.tok_per_s_user.value},
+                                    {"tok_per_s_total", p.tok_per_s_total.value},
+                                    {"low", p.tok_per_s_total.low},
+                                    {"high", p.tok_per_s_total.high}});
+      result["curve"] = std::move(points);
     }
     fmt::print("{}\n", to_json(result));
     return ok();
@@ -269,12 +230,29 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
   fmt::print("{}\n", say(message("fits: {} sequences, {} tokens of context each, {} tokens of KV in all", s.max_seqs,
                                  s.context, s.kv_tokens)));
   if (!speed) return ok();
-  fmt::print("{}\n", say(message("measured on {} of {} layers in {:.1f} s:", speed->slice_layers, shape.config.n_layers,
-                                 speed->seconds)));
-  fmt::print("  {}\n", say(message("prefill of 512 tokens: {:.1f} tok/s", speed->prefill_tok_per_s)));
-  for (std::int64_t depth = 64; depth <= s.context; depth *= 4)
-    fmt::print("  {}\n", say(message("decode at {} tokens: {:.1f} tok/s", depth,
-                                     speed->tok_per_s_at(static_cast<double>(depth)))));
+  fmt::print("{}\n", say(message("measured on {} of {} layers in {:.1f} s, {} rounds:", speed->slice_layers,
+                                 shape.config.n_layers, speed->seconds, speed->rounds.size())));
+  for (std::int64_t n_prompt = 512; n_prompt <= std::min<std::int64_t>(s.context, 8192); n_prompt *= 4) {
+    const Interval ttft = speed->prefill_s(n_prompt, s.chunk_tokens);
+    fmt::print("  {}\n", say(message("first token of a prompt of {} tokens: {:.2f} s ({:.2f} - {:.2f})", n_prompt,
+                                     ttft.value, ttft.low, ttft.high)));
+  }
+  for (std::int64_t depth = 64; depth <= s.context; depth *= 4) {
+    const Interval rate = speed->point(1, static_cast<double>(depth)).tok_per_s_user;
+    fmt::print("  {}\n", say(message("decode at {} tokens: {:.1f} tok/s ({:.1f} - {:.1f})", depth, rate.value, rate.low,
+                                     rate.high)));
+  }
+  fmt::print("{}\n", say(message("several sequences at once, {} tokens in each cache:", curve_context / 2)));
+  std::vector<std::vector<std::string>> table = {{say("SEQS"), say("TOK/S EACH"), say("TOK/S ALL"), say("INTERVAL")}};
+  for (const SpeedPoint& p : curve.points)
+    table.push_back({std::to_string(p.concurrency), fmt::format("{:.1f}", p.tok_per_s_user.value),
+                     fmt::format("{:.1f}", p.tok_per_s_total.value),
+                     fmt::format("{:.1f} - {:.1f}", p.tok_per_s_total.low, p.tok_per_s_total.high)});
+  fmt::print("{}", format_table({kRight, kRight, kRight, kRight}, table));
+  fmt::print("{}\n", say(message("knee of throughput (doubling gains less than 20 %): {} sequences", curve.knee)));
+  if (o.latency_ms)
+    fmt::print("{}\n", say(message("most sequences with at most {:.0f} ms between a user's tokens: {}", *o.latency_ms,
+                                   curve.within_goal)));
   return ok();
 }
 

@@ -1,6 +1,7 @@
 // What `still plan` was asked, and the parts of the command that print: one function and one file a subject.
 #pragma once
 
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -82,10 +83,16 @@ std::string tokens_text(std::int64_t n);
 // Of --host: a row of the database, or this machine with the bandwidth it has by its name (or a desktop's).
 Result<Device> host_device(const PlanOptions& options, const PlanWorld& world);
 
-// plan_host.cc: this machine: what the engine takes, calibrated speed, prediction against measurement, the contract.
+// plan_verify.cc: calibrated speed against the engine's.
+Status print_verification(const Context& context, const PlanOptions& options, const PlanWorld& world,
+                          const std::string& name, const ModelShape& shape, const Quantisation& q);
+
+// plan_host.cc: this machine: what the engine takes, calibrated speed, the contract.
 Status plan_here(const Context& context, const PlanOptions& options, const PlanWorld& world, const std::string& name,
                  const ModelShape& shape, const Quantisation& q);
 Status print_machine(const PlanOptions& options, const PlanWorld& world);
+// The file of a name in the store, or of a path; `option` is what needs it.
+Result<std::filesystem::path> plan_model_file(const Context& context, const std::string& name, const char* option);
 
 // plan_choice.cc: claims, devices, advice, break-even, --fit.
 Status check_claim(const PlanOptions& options, const PlanWorld& world);

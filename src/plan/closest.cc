@@ -38,6 +38,7 @@ std::string folded_name(std::string_view name) {
 
 std::string closest_text(std::string_view wanted, std::span<const std::string> names) {
   const std::string folded = folded_name(wanted);
+  if (folded.empty()) return {};
   std::vector<std::pair<std::size_t, std::string>> ranked;
   for (const std::string& name : names) {
     const std::string other = folded_name(name);

@@ -309,4 +309,9 @@ std::int64_t kv_bytes_of_sequence(const ModelShape& shape, const KvStorage& kv, 
   return kv_bytes_per_token(shape, kv) * (ceil_div(tokens, block_size) * block_size);
 }
 
+double mean_kv_tokens(const ModelShape& shape, std::int64_t context) {
+  const auto n = static_cast<double>(context), window = static_cast<double>(shape.config.sliding_window);
+  return window <= 0 || n <= window ? n / 2 : window - window * window / (2 * n);
+}
+
 }  // namespace still

@@ -92,6 +92,9 @@ std::int64_t kv_bytes_per_token(const ModelShape& shape, const KvStorage& kv, bo
 std::int64_t kv_bytes_of_sequence(const ModelShape& shape, const KvStorage& kv, std::int64_t tokens,
                                   std::int64_t block_size);
 
+// Tokens that a sequence's cache holds on average while it grows to `context`; a window keeps no more than itself.
+double mean_kv_tokens(const ModelShape& shape, std::int64_t context);
+
 double to_gb(std::int64_t bytes);
 double to_gib(std::int64_t bytes);
 std::string both_units(std::int64_t bytes);  // "15.23 GB (14.19 GiB)"

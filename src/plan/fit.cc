@@ -39,11 +39,16 @@ void fill(FitAnswer& a, const ModelShape& shape, const DeploymentSettings& s) {
   a.max_kv_tokens = room <= 0 || per_token == 0 ? 0 : room / per_token * s.parallelism.data;
   a.max_context =
       std::min<std::int64_t>(shape.config.max_seq_len, a.max_kv_tokens / s.concurrency / s.block_size * s.block_size);
+  // A sequence keeps no more than its window, however long it grows.
+  const std::int64_t window = shape.config.sliding_window;
+  if (window > 0 && a.max_context >= std::min<std::int64_t>(window, shape.config.max_seq_len))
+    a.max_context = shape.config.max_seq_len;
+  const std::int64_t kept = window > 0 ? std::min(window, s.context) : s.context;
   // More sequences also need more logits; the bound is found by stepping down from the KV's.
   DeploymentSettings wider = s;
   std::int64_t low = 0,
                high = std::min<std::int64_t>(
-                   1'000'000, a.max_kv_tokens / std::max<std::int64_t>(1, std::min(s.context, a.max_kv_tokens)) + 1);
+                   1'000'000, a.max_kv_tokens / std::max<std::int64_t>(1, std::min(kept, a.max_kv_tokens)) + 1);
   while (low < high) {
     wider.concurrency = (low + high + 1) / 2;
     if (plan_rank_memory(shape, a.weights, wider).need() <= a.capacity)

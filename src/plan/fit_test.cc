@@ -79,6 +79,10 @@ TEST(Kv, IsWhatTheFormulaPublishedGives) {
   EXPECT_EQ(kv_bytes_per_token(world().shape("deepseek-v2:236b"), {}), 69120);
   EXPECT_EQ(kv_bytes_per_token(world().shape("7b"), {}), 57344);
   EXPECT_EQ(kv_bytes_per_token(world().shape("1.5b"), {}), 28672);
+  EXPECT_EQ(kv_bytes_per_token(world().shape("8b"), {}), 131072);
+  EXPECT_EQ(kv_bytes_per_token(world().shape("14b"), {}), 196608);
+  EXPECT_EQ(kv_bytes_per_token(world().shape("32b"), {}), 262144);
+  EXPECT_EQ(kv_bytes_per_token(world().shape("70b"), {}), 327680);
 }
 
 // The matrix of one and two V100-32GB and A100-40GB that deployment guides ask for: 16-bit, 92 %, 1.5 GiB a GPU; tokens
@@ -271,6 +275,28 @@ TEST(Memory, SplitsSumToTheWhole) {
       EXPECT_EQ(by_stage->all_ranks_bytes, by_stage->file_bytes);
     }
   }
+}
+
+TEST(Fit, AWindowBoundsTheCacheOfASequence) {
+  ModelConfig config = world().shape("7b").config;
+  const ModelShape whole = *shape_from_config(config, "whole");
+  config.sliding_window = 4096;
+  const ModelShape windowed = *shape_from_config(config, "windowed");
+  const DeviceSet set = world().set("3090");
+  const DeploymentSettings s{.context = 65536};
+  const FitAnswer a = *check_fit(whole, quant("bf16"), set, s), b = *check_fit(windowed, quant("bf16"), set, s);
+  EXPECT_EQ(16 * b.memory.kv_bytes, a.memory.kv_bytes);
+  EXPECT_TRUE(b.fits);
+  EXPECT_EQ(b.max_context, config.max_seq_len);
+  EXPECT_GT(b.max_concurrency, 8 * std::max<std::int64_t>(1, a.max_concurrency));
+  DeploymentSettings wider = s;
+  wider.concurrency = b.max_concurrency;
+  EXPECT_TRUE(check_fit(windowed, quant("bf16"), set, wider)->fits);
+  ++wider.concurrency;
+  EXPECT_FALSE(check_fit(windowed, quant("bf16"), set, wider)->fits);
+  EXPECT_DOUBLE_EQ(mean_kv_tokens(whole, 8192), 4096);
+  EXPECT_DOUBLE_EQ(mean_kv_tokens(windowed, 4096), 2048);
+  EXPECT_DOUBLE_EQ(mean_kv_tokens(windowed, 8192), 3072);
 }
 
 // Every yes is checked against the cell beyond: a fit at the largest context, none one block further.

@@ -200,15 +200,16 @@ Interval predict_ttft(const SpeedModel& m, std::int64_t n_prompt, std::int64_t c
   return with_error(seconds, std::max(0.2, e.relative_error));
 }
 
-SpeedCurve predict_curve(const SpeedModel& m, std::int64_t max_concurrency, double kv_len, double goal_s) {
+SpeedCurve speed_curve(const std::function<SpeedPoint(std::int64_t)>& point_of, std::int64_t max_concurrency,
+                       double goal_s) {
   SpeedCurve curve;
   std::vector<std::int64_t> counts;
   for (std::int64_t n = 1; n < max_concurrency; n *= 2) counts.push_back(n);
   if (max_concurrency >= 1) counts.push_back(max_concurrency);
-  for (const std::int64_t n : counts) curve.points.push_back(predict_decode(m, n, kv_len));
+  for (const std::int64_t n : counts) curve.points.push_back(point_of(n));
   curve.knee = curve.points.empty() ? 0 : curve.points.back().concurrency;
   for (const SpeedPoint& point : curve.points) {
-    const double doubled = predict_decode(m, 2 * point.concurrency, kv_len).tok_per_s_total.value;
+    const double doubled = point_of(2 * point.concurrency).tok_per_s_total.value;
     if (doubled >= 1.2 * point.tok_per_s_total.value) continue;
     curve.knee = point.concurrency;
     break;
@@ -217,7 +218,7 @@ SpeedCurve predict_curve(const SpeedModel& m, std::int64_t max_concurrency, doub
     std::int64_t low = 0, high = max_concurrency;
     while (low < high) {
       const std::int64_t middle = (low + high + 1) / 2;
-      if (predict_decode(m, middle, kv_len).step_s <= goal_s)
+      if (point_of(middle).step_s <= goal_s)
         low = middle;
       else
         high = middle - 1;
@@ -225,6 +226,10 @@ SpeedCurve predict_curve(const SpeedModel& m, std::int64_t max_concurrency, doub
     curve.within_goal = low;
   }
   return curve;
+}
+
+SpeedCurve predict_curve(const SpeedModel& m, std::int64_t max_concurrency, double kv_len, double goal_s) {
+  return speed_curve([&](std::int64_t n) { return predict_decode(m, n, kv_len); }, max_concurrency, goal_s);
 }
 
 }  // namespace still

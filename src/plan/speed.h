@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "plan/fit.h"
@@ -67,7 +68,9 @@ struct SpeedCurve {
   std::int64_t knee = 1;           // the first from which doubling gains less than 20 %
   std::int64_t within_goal = 0;    // the largest within the latency goal; 0: none
 };
-// goal_s: seconds between tokens of a user at most; 0: none.
+// goal_s: seconds between tokens of a user at most; 0: none. point_of: the point of a number of sequences.
+SpeedCurve speed_curve(const std::function<SpeedPoint(std::int64_t)>& point_of, std::int64_t max_concurrency,
+                       double goal_s);
 SpeedCurve predict_curve(const SpeedModel& model, std::int64_t max_concurrency, double kv_len, double goal_s);
 
 }  // namespace still
