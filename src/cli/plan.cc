@@ -71,6 +71,13 @@ Status plan(const PlanOptions& o, const Context& context) {
   if (first == "check") return check_claim(o, world);
   if (first == "devices") return list_devices(o, world);
   if (first == "machine") return print_machine(o, world);
+  if ((o.calibrate || o.verify || o.contract) && !o.devices.empty())
+    return error(Code::kInvalidArgument, "--{} measures this machine: leave --on out",
+                 o.calibrate ? "calibrate"
+                 : o.verify  ? "verify"
+                             : "contract");
+  if (o.advise && o.devices.size() > 1)
+    return error(Code::kInvalidArgument, "--advise: {} device sets, expected one --on", o.devices.size());
   if (o.advise) return print_advice(o, world);
   if (o.words.empty() && o.shape.arch.empty())
     return error(Code::kInvalidArgument, "name a model, a file, a source, or a shape (--arch qwen2 --layers ...)");

@@ -247,19 +247,30 @@ void print_json(const std::vector<PlannedCell>& cells) {
   fmt::print("{}\n", to_json(array));
 }
 
+namespace {
+
+// RFC 4180: a field with a comma, a quote or a line break is quoted, its quotes doubled.
+std::string csv_field(const std::string& text) {
+  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
+  std::string quoted = "\"";
+  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return quoted + "\"";
+}
+
+}  // namespace
+
 void print_csv(const std::vector<PlannedCell>& cells) {
   fmt::print(
       "model,quantisation,devices,tensor,pipeline,context,concurrency,fits,need_bytes,capacity_bytes,weight_bytes,kv_"
       "bytes,max_kv_tokens,tok_per_s_user,tok_per_s_total,usd_per_million,reason\n");
   for (const PlannedCell& c : cells) {
     const SpeedPoint* p = point_at(c, c.settings.concurrency);
-    std::string reason = c.impossible.empty() ? c.fit.reason.english : c.impossible;
-    std::replace(reason.begin(), reason.end(), '"', '\'');
-    fmt::print("{},{},{},{},{},{},{},{},{},{},{},{},{},{:.2f},{:.2f},{:.4f},\"{}\"\n", c.model, c.quant, c.devices,
-               c.settings.parallelism.tensor, c.settings.parallelism.pipeline, c.settings.context,
-               c.settings.concurrency, c.fit.fits ? "yes" : "no", c.fit.memory.need(), c.fit.capacity,
-               c.fit.memory.weight_bytes, c.fit.memory.kv_bytes, c.fit.max_kv_tokens, p ? p->tok_per_s_user.value : 0,
-               p ? p->tok_per_s_total.value : 0, c.usd_per_million, reason);
+    const std::string& reason = c.impossible.empty() ? c.fit.reason.english : c.impossible;
+    fmt::print("{},{},{},{},{},{},{},{},{},{},{},{},{},{:.2f},{:.2f},{:.4f},{}\n", csv_field(c.model),
+               csv_field(c.quant), csv_field(c.devices), c.settings.parallelism.tensor, c.settings.parallelism.pipeline,
+               c.settings.context, c.settings.concurrency, c.fit.fits ? "yes" : "no", c.fit.memory.need(),
+               c.fit.capacity, c.fit.memory.weight_bytes, c.fit.memory.kv_bytes, c.fit.max_kv_tokens,
+               p ? p->tok_per_s_user.value : 0, p ? p->tok_per_s_total.value : 0, c.usd_per_million, csv_field(reason));
   }
 }
 
