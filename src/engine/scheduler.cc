@@ -161,8 +161,10 @@ void Scheduler::schedule_drafts(Drafter& drafter) {
 
 std::int64_t Scheduler::prefill_budget(std::int64_t n_decode) const {
   const std::int64_t budget = options_.chunk_tokens - n_decode;
-  if (n_decode == 0 || prefill_rate_ == 0 || decode_seconds_ == 0)
-    return n_decode == 0 ? budget : std::min<std::int64_t>(budget, 64);
+  if (n_decode == 0 || (options_.step_target_s <= 0 && options_.max_stall <= 0)) return budget;
+  // Nothing is known yet: an eighth of a step, so that it soon is.
+  if (prefill_rate_ == 0 || decode_seconds_ == 0)
+    return std::min(budget, std::max<std::int64_t>(64, options_.chunk_tokens / 8));
   double target = options_.step_target_s;
   if (options_.max_stall > 0) {
     const double stall = options_.max_stall * decode_seconds_;
