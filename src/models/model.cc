@@ -33,7 +33,7 @@ Result<PackedFormat> format_of(const TensorSpec& spec, DType type) {
 }  // namespace
 
 Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint,
-                                   bool on_cuda) {
+                                   bool on_cuda, bool to_f8) {
   WeightLayout layout;
   for (TensorSpec& spec : arch.tensors(config)) {
     WeightLayout::Item item;
@@ -50,9 +50,10 @@ Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, 
     const DType type = item.source->dtype;
     switch (spec.role) {
       case TensorRole::kMatrix: {
-        STILL_TRY(const PackedFormat format, format_of(spec, type));
-        item.bytes = Arena::rounded(on_cuda ? cuda_packed_bytes(format, spec.shape[0], spec.shape[1])
-                                            : packed_bytes(format, spec.shape[0], spec.shape[1]));
+        STILL_TRY(item.format, format_of(spec, type));
+        if (on_cuda && to_f8) item.format = cuda_f8_format(item.format, spec.shape[1]);
+        item.bytes = Arena::rounded(on_cuda ? cuda_packed_bytes(item.format, spec.shape[0], spec.shape[1])
+                                            : packed_bytes(item.format, spec.shape[0], spec.shape[1]));
         item.file_bytes = dtype_bytes(type, spec.shape.n_elements());
         break;
       }
@@ -68,9 +69,9 @@ Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, 
         item.file_bytes = dtype_bytes(type, spec.shape.n_elements());
         if (on_cuda) {
           // With a tied head its rows are read.
-          STILL_TRY(const PackedFormat format, format_of(spec, type));
+          STILL_TRY(item.format, format_of(spec, type));
           if (!config.tied_embeddings)
-            item.bytes = Arena::rounded(cuda_packed_bytes(format, spec.shape[0], spec.shape[1]));
+            item.bytes = Arena::rounded(cuda_packed_bytes(item.format, spec.shape[0], spec.shape[1]));
           break;
         }
         layout.mapped_bytes += item.file_bytes;
@@ -132,7 +133,7 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
   STILL_TRY(model->config_, model->arch_->read_config(checkpoint->config()));
   ModelConfig& config = model->config_;
   const bool on_cuda = options.cuda_device >= 0;
-  STILL_TRY(const WeightLayout layout, weight_layout(*model->arch_, config, *checkpoint, on_cuda));
+  STILL_TRY(const WeightLayout layout, weight_layout(*model->arch_, config, *checkpoint, on_cuda, options.to_f8));
   STILL_TRY(model->tokenizer_, load_tokenizer(*checkpoint));
   if (model->tokenizer_->vocab_size() > config.vocab_size)
     return error(Code::kCorrupt, "tokenizer: {} tokens, but the model's vocabulary has {}",

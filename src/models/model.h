@@ -8,6 +8,7 @@
 
 #include "base/mapped_file.h"
 #include "files/checkpoint.h"
+#include "kernels/kernel_table.h"
 #include "models/arch.h"
 #include "text/tokenizer.h"
 
@@ -18,6 +19,7 @@ struct WeightLayout {
   struct Item {
     TensorSpec spec;
     const CheckpointTensor* source = nullptr;  // null: an absent optional tensor
+    PackedFormat format = PackedFormat::kF32;  // of a matrix or, on a GPU, an embedding
     std::int64_t bytes = 0;                    // in the weight arena; 0 for an embedding that stays in the file
     std::int64_t file_bytes = 0;
   };
@@ -26,15 +28,17 @@ struct WeightLayout {
   std::int64_t mapped_bytes = 0;  // embedding rows, read in place
 };
 // Checks that every tensor exists, has the wanted shape and a type that computes.
-// on_cuda: sizes in GPU memory, where embeddings lie too.
+// on_cuda: sizes in GPU memory, where embeddings lie too. to_f8: there, matrices of floats become FP8 (e4m3) with a
+// scale for each row.
 Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint,
-                                   bool on_cuda = false);
+                                   bool on_cuda = false, bool to_f8 = false);
 
 struct LoadOptions {
   int n_threads = 0;
   const CpuKernels* kernels = nullptr;                                  // null: default_cpu_kernels()
   std::function<void(std::int64_t done, std::int64_t total)> progress;  // bytes of the file
   std::int32_t cuda_device = -1;                                        // the GPU that gets the weights; -1: the CPU
+  bool to_f8 = false;                                                   // on a GPU: weight_layout's
 };
 
 // A model of random weights for measurements: the shapes of a real one, its types by tensor, a small vocabulary of
@@ -44,6 +48,7 @@ struct RandomModelSpec {
   std::function<DType(const TensorSpec&)> type_of;
   std::uint64_t seed = 1;
   std::int32_t cuda_device = 0;
+  bool to_f8 = false;  // matrices of floats as FP8
 };
 
 class Model {
