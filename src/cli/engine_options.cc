@@ -10,6 +10,8 @@ void declare_engine_arguments(Options& options, EngineArguments& arguments, bool
       "--speculation", &arguments.speculation, {"off", "lookup"},
       "Draft tokens from the text so far and verify them together: same text, faster where it repeats itself");
   options.choice("--device", &arguments.device, {"auto", "cpu", "cuda"}, "What computes; auto: a GPU that it fits on");
+  options.choice("--weights", &arguments.weights, {"stored", "fp8"},
+                 "On a GPU, how matrices of floats are kept: as stored, or as FP8 with a scale for each row");
   options.choice("--kv-type", &arguments.kv_type, {"f16", "int8"}, "How keys and values are kept");
 }
 

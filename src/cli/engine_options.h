@@ -16,6 +16,7 @@ struct EngineArguments {
   std::string kv_type = "f16";
   std::string speculation = "off";
   std::string device = "auto";
+  std::string weights = "stored";
 };
 
 // with_context: also --context, for commands where the user chooses it.

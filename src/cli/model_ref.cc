@@ -233,6 +233,7 @@ Result<std::shared_ptr<const Model>> load_model(const Context& context, const Re
     line.update("loading " + found.name, share, share > 0 ? format_duration(seconds / share - seconds) + " left" : "");
   };
   const std::string device = arguments == nullptr ? "cpu" : arguments->device;
+  options.to_f8 = arguments != nullptr && arguments->weights == "fp8";
   if (device != "cpu") {
     std::string reason;
     const std::vector<CudaDeviceInfo> gpus = list_cuda_devices(&reason);
@@ -249,6 +250,7 @@ Result<std::shared_ptr<const Model>> load_model(const Context& context, const Re
       options.cuda_device = -1;
     }
   }
+  if (options.to_f8) return error(Code::kInvalidArgument, "--weights fp8: GPUs only, and the model is on the CPU");
   Result<std::shared_ptr<const Model>> model = Model::load(found.path, options);
   if (!model) return tl::unexpected(explain_failure(std::move(model).error(), found));
   return model;
