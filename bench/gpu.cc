@@ -1,8 +1,8 @@
 // still_gpu_bench: speed of the engine on a GPU with random weights in the shapes of real models, beside what the card
 // itself can read in the same run.
 //
-//   still_gpu_bench [--model 1.5b|7b|8b|14b|32b] [--type bf16|q8_0|q4_k_m] [--seqs 1,16,64] [--context 512] [--new 128]
-//                   [--prefill 512] [--prompts 16] [--repeat 3] [--serve IN,OUT] [--rounds 2]
+//   still_gpu_bench [--model 1.5b|7b|8b|14b|32b] [--type bf16|fp8|q8_0|q4_k_m] [--seqs 1,16,64] [--context 512]
+//                   [--new 128] [--prefill 512] [--prompts 16] [--repeat 3] [--serve IN,OUT] [--rounds 2]
 //                   [--idle 1] [--overlap 0] [--reproducible 1] [--sampling 1] [--chunk 8192] [--tensor-parallel 1,2]
 //
 // decode: tokens a second of all sequences after `context` tokens each; floor: bytes that a step must read over the
@@ -191,6 +191,7 @@ Status run(const Arguments& arguments, std::int64_t n_ranks) {
     if (arguments.type == "q4_k_m") return q4_k_m(tensor, shape->n_layers);
     return arguments.type == "q8_0" ? DType::kQ8_0 : DType::kBF16;
   };
+  spec.to_f8 = arguments.type == "fp8";
   std::vector<std::int32_t> ranks;
   for (const CudaDeviceInfo& device : devices)
     if (static_cast<std::int64_t>(ranks.size()) < n_ranks) ranks.push_back(device.index);

@@ -20,6 +20,8 @@ void declare_engine_arguments(Options& options, EngineArguments& arguments, bool
                 "Layers that the GPU computes, the CPU the others; auto: as many as fit it");
   options.value("--gpu-memory", &arguments.gpu_memory_gib, "GiB of a GPU to use at most [what is free]");
   options.value("--tensor-parallel", &arguments.tensor_parallel, "GPUs that share the model [1]");
+  options.choice("--weights", &arguments.weights, {"stored", "fp8"},
+                 "On a GPU, how matrices of floats are kept: as stored, or as FP8 with a scale for each row");
   options.choice("--kv-type", &arguments.kv_type, {"f16", "int8"}, "How keys and values are kept");
 }
 

@@ -20,6 +20,7 @@ struct EngineArguments {
   std::string gpu_layers = "auto";
   std::optional<double> gpu_memory_gib;
   std::optional<std::int64_t> tensor_parallel;
+  std::string weights = "stored";
 };
 
 // with_context: also --context, for commands where the user chooses it.

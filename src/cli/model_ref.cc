@@ -248,8 +248,8 @@ Result<std::shared_ptr<const Model>> load_on_gpus(const ResolvedModel& found, Lo
   const std::int64_t gpu_bytes = engine.settings.gpu_memory > 0
                                      ? std::min(engine.settings.gpu_memory, gpus.front().free_bytes)
                                      : gpus.front().free_bytes;
-  STILL_TRY(const LayerSplit split,
-            plan_layer_split(*arch, config, *checkpoint, engine.settings, gpu_bytes, available_memory(), gpu_layers));
+  STILL_TRY(const LayerSplit split, plan_layer_split(*arch, config, *checkpoint, engine.settings, gpu_bytes,
+                                                     available_memory(), gpu_layers, options.to_f8));
   options.cuda_device = gpus.front().index;
   options.n_host_layers = config.n_layers - split.n_gpu_layers;
   return Model::load(checkpoint, options);
@@ -268,6 +268,7 @@ Result<std::shared_ptr<const Model>> load_model(const Context& context, const Re
     line.update("loading " + found.name, share, share > 0 ? format_duration(seconds / share - seconds) + " left" : "");
   };
   const std::string device = arguments == nullptr ? "cpu" : arguments->device;
+  options.to_f8 = arguments != nullptr && arguments->weights == "fp8";
   if (device != "cpu") {
     std::string reason;
     const std::vector<CudaDeviceInfo> gpus = list_cuda_devices(&reason);
@@ -288,6 +289,7 @@ Result<std::shared_ptr<const Model>> load_model(const Context& context, const Re
         return tl::unexpected(explain_failure(std::move(on_gpu).error(), found));
     }
   }
+  if (options.to_f8) return error(Code::kInvalidArgument, "--weights fp8: GPUs only, and the model is on the CPU");
   Result<std::shared_ptr<const Model>> model = Model::load(found.path, options);
   if (!model) return tl::unexpected(explain_failure(std::move(model).error(), found));
   return model;

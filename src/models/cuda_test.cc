@@ -13,6 +13,7 @@
 #include "kernels/dispatch.h"
 #include "models/model.h"
 #include "ops/cuda_exec.h"
+#include "ops/rms_norm.h"
 #include "ops/testing.h"
 #include "tensor/float16.h"
 
@@ -207,6 +208,137 @@ TEST_F(CudaTest, GroupedAndGatedProductsEqualTheCpus) {
   }
 }
 
+// Rows in FP8 on the device, and their values as f32.
+struct F8Matrix {
+  DeviceBuffer memory;
+  Weight weight;
+  std::vector<float> values;
+};
+F8Matrix random_f8(CudaExec& exec, Rng& rng, PackedFormat format, std::int64_t n_out, std::int64_t k) {
+  const FloatTensor rows = random_tensor(rng, {n_out, k});
+  const std::int64_t n_scales = cuda_f8_scales(format, n_out, k), bytes = cuda_packed_bytes(format, n_out, k);
+  std::vector<std::uint8_t> packed(static_cast<std::size_t>(bytes));
+  std::vector<float> scales(static_cast<std::size_t>(n_scales));
+  F8Matrix result;
+  result.values.resize(static_cast<std::size_t>(n_out * k));
+  for (std::int64_t row = 0; row < n_out; ++row) {
+    const float scale = cuda_pack_f8_row(rows.values.data() + row * k, k, packed.data() + row * k);
+    if (format == kCudaF8Row) scales[static_cast<std::size_t>(row)] = scale;
+  }
+  if (format == kCudaF8Block)
+    for (float& scale : scales) scale = 0.001f * static_cast<float>(1 + rng.below(100));
+  for (std::int64_t row = 0; row < n_out; ++row) {
+    for (std::int64_t i = 0; i < k; ++i) {
+      const int code = packed[static_cast<std::size_t>(row * k + i)], exponent = (code >> 3) & 15, mantissa = code & 7;
+      const double magnitude = exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(1 + mantissa / 8.0, exponent - 7);
+      const std::int64_t at = format == kCudaF8Row ? row : row / 128 * ((k + 127) / 128) + i / 128;
+      result.values[static_cast<std::size_t>(row * k + i)] =
+          static_cast<float>((code >= 128 ? -1 : 1) * magnitude * scales[static_cast<std::size_t>(at)]);
+    }
+  }
+  if (format == kCudaF8Row) {  // the nearest of eight in each octave
+    double difference = 0, norm = 0;
+    for (std::size_t i = 0; i < result.values.size(); ++i) {
+      difference += std::pow(static_cast<double>(result.values[i]) - rows.values[i], 2);
+      norm += std::pow(static_cast<double>(rows.values[i]), 2);
+    }
+    EXPECT_LE(std::sqrt(difference / norm), 0.04);
+  }
+  std::memcpy(packed.data() + n_out * k, scales.data(), scales.size() * 4);
+  result.memory = std::move(*DeviceBuffer::create(bytes, "test"));
+  exec.stream().copy_to_device(result.memory.data(), packed.data(), bytes);
+  EXPECT_TRUE(exec.wait("test"));
+  result.weight = {.name = "f8",
+                   .format = format,
+                   .n_out = n_out,
+                   .k = k,
+                   .packed = reinterpret_cast<const std::uint8_t*>(result.memory.data()),
+                   .panel_bytes = cuda_panel_bytes(format, k)};
+  return result;
+}
+
+TEST_F(CudaTest, Fp8ProductsEqualDoubles) {
+  Rng rng(21);
+  auto gpu = cuda_exec();
+  for (const PackedFormat format : {kCudaF8Row, kCudaF8Block}) {
+    for (const std::int64_t n_out : {16, 41, 208, 8456}) {
+      for (const std::int64_t k : {16, 80, 256, 1040, 1552}) {
+        if ((n_out > 1000) != (k > 1500)) continue;
+        F8Matrix w = random_f8(*gpu->cuda(), rng, format, n_out, k),
+                 up = random_f8(*gpu->cuda(), rng, format, n_out, k);
+        for (const std::int64_t n : {1, 3, 8, 13, 16, 37}) {
+          if (n_out > 1000 && n > 1) continue;
+          const FloatTensor x = random_tensor(rng, {n, k}), bias = random_tensor(rng, {n_out}),
+                            old = random_tensor(rng, {n, n_out});
+          std::vector<float> want, want_sum, want_gated;
+          for (std::int64_t row = 0; row < n; ++row) {
+            for (std::int64_t o = 0; o < n_out; ++o) {
+              double sum = 0, gate = 0;
+              for (std::int64_t i = 0; i < k; ++i) {
+                sum += static_cast<double>(x.at(row, i)) * w.values[static_cast<std::size_t>(o * k + i)];
+                gate += static_cast<double>(x.at(row, i)) * up.values[static_cast<std::size_t>(o * k + i)];
+              }
+              want.push_back(static_cast<float>(sum + bias.values[static_cast<std::size_t>(o)]));
+              want_sum.push_back(static_cast<float>(sum + old.at(row, o)));
+              want_gated.push_back(static_cast<float>(sum / (1 + std::exp(-sum)) * gate));
+            }
+          }
+          OnDevice gx(*gpu->cuda(), x.values, x.shape), gb(*gpu->cuda(), bias.values, bias.shape);
+          OnDevice y(*gpu->cuda(), {n, n_out}), sum(*gpu->cuda(), old.values, old.shape),
+              gated(*gpu->cuda(), {n, n_out});
+          gpu->cuda()->forget_copies(nullptr);
+          linear(*gpu, gx.view(), {{y.view(), &w.weight, gb.view()}});
+          linear_add(*gpu, sum.view(), gx.view(), w.weight);
+          if (n_out % 8 == 0) linear_swiglu(*gpu, gated.view(), gx.view(), w.weight, up.weight);
+          // Weights are exact; activations are f16 up to 16 rows, e4m3 (2^-4) or bf16 weights and activations beyond.
+          const double most = n <= kCudaSkinnyRows ? 1e-3 : 4e-2;
+          EXPECT_LE(distance(y.values(), want), most) << n_out << " x " << k << ", " << n << " rows";
+          EXPECT_LE(distance(sum.values(), want_sum), most) << n_out << " x " << k << ", " << n << " rows";
+          if (n_out % 8 == 0) {
+            EXPECT_LE(distance(gated.values(), want_gated), 2 * most) << n_out << " x " << k << ", " << n << " rows";
+          }
+        }
+      }
+    }
+  }
+}
+
+// A single row's norm is part of the products that read it.
+TEST_F(CudaTest, NormsOfARowAreTakenAlong) {
+  Rng rng(22);
+  auto gpu = cuda_exec();
+  auto cpu = testing::make_exec(*select_cpu_kernels("ref"), 1, {.max_tokens = 256, .max_k = 4096});
+  for (const PackedFormat format : kFormats) {
+    for (const std::int64_t blocks : {1, 3, 11}) {
+      const std::int64_t k = 256 * blocks;
+      // Matrices of many panels have a kernel of their own.
+      const bool is_large = blocks == 11 && (format == PackedFormat::kQ4_K || format == PackedFormat::kQ6_K ||
+                                             format == PackedFormat::kQ8_0 || format == PackedFormat::kQ4_1);
+      const std::int64_t n_out = is_large ? 8472 : 72;
+      const testing::PackedMatrix a = random_packed_matrix(rng, format, n_out, k),
+                                  b = random_packed_matrix(rng, format, n_out, k);
+      DeviceMatrix da = to_device(*gpu->cuda(), a), db = to_device(*gpu->cuda(), b);
+      const Weight wa = testing::weight_of(a), wb = testing::weight_of(b);
+      FloatTensor x = random_tensor(rng, {1, k}), norm = random_tensor(rng, {k}), normed({1, k}), y({1, n_out}),
+                  gated({1, n_out});
+      for (float& v : x.values) v *= 30;
+      OnDevice gx(*gpu->cuda(), x.values, x.shape), gnorm(*gpu->cuda(), norm.values, norm.shape);
+      OnDevice gnormed(*gpu->cuda(), {1, k}), gy(*gpu->cuda(), {1, n_out}), ggated(*gpu->cuda(), {1, n_out});
+      rms_norm(*cpu, normed.view(), x.view(), norm.view(), 1e-5f);
+      linear(*cpu, normed.view(), {{y.view(), &wa, {}}});
+      linear_swiglu(*cpu, gated.view(), normed.view(), wa, wb);
+      rms_norm(*gpu, gnormed.view(), gx.view(), gnorm.view(), 1e-5f);
+      linear(*gpu, gnormed.view(), {{gy.view(), &da.weight, {}}});
+      linear_swiglu(*gpu, ggated.view(), gnormed.view(), da.weight, db.weight);
+      // The root is taken after the row is quantised: a value near the middle of two integers may go to the other.
+      const double most = format == PackedFormat::kF32 ? 1e-5 : 5e-3;
+      EXPECT_LE(distance(gy.values(), y.values), most) << "format " << static_cast<int>(format) << ", " << k;
+      EXPECT_LE(distance(ggated.values(), gated.values), 2 * most)
+          << "format " << static_cast<int>(format) << ", " << k;
+    }
+  }
+}
+
 TEST_F(CudaTest, NormsEqualTheCpus) {
   Rng rng(13);
   auto gpu = cuda_exec();
@@ -257,31 +389,32 @@ TEST_F(CudaTest, QuantizedRowsAreTheCpusBytes) {
 }
 
 // Prefill and decode of several sequences through both devices' caches, rotary embedding included.
-void check_attention(std::int32_t n_heads, std::int32_t n_kv_heads, std::int32_t head_dim, std::int64_t window) {
+void check_attention(std::int32_t n_heads, std::int32_t n_kv_heads, std::int32_t head_dim, std::int64_t window,
+                     std::int32_t longest = 400) {
   SCOPED_TRACE(fmt::format("{} heads, {} of keys, {} wide, window {}", n_heads, n_kv_heads, head_dim, window));
   Rng rng(15);
   CudaOptions options = cuda_options();
   options.n_heads = n_heads;
   options.n_kv_heads = n_kv_heads;
   options.head_dim = head_dim;
-  options.max_tokens = 1024;
-  options.capture = false;
+  options.max_tokens = 2048;
+  options.max_blocks = 64;
   auto gpu = cuda_exec(options);
   auto cpu = testing::make_exec(
       *select_cpu_kernels("ref"), 1,
-      {.max_tokens = 1024, .max_k = 64, .max_attention_parts = 4 * n_heads, .head_dim = head_dim, .n_heads = n_heads});
+      {.max_tokens = 2048, .max_k = 64, .max_attention_parts = 4 * n_heads, .head_dim = head_dim, .n_heads = n_heads});
   const KvGeometry geometry{.n_layers = 2, .n_kv_heads = n_kv_heads, .head_dim = head_dim};
-  const std::int64_t max_blocks = 32;
+  const std::int64_t max_blocks = 64;
   KvCache on_cpu = std::move(*KvCache::create(geometry, 3 * max_blocks));
   KvCache on_gpu = std::move(*KvCache::create_on_cuda(geometry, 3 * max_blocks, gpu->cuda()->stream()));
   RopeConfig rope_config;
   rope_config.n_rot = head_dim;
-  const RopeTable rope_table(rope_config, 1024);
+  const RopeTable rope_table(rope_config, 2048);
   std::vector<std::int32_t> tables;
   for (std::int32_t i = 0; i < 3 * max_blocks; ++i)
     tables.push_back(i % 2 == 0 ? i : 3 * static_cast<std::int32_t>(max_blocks) - i);
-  // Lengths after each step: prefill of three, a mixed step, decodes.
-  const std::vector<std::vector<std::int32_t>> steps = {{37, 5, 400}, {1, 18, 1}, {1, 1, 1}, {1, 1, 1}};
+  // New tokens of each step: prefill of three, a mixed step, decodes; the last of them is captured.
+  const std::vector<std::vector<std::int32_t>> steps = {{37, 5, longest}, {1, 18, 1}, {1, 1, 1}, {1, 1, 1}};
   std::vector<std::int32_t> kv_len(3, 0);
   for (const auto& lengths : steps) {
     std::vector<std::int32_t> ids, positions, q_start = {0}, rows;
@@ -321,6 +454,13 @@ TEST_F(CudaTest, AttentionEqualsTheCpus) {
   check_attention(4, 2, 32, 0);
   check_attention(5, 1, 16, 70);
   check_attention(12, 1, 80, 0);
+  check_attention(48, 48, 64, 0);  // not parted
+  check_attention(48, 48, 64, 70);
+  check_attention(14, 2, 128, 0, 1400);  // more parts than a cluster has blocks
+  check_attention(14, 2, 128, 300, 1400);
+  check_attention(14, 2, 128, 0, 600);  // five parts
+  check_attention(14, 2, 128, 0, 20);   // one part
+  check_attention(14, 2, 128, 0, 30);   // the last position begins a tile
 }
 
 TEST_F(CudaTest, GreedySamplingTakesTheLowestOfTheBest) {

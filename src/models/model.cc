@@ -80,9 +80,10 @@ Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, 
     }
     switch (spec.role) {
       case TensorRole::kMatrix: {
-        STILL_TRY(const PackedFormat format, format_of(spec, type));
-        item.bytes = Arena::rounded(on_cuda ? cuda_packed_bytes(format, spec.shape[0], spec.shape[1])
-                                            : packed_bytes(format, spec.shape[0], spec.shape[1]));
+        STILL_TRY(item.format, format_of(spec, type));
+        if (on_cuda && placement.to_f8) item.format = cuda_f8_format(item.format, spec.shape[1]);
+        item.bytes = Arena::rounded(on_cuda ? cuda_packed_bytes(item.format, spec.shape[0], spec.shape[1])
+                                            : packed_bytes(item.format, spec.shape[0], spec.shape[1]));
         item.file_bytes = dtype_bytes(type, spec.shape.n_elements());
         break;
       }
@@ -99,9 +100,9 @@ Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, 
         item.file_bytes = dtype_bytes(type, spec.shape.n_elements());
         if (on_cuda) {
           // With a tied head its rows are read.
-          STILL_TRY(const PackedFormat format, format_of(spec, type));
+          STILL_TRY(item.format, format_of(spec, type));
           if (!config.tied_embeddings)
-            item.bytes = Arena::rounded(cuda_packed_bytes(format, spec.shape[0], spec.shape[1]));
+            item.bytes = Arena::rounded(cuda_packed_bytes(item.format, spec.shape[0], spec.shape[1]));
           break;
         }
         layout.mapped_bytes += item.file_bytes;
@@ -174,9 +175,11 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
   ModelConfig& config = model->config_;
   const bool on_cuda = options.cuda_device >= 0;
   STILL_CHECK(options.n_host_layers == 0 || (on_cuda && options.rank.count == 1));
-  STILL_TRY(const WeightLayout layout,
-            weight_layout(*model->arch_, config, *checkpoint,
-                          {.is_on_cuda = on_cuda, .n_host_layers = options.n_host_layers, .rank = options.rank}));
+  STILL_TRY(const WeightLayout layout, weight_layout(*model->arch_, config, *checkpoint,
+                                                     {.is_on_cuda = on_cuda,
+                                                      .n_host_layers = options.n_host_layers,
+                                                      .rank = options.rank,
+                                                      .to_f8 = options.to_f8}));
   model->parts_ = layout.parts;
   // Made beside the packing, which mostly waits for memory.
   std::future<Result<Tokenizer>> tokenizer =

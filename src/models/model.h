@@ -8,6 +8,7 @@
 
 #include "base/mapped_file.h"
 #include "files/checkpoint.h"
+#include "kernels/kernel_table.h"
 #include "models/arch.h"
 #include "models/shard.h"
 #include "text/tokenizer.h"
@@ -20,6 +21,7 @@ struct WeightLayout {
     TensorSpec spec;                           // its shape is that of the rank's slice
     TensorSlice slice;                         // of the source
     const CheckpointTensor* source = nullptr;  // null: an absent optional tensor
+    PackedFormat format = PackedFormat::kF32;  // of a matrix or, on a GPU, an embedding
     bool is_on_cuda = false;
     std::int64_t bytes = 0;       // in the weight arena; 0 for an embedding that stays in the file
     std::int64_t file_bytes = 0;  // of the slice
@@ -43,6 +45,7 @@ struct WeightPlacement {
   // Of these, the layers that stay in host memory, from the first on; the embedding then stays in the file.
   std::int32_t n_host_layers = 0;
   Rank rank = {};
+  bool to_f8 = false;  // in GPU memory, matrices of floats become FP8 (e4m3) with a scale for each row
 };
 // config: of the whole model.
 Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint,
@@ -55,6 +58,7 @@ struct LoadOptions {
   std::int32_t cuda_device = -1;                                        // the GPU that gets the weights; -1: the CPU
   std::int32_t n_host_layers = 0;                                       // with a GPU: layers that the CPU computes
   Rank rank;                                                            // of several that share the model
+  bool to_f8 = false;                                                   // on a GPU: weight_layout's
 };
 
 // A model of random weights for measurements: the shapes of a real one, its types by tensor, a small vocabulary of
@@ -65,6 +69,7 @@ struct RandomModelSpec {
   std::uint64_t seed = 1;
   std::int32_t cuda_device = 0;
   Rank rank;
+  bool to_f8 = false;  // matrices of floats as FP8
 };
 
 class Model {

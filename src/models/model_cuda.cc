@@ -91,6 +91,29 @@ class Packer {
                            (std::min(end * kPanelRows, n_out) - begin * kPanelRows) * row_bytes);
   }
 
+  // Rows of those panels as FP8, and their scales at their places.
+  void pack_f8(const WeightLayout::Item& item, const std::int64_t* row_map, std::int64_t begin, std::int64_t end,
+               std::uint8_t* out, std::vector<float>& scales) {
+    const CheckpointTensor& source = *item.source;
+    const std::int64_t n_out = item.spec.shape[0], k = item.spec.shape[1];
+    const std::int64_t row_bytes = dtype_bytes(source.dtype, source.shape[1]);
+    const std::uint8_t* rows = item.data();
+    scales.resize(static_cast<std::size_t>(n_out));
+    threads_.run([&](int thread_idx) {
+      std::vector<float> values(static_cast<std::size_t>(k));
+      for (std::int64_t row = begin * kPanelRows + thread_idx; row < std::min(end * kPanelRows, n_out);
+           row += threads_.size()) {
+        const std::int64_t from = row_map == nullptr ? row : row_map[row];
+        find_format(source.dtype)->decode_row(rows + from * row_bytes, values.data(), k);
+        scales[static_cast<std::size_t>(row)] =
+            cuda_pack_f8_row(values.data(), k, out + (row - begin * kPanelRows) * k);
+      }
+    });
+    if (source.file != nullptr && row_map == nullptr && item.has_whole_rows())
+      source.file->release(source.offset + (item.slice.rows.begin + begin * kPanelRows) * row_bytes,
+                           (std::min(end * kPanelRows, n_out) - begin * kPanelRows) * row_bytes);
+  }
+
  private:
   ThreadPool& threads_;
   const CpuKernels& kernels_;
@@ -129,7 +152,7 @@ Status Model::place_on_cuda(const WeightLayout& layout, std::int32_t device, Fil
       weights_.vectors.push_back({spec.name, {memory, DType::kF32, spec.shape}});
       continue;
     }
-    const PackedFormat format = *packed_format(item.source->dtype);
+    const PackedFormat format = item.format;
     STILL_TRY_STATUS(check_for_cuda(config_, spec, format));
     const std::int64_t n_out = spec.shape[0], k = spec.shape[1];
     const bool is_embedding = spec.role == TensorRole::kEmbedding;
@@ -176,6 +199,7 @@ Status Model::load_on_cuda(const WeightLayout& layout, const LoadOptions& option
   }
   Packer packer(threads, kernels, max_panel);
   STILL_TRY_STATUS(packer.create());
+  std::vector<float> f8_scales;  // of a matrix
   STILL_TRY_STATUS(
       place_on_cuda(layout, options.cuda_device, [&](const WeightLayout::Item& item, std::byte* memory) -> Status {
         const CheckpointTensor& source = *item.source;
@@ -186,7 +210,7 @@ Status Model::load_on_cuda(const WeightLayout& layout, const LoadOptions& option
           staging.send(memory, n * 4);
           return ok();
         }
-        const PackedFormat format = *packed_format(source.dtype);
+        const PackedFormat format = item.format;
         const std::int64_t n_out = item.spec.shape[0], k = item.spec.shape[1];
         const std::int64_t panel_bytes = cuda_panel_bytes(format, k), n_panels = (n_out + kPanelRows - 1) / kPanelRows;
         const std::int64_t all_bytes = cuda_packed_bytes(format, n_out, k);
@@ -199,9 +223,20 @@ Status Model::load_on_cuda(const WeightLayout& layout, const LoadOptions& option
         for (std::int64_t begin = 0; begin < n_panels; begin += step) {
           const std::int64_t end = std::min(begin + step, n_panels);
           STILL_TRY(std::uint8_t* buffer, staging.next());
-          packer.pack(item, row_map.empty() ? nullptr : row_map.data(), begin, end, buffer);
-          staging.send(memory + begin * panel_bytes, std::min(end * panel_bytes, all_bytes) - begin * panel_bytes);
+          const std::int64_t* map = row_map.empty() ? nullptr : row_map.data();
+          if (format == kCudaF8Row) {
+            packer.pack_f8(item, map, begin, end, buffer, f8_scales);
+            staging.send(memory + begin * panel_bytes, (std::min(end * kPanelRows, n_out) - begin * kPanelRows) * k);
+          } else {
+            packer.pack(item, map, begin, end, buffer);
+            staging.send(memory + begin * panel_bytes, std::min(end * panel_bytes, all_bytes) - begin * panel_bytes);
+          }
           if (options.progress) options.progress(std::min(total, done + item.file_bytes * end / n_panels), total);
+        }
+        if (format == kCudaF8Row) {
+          STILL_TRY(std::uint8_t* buffer, staging.next());
+          std::memcpy(buffer, f8_scales.data(), static_cast<std::size_t>(n_out) * 4);
+          staging.send(memory + n_out * k, n_out * 4);
         }
         done += item.file_bytes;
         return ok();
@@ -255,8 +290,10 @@ Result<std::shared_ptr<const Model>> Model::make_random(const RandomModelSpec& s
       if (!format || tensor.shape[1] % packed_tile_k(*format) != 0)
         return error(Code::kInvalidArgument, "{}: {} does not suit rows of {} elements", tensor.name,
                      dtype_name(source.dtype), tensor.shape[1]);
+      item.format =
+          spec.to_f8 && tensor.role == TensorRole::kMatrix ? cuda_f8_format(*format, tensor.shape[1]) : *format;
       if (tensor.role != TensorRole::kEmbedding || !spec.config.tied_embeddings)
-        item.bytes = Arena::rounded(cuda_packed_bytes(*format, tensor.shape[0], tensor.shape[1]));
+        item.bytes = Arena::rounded(cuda_packed_bytes(item.format, tensor.shape[0], tensor.shape[1]));
     }
     item.source = &source;
     item.is_on_cuda = true;
@@ -276,8 +313,8 @@ Result<std::shared_ptr<const Model>> Model::make_random(const RandomModelSpec& s
           kernels->fill_f32(stream.handle(), reinterpret_cast<float*>(memory), shape.n_elements(), seed,
                             is_norm ? 1.0f : 0.0f, is_norm ? 0.05f : 0.5f);
         } else {
-          kernels->fill_weights(stream.handle(), *packed_format(item.source->dtype),
-                                reinterpret_cast<std::uint8_t*>(memory), shape[0], shape[1], seed, 0.02f);
+          kernels->fill_weights(stream.handle(), item.format, reinterpret_cast<std::uint8_t*>(memory), shape[0],
+                                shape[1], seed, 0.02f);
         }
         return ok();
       }));

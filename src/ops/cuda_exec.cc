@@ -17,7 +17,8 @@ namespace {
 constexpr std::int64_t kAlign = 256;
 constexpr std::int64_t kMaxDenseElements = std::int64_t{192} << 20;
 constexpr std::int64_t kMaxParts = 64;
-constexpr std::int64_t kTile = 16;  // tokens of a warp in prefill attention
+constexpr std::int64_t kDecodeBlocks = 264;  // of the decode attention, at once
+constexpr std::int64_t kTile = 16;           // tokens of a warp in prefill attention
 
 std::int64_t aligned(std::int64_t bytes) {
   return (bytes + kAlign - 1) / kAlign * kAlign;
@@ -45,11 +46,12 @@ std::int64_t step_bytes(const CudaOptions& options) {
 }
 
 struct ScratchSizes {
-  std::int64_t step, bf16, q, scale, sums, gate_up, dense, partials, arrivals, sample, sample_rows, sampled;
+  std::int64_t step, bf16, f8_scale, q, scale, sums, gate_up, dense, partials, arrivals, sample, sample_rows, sampled;
   explicit ScratchSizes(const CudaOptions& o) {
     const std::int64_t skinny = kCudaSkinnyRows * o.max_k;
     step = aligned(step_bytes(o));
     bf16 = o.has_f32_activations ? aligned(2 * o.max_tokens * o.max_k) : 0;
+    f8_scale = o.has_f32_activations ? aligned(4 * std::max(o.max_tokens, o.max_rows)) : 0;
     q = aligned(skinny);
     scale = aligned(skinny / 32 * 4 + 64);
     sums = aligned(skinny / 16 * 2 + 64);
@@ -65,8 +67,8 @@ struct ScratchSizes {
     sampled = aligned(o.max_rows * 4);
   }
   std::int64_t device() const {
-    return step + bf16 + 2 * (q + scale + sums) + gate_up + dense + partials + arrivals + sample + sample_rows +
-           sampled;
+    return step + bf16 + f8_scale + 2 * (q + scale + sums) + gate_up + dense + partials + arrivals + sample +
+           sample_rows + sampled;
   }
 };
 
@@ -108,12 +110,14 @@ Result<std::unique_ptr<CudaExec>> CudaExec::create(const CudaOptions& options, C
   };
   take(exec->step_device_, sizes.step);
   take(exec->bf16_, sizes.bf16);
+  take(exec->f8_scale_, sizes.f8_scale);
   for (QuantizedCopy& copy : exec->copies_) {
     take(copy.out.q, sizes.q);
     take(copy.out.scale, sizes.scale);
     take(copy.out.sums, sizes.sums);
   }
   take(exec->gate_up_, sizes.gate_up);
+  exec->gate_up_bytes_ = sizes.gate_up;
   take(exec->dense_, sizes.dense);
   exec->dense_elements_ = sizes.dense / 2;
   take(exec->partials_, sizes.partials);
@@ -284,7 +288,8 @@ Status CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::in
             .n_seqs = static_cast<std::int32_t>(n_seqs),
             .n_decodes = static_cast<std::int32_t>(n_decodes),
             .n_tiles = static_cast<std::int32_t>(n_tiles),
-            .max_decode_len = static_cast<std::int32_t>(longest_decode)};
+            .max_decode_len = static_cast<std::int32_t>(longest_decode),
+            .is_plain = n_padded > 0};
   return ok();
 }
 
@@ -312,8 +317,9 @@ Status CudaExec::run_step(const RaggedBatch& batch, const std::function<void(con
     return check_launched("launching a step");
   }
   const std::int64_t longest = *std::max_element(batch.kv_len.begin(), batch.kv_len.end());
-  const auto n_parts = std::min<std::int64_t>(
-      max_parts_, static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(ceil_div(longest, split_)))));
+  std::int64_t n_parts = ceil_div(longest, split_);
+  if (n_parts > 8) n_parts = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(n_parts)));
+  n_parts = std::min(n_parts, max_parts_);
   STILL_TRY_STATUS(upload(batch, n_padded, n_parts));
   StepGraph& step = graphs_[{n_padded, n_parts}];
   if (step.graph) {
@@ -352,6 +358,7 @@ Status CudaExec::run_step(const RaggedBatch& batch, const std::function<void(con
 
 void CudaExec::embed(TensorView y, const EmbeddingTable& table) {
   STILL_CHECK(table.packed != nullptr);
+  norm_ = {};
   const std::int64_t n = y.rows() * table.row_size;
   float* part = table.is_part ? comm_->part(n) : nullptr;
   kernels_->embed(stream_.handle(), table.packed->format, table.packed->packed,
@@ -376,12 +383,25 @@ void CudaExec::forget_copies(const void* of) {
   for (QuantizedCopy& copy : copies_)
     if (of == nullptr || copy.of == of) copy.of = nullptr;
   if (of == nullptr || bf16_of_ == of) bf16_of_ = nullptr;
+  if (of == nullptr || f8_of_ == of) f8_of_ = nullptr;
 }
 
 void CudaExec::rms_norm(TensorView y, TensorView x, TensorView w, float eps) {
-  const auto n = static_cast<std::int32_t>(x.rows());
-  CudaNormArgs args{.x = x.f32(), .w = w.f32(), .n_rows = n, .k = static_cast<std::int32_t>(x.row_size()), .eps = eps};
   forget_copies(y.data);
+  norm_ = {.x = x, .y = y, .w = w, .eps = eps, .is_pending = true};
+  // A sum of ranks comes with its norm; a reproducible row is computed as it is among others.
+  if (x.rows() != 1 || x.row_size() % 8 != 0 || sum_.y != nullptr || options_.reproducible) launch_norm();
+}
+
+void CudaExec::launch_norm() {
+  norm_.is_pending = false;
+  const auto n = static_cast<std::int32_t>(norm_.x.rows());
+  const TensorView y = norm_.y;
+  CudaNormArgs args{.x = norm_.x.f32(),
+                    .w = norm_.w.f32(),
+                    .n_rows = n,
+                    .k = static_cast<std::int32_t>(norm_.x.row_size()),
+                    .eps = norm_.eps};
   if (y.dtype == DType::kBF16) {
     args.y_bf16 = static_cast<std::uint16_t*>(y.data);
   } else {
@@ -393,6 +413,7 @@ void CudaExec::rms_norm(TensorView y, TensorView x, TensorView w, float eps) {
     } else if (n > 1 && options_.has_f32_activations) {
       args.y_bf16 = bf16_;
       bf16_of_ = y.data;
+      f8_of_ = nullptr;
     }
   }
   if (sum_.y != nullptr && sum_.y == x.data && comm_->add_parts_and_norm(stream_.handle(), sum_.y, sum_.is_new, args)) {
@@ -403,12 +424,18 @@ void CudaExec::rms_norm(TensorView y, TensorView x, TensorView w, float eps) {
   kernels_->rms_norm(stream_.handle(), args);
 }
 
+// A product of a single row computes the norm itself, in all formats but F32.
+bool CudaExec::can_take_norm(const Weight& w, TensorView x) const {
+  return norm_.is_pending && x.data == norm_.y.data && w.format != PackedFormat::kF32;
+}
+
 const std::uint16_t* CudaExec::as_bf16(TensorView x) {
   if (x.dtype == DType::kBF16) return static_cast<const std::uint16_t*>(x.data);
   if (bf16_of_ != x.data) {
     STILL_CHECK(bf16_ != nullptr);
     kernels_->to_bf16(stream_.handle(), x.f32(), x.rows() * x.row_size(), bf16_);
     bf16_of_ = x.data;
+    f8_of_ = nullptr;
   }
   return bf16_;
 }
@@ -421,12 +448,22 @@ CudaActivations CudaExec::activations(TensorView x, const Weight& w) {
   } else {
     result.f32 = x.f32();
   }
-  const std::int32_t block = activation_block(w.format);
-  if (block == 0) {
-    if (w.format != PackedFormat::kF32) result.bf16 = as_bf16(x);
+  if (w.format == PackedFormat::kF32) return result;
+  if (x.rows() == 1) {  // made what it must be by who reads it
+    if (can_take_norm(w, x)) return {.f32 = norm_.x.f32()};
     return result;
   }
-  if (x.rows() == 1 && x.dtype == DType::kF32) return {.f32 = x.f32()};  // quantised by who reads it
+  if (is_cuda_f8(w.format)) {
+    if (f8_of_ != x.data) {
+      kernels_->scale_rows(stream_.handle(), result, static_cast<std::int32_t>(x.rows()),
+                           static_cast<std::int32_t>(x.row_size()), bf16_, nullptr, f8_scale_);
+      f8_of_ = x.data;
+      bf16_of_ = nullptr;
+    }
+    return {.f16 = bf16_, .scale = f8_scale_};
+  }
+  const std::int32_t block = activation_block(w.format);
+  if (block == 0) return {.bf16 = as_bf16(x)};
   QuantizedCopy& copy = copy_for(block);
   if (copy.of != x.data) {
     kernels_->quantize_rows(stream_.handle(), result, static_cast<std::int32_t>(x.rows()),
@@ -445,6 +482,10 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
     while (end < products.size() && weights[end]->format == weights[begin]->format &&
            end - begin < static_cast<std::size_t>(kCudaMaxProducts))
       ++end;
+    const std::size_t n_first = end - begin;
+    const PackedFormat second = end < products.size() ? weights[end]->format : PackedFormat::kF32;
+    if (x.rows() == 1 && epilogue == CudaEpilogue::kStore && cuda_can_mix(weights[begin]->format, second))
+      while (end < products.size() && weights[end]->format == second) ++end;
     CudaLinearArgs args{.format = weights[begin]->format,
                         .epilogue = epilogue,
                         .n_products = static_cast<std::int32_t>(end - begin),
@@ -452,33 +493,80 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
                         .k = static_cast<std::int32_t>(x.row_size()),
                         .n_rows = static_cast<std::int32_t>(x.rows()),
                         .x = activations(x, *weights[begin])};
+    args.n_first = static_cast<std::int32_t>(n_first);
+    args.second_format = second;
+    if (can_take_norm(*weights[begin], x)) args.norm = norm_.w.f32(), args.eps = norm_.eps;
     for (std::size_t i = begin; i < end; ++i) args.products[i - begin] = products[i];
     kernels_->linear(stream_.handle(), args);
     begin = end;
   }
 }
 
+// One dense product of FP8 rows with scales; false: cuBLASLt does not do it.
+bool CudaExec::gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
+                       bool y_is_bf16, bool add) {
+  if (w.format != kCudaF8Row || w.k % 16 != 0 || w.n_out % 16 != 0 || f8_unusable_) return false;
+  if (f8_of_ != x.data) {
+    CudaActivations from;
+    if (x.dtype == DType::kBF16) {
+      from.bf16 = static_cast<const std::uint16_t*>(x.data);
+    } else {
+      from.f32 = x.f32();
+    }
+    kernels_->scale_rows(stream_.handle(), from, static_cast<std::int32_t>(x.rows()), static_cast<std::int32_t>(w.k),
+                         nullptr, reinterpret_cast<std::uint8_t*>(bf16_), f8_scale_);
+    f8_of_ = x.data;
+    bf16_of_ = nullptr;
+  }
+  // The library takes no f32 bias here.
+  if (product.bias != nullptr)
+    kernels_->repeat_bias(stream_.handle(), product.bias, static_cast<std::int32_t>(n),
+                          static_cast<std::int32_t>(w.n_out), static_cast<float*>(product.y), product.y_stride);
+  const bool done = gemm_->run(stream_.handle(), {.x = reinterpret_cast<const std::uint8_t*>(bf16_) + begin * w.k,
+                                                  .w = w.packed,
+                                                  .w_stride = w.k,
+                                                  .y = product.y,
+                                                  .y_stride = product.y_stride,
+                                                  .y_is_bf16 = y_is_bf16,
+                                                  .add = add || product.bias != nullptr,
+                                                  .n_rows = n,
+                                                  .n_out = w.n_out,
+                                                  .k = w.k,
+                                                  .is_f8 = true,
+                                                  .x_scale = f8_scale_ + begin,
+                                                  .w_scale = reinterpret_cast<const float*>(w.packed + w.n_out * w.k),
+                                                  .is_recurring = is_recurring(n),
+                                                  .room = gate_up_,
+                                                  .room_bytes = gate_up_bytes_});
+  f8_unusable_ = !done;
+  return done;
+}
+
 // One dense product; a quantised matrix is made dense first, as many rows at a time as there is room for.
-bool CudaExec::gemm(const std::uint16_t* x, std::int64_t n_rows, const Weight& w, const CudaProduct& product,
+bool CudaExec::gemm(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
                     bool y_is_bf16, bool add, std::int64_t fixed_rows) {
-  CudaGemmArgs args{.x = x,
-                    .w = reinterpret_cast<const std::uint16_t*>(w.packed),
+  if (is_cuda_f8(w.format) && fixed_rows == 0 && gemm_f8(x, begin, n, w, product, y_is_bf16, add)) return true;
+  CudaGemmArgs args{.x = as_bf16(x) + begin * x.row_size(),
+                    .w = w.packed,
                     .w_stride = w.k,
                     .y = product.y,
                     .y_stride = product.y_stride,
                     .y_is_bf16 = y_is_bf16,
                     .add = add,
                     .bias = product.bias,
-                    .n_rows = n_rows,
+                    .n_rows = n,
                     .n_out = w.n_out,
                     .k = w.k,
-                    .fixed_rows = fixed_rows};
-  if (!is_cuda_quantized(w.format)) return gemm_->run(stream_.handle(), args);
+                    .fixed_rows = fixed_rows,
+                    .is_recurring = is_recurring(n),
+                    .room = gate_up_,
+                    .room_bytes = gate_up_bytes_};
+  if (!is_cuda_quantized(w.format) && !is_cuda_f8(w.format)) return gemm_->run(stream_.handle(), args);
   const std::int64_t step = std::max<std::int64_t>(kPanelRows, dense_elements_ / w.k / kPanelRows * kPanelRows);
   for (std::int64_t row = 0; row < w.n_out; row += step) {
     args.n_out = std::min(step, w.n_out - row);
     args.w = dense_;
-    kernels_->dequantize(stream_.handle(), w.format, w.packed, w.k, row, args.n_out, dense_);
+    kernels_->dequantize(stream_.handle(), w.format, w.packed, w.n_out, w.k, row, args.n_out, dense_);
     args.y = static_cast<std::byte*>(product.y) + row * (y_is_bf16 ? 2 : 4);
     args.bias = product.bias == nullptr ? nullptr : product.bias + row;
     if (!gemm_->run(stream_.handle(), args)) return false;
@@ -489,7 +577,7 @@ bool CudaExec::gemm(const std::uint16_t* x, std::int64_t n_rows, const Weight& w
 namespace {
 // Float matrices that follow one another in memory, and whose results do, are one matrix.
 bool follows(const Weight& a, const Weight& b) {
-  return !is_cuda_quantized(a.format) && a.format == b.format && a.k == b.k &&
+  return !is_cuda_quantized(a.format) && !is_cuda_f8(a.format) && a.format == b.format && a.k == b.k &&
          a.packed + cuda_packed_bytes(a.format, a.n_out, a.k) == b.packed;
 }
 bool is_even(std::span<const Weight* const> weights) {
@@ -501,7 +589,6 @@ bool is_even(std::span<const Weight* const> weights) {
 void CudaExec::multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                               std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t begin,
                               std::int64_t end, std::int64_t fixed_rows) {
-  const std::uint16_t* dense = as_bf16(x) + begin * x.row_size();
   const std::int64_t n = end - begin, element = y_is_bf16 ? 2 : 4;
   const auto first_row = [&](const CudaProduct& product) {
     return static_cast<void*>(static_cast<std::byte*>(product.y) + begin * product.y_stride * element);
@@ -513,10 +600,10 @@ void CudaExec::multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<con
     if (follows(*weights[0], *weights[1])) {
       Weight both = *weights[0];
       both.n_out = 2 * width;
-      done = gemm(dense, n, both, gate, true, false, fixed_rows);
+      done = gemm(x, begin, n, both, gate, true, false, fixed_rows);
     } else {
-      done = gemm(dense, n, *weights[0], gate, true, false, fixed_rows) &&
-             gemm(dense, n, *weights[1], up, true, false, fixed_rows);
+      done = gemm(x, begin, n, *weights[0], gate, true, false, fixed_rows) &&
+             gemm(x, begin, n, *weights[1], up, true, false, fixed_rows);
     }
     if (!done) has_failed_ = true;
     kernels_->swiglu(stream_.handle(), gate_up_, static_cast<std::int32_t>(n), static_cast<std::int32_t>(width),
@@ -538,7 +625,7 @@ void CudaExec::multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<con
     }
     CudaProduct product = products[i];
     product.y = first_row(product);
-    if (!gemm(dense, n, joined, product, y_is_bf16, epilogue == CudaEpilogue::kAdd, fixed_rows)) has_failed_ = true;
+    if (!gemm(x, begin, n, joined, product, y_is_bf16, epilogue == CudaEpilogue::kAdd, fixed_rows)) has_failed_ = true;
     i = next;
   }
 }
@@ -548,6 +635,10 @@ void CudaExec::multiply(CudaEpilogue epilogue, TensorView x, std::span<const Cud
   const bool has_f32 =
       std::any_of(weights.begin(), weights.end(), [](const Weight* w) { return w->format == PackedFormat::kF32; });
   const std::int64_t n = x.rows();
+  STILL_CHECK(x.data != norm_.stale);
+  if (norm_.is_pending && x.data == norm_.y.data &&
+      std::any_of(weights.begin(), weights.end(), [&](const Weight* w) { return !can_take_norm(*w, x); }))
+    launch_norm();
   if (options_.reproducible && !has_f32) {
     multiply_reproducibly(epilogue, x, products, weights, y_is_bf16);
     return;
@@ -629,19 +720,24 @@ void CudaExec::linear_add(TensorView y, TensorView x, const Weight& w) {
   const Weight* weight = &w;
   if (!w.is_part) {
     multiply(CudaEpilogue::kAdd, x, {&product, 1}, {&weight, 1}, false);
-    return;
+  } else {
+    add_parts();
+    const std::int64_t n = y.rows() * w.n_out;
+    if (float* part = comm_->part(n); part != nullptr) {
+      product.y = part;
+      multiply(CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, false);
+      sum_ = {y.f32(), y.rows(), w.n_out, false};
+    } else {
+      // The residual stream counts once in the sum.
+      multiply(comm_->rank() == 0 ? CudaEpilogue::kAdd : CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, false);
+      comm_->sum_in_place(stream_.handle(), y.f32(), n);
+    }
   }
-  add_parts();
-  const std::int64_t n = y.rows() * w.n_out;
-  if (float* part = comm_->part(n); part != nullptr) {
-    product.y = part;
-    multiply(CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, false);
-    sum_ = {y.f32(), y.rows(), w.n_out, false};
-    return;
+  // The row that a norm was of has changed: nobody may ask for that norm now.
+  if (norm_.is_pending && norm_.x.data == y.data) {
+    norm_.is_pending = false;
+    norm_.stale = norm_.y.data;
   }
-  // The residual stream counts once in the sum.
-  multiply(comm_->rank() == 0 ? CudaEpilogue::kAdd : CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, false);
-  comm_->sum_in_place(stream_.handle(), y.f32(), n);
 }
 
 void CudaExec::linear_swiglu(TensorView y, TensorView x, const Weight& gate, const Weight& up) {
@@ -701,14 +797,24 @@ void CudaExec::rope_kv_write(TensorView q, TensorView k, TensorView v, std::int6
            .slots = batch_.slots,
            .n_tokens = batch_.n_tokens};
   const bool is_wide = rope_.kv.head_dim == 64 || rope_.kv.head_dim == 128;
-  is_rope_pending_ = batch_.n_tiles == 0 && is_wide && rope_.n_rot == rope_.kv.head_dim && !rope_.pairs &&
-                     n_heads / rope_.kv.n_kv_heads <= 8;
-  if (!is_rope_pending_) kernels_->rope_kv_write(stream_.handle(), rope_);
+  is_q_raw_ = is_wide && rope_.n_rot == rope_.kv.head_dim && !rope_.pairs && n_heads / rope_.kv.n_kv_heads <= 8 &&
+              rope_.q_stride % 4 == 0 && rope_.k_stride % 4 == 0;
+  is_rope_pending_ = is_q_raw_ && batch_.n_tiles == 0;
+  if (is_rope_pending_) return;
+  CudaRopeKvArgs now = rope_;
+  if (is_q_raw_) now.n_heads = 0;
+  kernels_->rope_kv_write(stream_.handle(), now);
 }
 
 void CudaExec::attention(TensorView out, TensorView q, const KvCache& cache, std::int32_t layer, std::int64_t n_heads,
                          float scale, std::int64_t window) {
   const bool is_bf16 = out.dtype == DType::kBF16;
+  // No more parts than blocks that run at once: many sequences fill the multiprocessors without.
+  const std::int64_t longest = std::max(batch_.max_decode_len, 1);
+  const std::int64_t n_wanted = std::max<std::int64_t>(
+      1, kDecodeBlocks / (std::max(batch_.n_decodes, 1) * std::int64_t{cache.geometry().n_kv_heads}));
+  const std::int64_t split =
+      ceil_div(longest, split_) <= n_wanted ? split_ : ceil_div(ceil_div(longest, n_wanted), 128) * 128;
   kernels_->attention(stream_.handle(), {.q = q.f32(),
                                          .q_stride = q.stride(),
                                          .out_f32 = is_bf16 ? nullptr : out.f32(),
@@ -718,13 +824,14 @@ void CudaExec::attention(TensorView out, TensorView q, const KvCache& cache, std
                                          .n_heads = static_cast<std::int32_t>(n_heads),
                                          .scale = scale,
                                          .window = static_cast<std::int32_t>(window),
-                                         .split = static_cast<std::int32_t>(split_),
+                                         .split = static_cast<std::int32_t>(split),
                                          .partials = partials_,
                                          .arrivals = arrivals_,
                                          .max_parts = static_cast<std::int32_t>(max_parts_),
+                                         .is_q_raw = is_q_raw_,
                                          .is_rope_fused = is_rope_pending_,
                                          .rope = rope_});
-  is_rope_pending_ = false;
+  is_q_raw_ = is_rope_pending_ = false;
   forget_copies(out.data);
 }
 
@@ -733,6 +840,7 @@ void CudaExec::logits(TensorView y, TensorView x, const Weight& head, TensorView
   // All rows, in order: a step of decodes.
   const bool is_all = batch_.n_rows == batch_.n_tokens && batch_.n_decodes == batch_.n_tokens;
   if (!is_all) {
+    if (norm_.is_pending && x.data == norm_.y.data) launch_norm();
     kernels_->gather(stream_.handle(), x.data, width * (x.dtype == DType::kBF16 ? 2 : 4), batch_.rows,
                      static_cast<std::int32_t>(n_rows), gathered.data);
     forget_copies(nullptr);

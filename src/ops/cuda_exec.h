@@ -91,6 +91,14 @@ class CudaExec {
     bool was_run = false;
     CudaGraph graph;
   };
+  // The norm of a single row, kept until its first reader: the products with it compute it themselves
+  // (CudaLinearArgs::norm). `y` holds it once was_launched; `stale` is a y whose x has changed since.
+  struct PendingNorm {
+    TensorView x, y, w;
+    float eps = 0;
+    bool is_pending = false;
+    const void* stale = nullptr;
+  };
   // Where the forms of activations of up to kCudaSkinnyRows rows lie, and of which tensor they are.
   struct QuantizedCopy {
     CudaQuantizedOut out;
@@ -119,11 +127,18 @@ class CudaExec {
                              std::span<const Weight* const> weights, bool y_is_bf16);
   void multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                      std::span<const Weight* const> weights, bool y_is_bf16);
-  bool gemm(const std::uint16_t* x, std::int64_t n_rows, const Weight& w, const CudaProduct& product, bool y_is_bf16,
-            bool add, std::int64_t fixed_rows);
+  // Rows [begin, begin + n) of x.
+  bool gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
+               bool y_is_bf16, bool add);
+  bool gemm(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
+            bool y_is_bf16, bool add, std::int64_t fixed_rows);
+  // Sizes of steps that come again and again: decodes of the ladder, full chunks of prompts.
+  bool is_recurring(std::int64_t n_rows) const { return batch_.is_plain || n_rows == options_.max_tokens; }
   void add_parts();  // takes the sum that is still to be taken
   CudaActivations activations(TensorView x, const Weight& w);
   const std::uint16_t* as_bf16(TensorView x);
+  bool can_take_norm(const Weight& w, TensorView x) const;
+  void launch_norm();  // the pending one
   QuantizedCopy& copy_for(std::int32_t block) { return copies_[block == 32 ? 0 : 1]; }
   CudaKv kv_of(const KvCache& cache, std::int32_t layer) const;
 
@@ -158,13 +173,19 @@ class CudaExec {
   CudaBatch batch_;
   std::int64_t n_answer_rows_ = 0;  // reproducible: the first so many rows of what is multiplied are of answers
   bool has_failed_ = false;         // a product of this step could not be launched
-  CudaRopeKvArgs rope_{};           // of a step of decodes: done by the attention that follows
-  bool is_rope_pending_ = false;
-  std::uint16_t* bf16_ = nullptr;  // [max_tokens, max_k], where activations are f32
+  CudaRopeKvArgs rope_{};           // what the attention that follows does of it:
+  bool is_q_raw_ = false;           // rotate q
+  bool is_rope_pending_ = false;    // all of it, in a step of decodes
+  std::uint16_t* bf16_ = nullptr;   // [max_tokens, max_k], where activations are f32
   const void* bf16_of_ = nullptr;
+  const void* f8_of_ = nullptr;  // whose e4m3 or (up to kCudaSkinnyRows) f16 form lies in bf16_, and its
+  float* f8_scale_ = nullptr;    // scales [max_tokens]
+  PendingNorm norm_;
   QuantizedCopy copies_[2];           // in blocks of 32, of 256
+  bool f8_unusable_ = false;          // by cuBLASLt
   std::uint16_t* gate_up_ = nullptr;  // [max_tokens, 2 * max_gate]
-  std::uint16_t* dense_ = nullptr;    // a quantised matrix made dense, or rows of it
+  std::int64_t gate_up_bytes_ = 0;
+  std::uint16_t* dense_ = nullptr;  // a quantised matrix made dense, or rows of it
   std::int64_t dense_elements_ = 0;
   float* partials_ = nullptr;
   std::int32_t* arrivals_ = nullptr;

@@ -7,11 +7,11 @@ namespace still {
 namespace {
 Result<LayerSplit> plan_with(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint,
                              EngineSettings settings, std::int64_t gpu_bytes, std::int64_t host_bytes,
-                             std::int32_t n_gpu_layers) {
+                             std::int32_t n_gpu_layers, bool to_f8) {
   LayerSplit split{.n_gpu_layers = n_gpu_layers};
   const std::int32_t n_host = config.n_layers - n_gpu_layers;
   STILL_TRY(const WeightLayout layout,
-            weight_layout(arch, config, checkpoint, {.is_on_cuda = true, .n_host_layers = n_host}));
+            weight_layout(arch, config, checkpoint, {.is_on_cuda = true, .n_host_layers = n_host, .to_f8 = to_f8}));
   std::int64_t max_k = 0;
   settings.has_f32_activations = false;
   for (const WeightLayout::Item& item : layout.items) {
@@ -33,7 +33,7 @@ Result<LayerSplit> plan_with(const Arch& arch, const ModelConfig& config, const 
 
 Result<LayerSplit> plan_layer_split(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint,
                                     const EngineSettings& wanted, std::int64_t gpu_bytes, std::int64_t host_bytes,
-                                    std::optional<std::int32_t> n_gpu_layers) {
+                                    std::optional<std::int32_t> n_gpu_layers, bool to_f8) {
   EngineSettings settings = wanted;
   settings.cuda_device = std::max(0, settings.cuda_device);
   if (settings.context == 0) settings.context = std::min(kGoodSplitContext, config.max_seq_len);
@@ -43,7 +43,7 @@ Result<LayerSplit> plan_layer_split(const Arch& arch, const ModelConfig& config,
   std::optional<Error> reason;
   const std::int32_t most = n_gpu_layers.value_or(config.n_layers);
   for (std::int32_t n = most; n >= 1; --n) {
-    Result<LayerSplit> split = plan_with(arch, config, checkpoint, settings, gpu_bytes, host_bytes, n);
+    Result<LayerSplit> split = plan_with(arch, config, checkpoint, settings, gpu_bytes, host_bytes, n, to_f8);
     if (split && n == most) return split;
     if (split && !n_gpu_layers) return split;
     if (split)

@@ -19,6 +19,6 @@ struct LayerSplit {
 inline constexpr std::int64_t kGoodSplitContext = 4096;
 Result<LayerSplit> plan_layer_split(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint,
                                     const EngineSettings& wanted, std::int64_t gpu_bytes, std::int64_t host_bytes,
-                                    std::optional<std::int32_t> n_gpu_layers);
+                                    std::optional<std::int32_t> n_gpu_layers, bool to_f8 = false);
 
 }  // namespace still

@@ -4,13 +4,17 @@
 // KV
 //   head are the 8 columns of the tensor core's tile, so up to 8 of them cost one pass over the keys. A warp takes 32
 //   positions at a time: S^T = K Q^T, then O^T = V^T P^T, operands straight from memory in 16-byte loads. Parts are of
-//   a fixed number of positions and are folded in order by the block that arrives last, so that a sequence's result
-//   does not depend on its neighbours.
+//   a fixed number of positions and are folded in order, so that a sequence's result does not depend on its
+//   neighbours: up to 8 parts by a cluster of blocks through shared memory, more by the block that arrives last.
+//   What earlier steps wrote (lists, keys, values but the new position's) is in registers before the kernel waits for
+//   its predecessor; the new key and value are computed, put in place and stored by the warp whose tile has them.
 // prefill: several new tokens a sequence. A warp takes 16 tokens of a head and walks the positions 32 at a time.
 // simple: any head size, a warp for each (token, head): for small models and as an oracle.
 //
 // Keys lie [position][head_dim], values transposed [head_dim][32 positions]; both orders of the tensor core's k are
 // permuted so that a lane reads 8 consecutive elements. Scores are in units of log2: scale * log2(e) is folded into q.
+#include <bit>
+
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/common.cuh"
 
@@ -31,6 +35,20 @@ __device__ __forceinline__ void write(const CudaAttentionArgs& args, std::int64_
     args.out_f32[at] = v;
   }
 }
+__device__ __forceinline__ void write4(const CudaAttentionArgs& args, std::int64_t at, float4 v) {
+  if (args.out_bf16 != nullptr) {
+    *reinterpret_cast<uint2*>(args.out_bf16 + at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+  } else {
+    *reinterpret_cast<float4*>(args.out_f32 + at) = v;
+  }
+}
+__device__ __forceinline__ void add_scaled(float4& sum, const float4& v, float factor) {
+  sum.x = fmaf(v.x, factor, sum.x), sum.y = fmaf(v.y, factor, sum.y);
+  sum.z = fmaf(v.z, factor, sum.z), sum.w = fmaf(v.w, factor, sum.w);
+}
+__device__ __forceinline__ float4 divided(const float4& v, float by) {
+  return make_float4(v.x / by, v.y / by, v.z / by, v.w / by);
+}
 __device__ __forceinline__ uint4 load16(const void* at) {
   return *static_cast<const uint4*>(at);
 }
@@ -41,12 +59,75 @@ __device__ __forceinline__ std::uint32_t transpose8(std::uint32_t v) {
   return r;
 }
 
-template <int kHeadDim>
+// A barrier of a cluster: what was written to shared memory before it is seen by all blocks after it.
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+// The shared memory of another block of the cluster, at the place where this block has its own.
+__device__ __forceinline__ std::uint32_t place_of_rank(const void* own, unsigned rank) {
+  std::uint32_t address = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(own))), "r"(rank));
+#endif
+  return address;
+}
+__device__ __forceinline__ float load_remote(std::uint32_t address) {
+  float v = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+#endif
+  return v;
+}
+__device__ __forceinline__ float4 load_remote4(std::uint32_t address) {
+  float4 v = make_float4(0, 0, 0, 0);
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address)
+               : "memory");
+#endif
+  return v;
+}
+// Keys and values are read once; asking for 256 bytes at a time keeps the memory's rows open.
+__device__ __forceinline__ uint4 load_kv(const void* at) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(at));
+  return v;
+}
+
+__device__ __forceinline__ void rotate(float a, float b, float cos, float sin, float& x, float& y) {
+  x = fmaf(a, cos, -__fmul_rn(b, sin));
+  y = fmaf(b, cos, __fmul_rn(a, sin));
+}
+__device__ __forceinline__ void load8(const float* from, float (&v)[8]) {
+  const float4 a = *reinterpret_cast<const float4*>(from), b = *reinterpret_cast<const float4*>(from + 4);
+  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+
+constexpr int kMostCluster = 8;
+
+// kIsCluster: the parts of a sequence and KV head are the blocks of a cluster (at most kMostCluster).
+template <int kHeadDim, bool kIsCluster>
 __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_constant__ CudaAttentionArgs args) {
   constexpr int kSteps = kHeadDim / 32;  // of 32 dimensions in S
   constexpr int kTiles = kHeadDim / 16;  // of 16 dimensions in O
-  __shared__ float shared_o[kDecodeWarps][8][kHeadDim];
+  constexpr int kHalf = kHeadDim / 2;
+  __shared__ __align__(16) float shared_o[kDecodeWarps][8][kHeadDim];
   __shared__ float shared_m[kDecodeWarps][8], shared_l[kDecodeWarps][8];
+  __shared__ __align__(16) float part_o[kIsCluster ? 8 : 1][kHeadDim], part_m[8],
+      part_l[8];                                    // of the block, for its cluster
+  __shared__ __align__(16) float angles[2][kHalf];  // cosines and sines of the new position
   __shared__ int is_last;
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int g = lane / 4, t = lane % 4;
@@ -54,118 +135,164 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
   const int idx = static_cast<int>(blockIdx.z);
   allow_next();
   // The step's lists were there before its first kernel, and keys and values but the last position's before the step.
-  const int seq = args.batch.decode_seqs[idx], token = args.batch.decode_tokens[idx];
+  const int seq = args.batch.is_plain ? idx : args.batch.decode_seqs[idx];
+  const int token = args.batch.is_plain ? idx : args.batch.decode_tokens[idx];
+  const std::int32_t* table = args.batch.tables + static_cast<std::int64_t>(seq) * args.batch.table_stride;
+  const int begin = part * args.split;
+  int first_tile = begin + 32 * warp;
+  constexpr int kTurn = 32 * kDecodeWarps;  // from a tile of a warp to its next
+  // Blocks are looked up a tile ahead, the first ones beside kv_len; past the sequence's end they are not used.
+  const auto block_at = [&](int pos) { return table[min(pos / args.kv.block_size, args.batch.table_stride - 1)]; };
+  int block = block_at(first_tile), next_block = block_at(first_tile + kTurn);
   const int kv_len = args.batch.kv_len[seq];
   const int group = args.n_heads / args.kv.n_kv_heads;
   const int first_visible = args.window > 0 ? max(0, kv_len - args.window) : 0;
   const int n_parts = (kv_len + args.split - 1) / args.split;
   const int first_part = first_visible / args.split;
-  if (part >= n_parts || part < first_part) {
+  const bool is_idle = part >= n_parts || part < first_part;
+  if (is_idle && (!kIsCluster || kv_len == 0)) {
     wait_for_previous();
     if (kv_len == 0 && part == 0)  // padding of a captured step
       for (int i = static_cast<int>(threadIdx.x); i < group * kHeadDim; i += static_cast<int>(blockDim.x))
         write(args, (static_cast<std::int64_t>(token) * args.n_heads + kv_head * group) * kHeadDim + i, 0.0f);
-    return;
+    return;  // of a cluster all blocks
   }
-  const std::int32_t* table = args.batch.tables + static_cast<std::int64_t>(seq) * args.batch.table_stride;
+  const int end = is_idle ? begin : min(begin + args.split, kv_len);
+  if (first_visible > begin) {  // a window that begins in this part
+    first_tile += (first_visible - begin) / kTurn * kTurn;
+    block = block_at(first_tile), next_block = block_at(first_tile + kTurn);
+  }
 
-  if (const int pos = part * args.split + 32 * warp; pos < kv_len) {
-    const std::uint8_t* base = head_block(args.kv, table[pos / args.kv.block_size], kv_head);
+  // Row r of the 8-row piece i is position 8 (r / 2) + 2 i + r % 2: then a lane's probabilities are of 8 positions in
+  // a row of V^T.
+  std::uint32_t k[4][kSteps][4], v[kTiles][2][4];
+  __half *keys = nullptr, *values = nullptr;  // of the tile
+  const auto load_tile = [&](int pos, int block) {
     const int offset = pos % args.kv.block_size;
-    const std::uint8_t* keys = base + static_cast<std::int64_t>(offset) * kHeadDim * 2;
-    const std::uint8_t* values = base + args.kv.v_offset + static_cast<std::int64_t>(offset) * kHeadDim * 2;
-    for (int i = lane; i < kHeadDim / 2; i += 32) {
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(keys + i * 128));
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(values + i * 128));
+    std::uint8_t* base = args.kv.base + block * args.kv.block_bytes + kv_head * args.kv.head_bytes;
+    keys = reinterpret_cast<__half*>(base) + static_cast<std::int64_t>(offset) * kHeadDim;
+    values =
+        reinterpret_cast<__half*>(base + args.kv.v_offset) + static_cast<std::int64_t>(offset / 32) * kHeadDim * 32;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+        const uint4 x = load_kv(keys + (8 * (g / 2) + 2 * i + g % 2) * kHeadDim + 32 * s + 8 * t);
+        k[i][s][0] = x.x, k[i][s][1] = x.y, k[i][s][2] = x.z, k[i][s][3] = x.w;
+      }
     }
+#pragma unroll
+    for (int d = 0; d < kTiles; ++d) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const uint4 x = load_kv(values + (16 * d + 8 * r + g) * 32 + 8 * t);
+        v[d][r][0] = x.x, v[d][r][1] = x.y, v[d][r][2] = x.z, v[d][r][3] = x.w;
+      }
+    }
+  };
+  const auto prefetch_tile = [&](int pos, int at) {  // into L2, two runs of memory
+    if (pos >= end || lane != 0) return;
+    const int offset = pos % args.kv.block_size;
+    const std::uint8_t* base = head_block(args.kv, at, kv_head) + static_cast<std::int64_t>(offset) * kHeadDim * 2;
+    prefetch_run(base, 64 * kHeadDim);
+    prefetch_run(base + args.kv.v_offset, 64 * kHeadDim);
+  };
+  // Without rope fused, the predecessor wrote the last position: that tile waits.
+  const bool is_early = first_tile < end && (args.is_rope_fused || first_tile + 32 < kv_len);
+  if (is_early) load_tile(first_tile, block);
+  prefetch_tile(first_tile + kTurn, next_block);
+  if (args.is_q_raw) {
+    for (int i = static_cast<int>(threadIdx.x); i < kHalf; i += static_cast<int>(blockDim.x)) {
+      angles[0][i] = args.rope.cos[static_cast<std::int64_t>(kv_len - 1) * kHalf + i];
+      angles[1][i] = args.rope.sin[static_cast<std::int64_t>(kv_len - 1) * kHalf + i];
+    }
+    __syncthreads();
   }
   wait_for_previous();
 
   // B operand: column g is head kv_head * group + g.
   std::uint32_t q[kSteps][4];
-  if (args.is_rope_fused) {
-    constexpr int kHalf = kHeadDim / 2;
-    const std::int64_t row = static_cast<std::int64_t>(kv_len - 1) * kHalf;
-    const float *cos = args.rope.cos + row, *sin = args.rope.sin + row;
-    if (part == n_parts - 1) {  // this block alone reads the new position
-      std::uint8_t* base =
-          args.kv.base + table[(kv_len - 1) / args.kv.block_size] * args.kv.block_bytes + kv_head * args.kv.head_bytes;
-      const int offset = (kv_len - 1) % args.kv.block_size;
-      const float* k = args.rope.k + token * args.rope.k_stride + kv_head * kHeadDim;
-      const float* v = args.rope.v + token * args.rope.v_stride + kv_head * kHeadDim;
-      __half* key = reinterpret_cast<__half*>(base) + static_cast<std::int64_t>(offset) * kHeadDim;
-      __half* value = reinterpret_cast<__half*>(base + args.kv.v_offset) +
-                      static_cast<std::int64_t>(offset / 32) * kHeadDim * 32 + offset % 32;
-      for (int i = static_cast<int>(threadIdx.x); i < kHeadDim; i += static_cast<int>(blockDim.x)) {
-        value[i * 32] = __float2half_rn(v[i]);
-        if (i >= kHalf) continue;
-        const float a = k[i], b = k[i + kHalf];
-        key[i] = __float2half_rn(fmaf(a, cos[i], -__fmul_rn(b, sin[i])));
-        key[i + kHalf] = __float2half_rn(fmaf(b, cos[i], __fmul_rn(a, sin[i])));
-      }
-      __syncthreads();
-    }
-    const float* from = args.q + token * args.q_stride + (kv_head * group + (g < group ? g : 0)) * kHeadDim;
+  {
+    const float* from = args.q + token * args.q_stride + (kv_head * group + (g < group ? g : 0)) * kHeadDim + 8 * t;
     const float scale = args.scale * kLog2E;
 #pragma unroll
     for (int s = 0; s < kSteps / 2; ++s) {
+      float a[8], b[8];
+      load8(from + 32 * s, a);
+      load8(from + 32 * s + kHalf, b);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (args.is_q_raw) rotate(a[i], b[i], angles[0][32 * s + 8 * t + i], angles[1][32 * s + 8 * t + i], a[i], b[i]);
+        a[i] *= scale, b[i] *= scale;
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        float x[2], y[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int d = 32 * s + 8 * t + 2 * i + e;
-          const float a = from[d], b = from[d + kHalf];
-          x[e] = fmaf(a, cos[d], -__fmul_rn(b, sin[d])) * scale;
-          y[e] = fmaf(b, cos[d], __fmul_rn(a, sin[d])) * scale;
-        }
-        q[s][i] = g < group ? pack_f16(x[0], x[1]) : 0;
-        q[s + kSteps / 2][i] = g < group ? pack_f16(y[0], y[1]) : 0;
+        q[s][i] = g < group ? pack_f16(a[2 * i], a[2 * i + 1]) : 0;
+        q[s + kSteps / 2][i] = g < group ? pack_f16(b[2 * i], b[2 * i + 1]) : 0;
       }
-    }
-  } else {
-    const float* from = args.q + token * args.q_stride + (kv_head * group + g) * kHeadDim;
-    const float scale = args.scale * kLog2E;
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        q[s][i] =
-            g < group ? pack_f16(from[32 * s + 8 * t + 2 * i] * scale, from[32 * s + 8 * t + 2 * i + 1] * scale) : 0;
     }
   }
 
   float o[kTiles][4] = {};
   float m[2] = {kMinusInfinity, kMinusInfinity}, l[2] = {0, 0};  // of heads 2 t and 2 t + 1
-  const int begin = part * args.split, end = min(begin + args.split, kv_len);
-  for (int pos = begin + 32 * warp; pos < end; pos += 32 * kDecodeWarps) {
-    const int offset = pos % args.kv.block_size;
-    const std::uint8_t* base = head_block(args.kv, table[pos / args.kv.block_size], kv_head);
-    const __half* keys = reinterpret_cast<const __half*>(base) + static_cast<std::int64_t>(offset) * kHeadDim;
-    const __half* values = reinterpret_cast<const __half*>(base + args.kv.v_offset) +
-                           static_cast<std::int64_t>(offset / 32) * kHeadDim * 32;
-    // Row r of the 8-row piece i is position 8 (r / 2) + 2 i + r % 2: then a lane's probabilities are of 8 positions in
-    // a row of V^T.
-    uint4 k[4][kSteps];
+  if (first_tile < end && !is_early) load_tile(first_tile, block);
+  for (int pos = first_tile; pos < end;) {
+    block = next_block;
+    next_block = block_at(pos + 2 * kTurn);
+    if (args.is_rope_fused && pos + 32 >= kv_len) {  // the new position is in this tile
+      const int at = kv_len - 1 - pos;
+      if (g == 2 * (at / 8) + at % 2) {  // four lanes have its key
+        const float* from = args.rope.k + token * args.rope.k_stride + kv_head * kHeadDim + 8 * t;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+        for (int s = 0; s < kSteps / 2; ++s) {
+          float a[8], b[8];
+          load8(from + 32 * s, a);
+          load8(from + 32 * s + kHalf, b);
+          std::uint32_t low[4], high[4];
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s)
-        k[i][s] = load16(keys + (8 * (g / 2) + 2 * i + g % 2) * kHeadDim + 32 * s + 8 * t);
-    uint4 v[kTiles][2];
+          for (int i = 0; i < 8; ++i)
+            rotate(a[i], b[i], angles[0][32 * s + 8 * t + i], angles[1][32 * s + 8 * t + i], a[i], b[i]);
 #pragma unroll
-    for (int d = 0; d < kTiles; ++d)
+          for (int i = 0; i < 4; ++i)
+            low[i] = pack_f16(a[2 * i], a[2 * i + 1]), high[i] = pack_f16(b[2 * i], b[2 * i + 1]);
+          // Selections, not branches: an index that is not a constant would move the array to memory.
 #pragma unroll
-      for (int r = 0; r < 2; ++r) v[d][r] = load16(values + (16 * d + 8 * r + g) * 32 + 8 * t);
-
+          for (int i = 0; i < 4; ++i) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              k[i][s][e] = i == at % 8 / 2 ? low[e] : k[i][s][e];
+              k[i][s + kSteps / 2][e] = i == at % 8 / 2 ? high[e] : k[i][s + kSteps / 2][e];
+            }
+          }
+          __half* to = keys + at * kHeadDim + 32 * s + 8 * t;
+          *reinterpret_cast<uint4*>(to) = make_uint4(low[0], low[1], low[2], low[3]);
+          *reinterpret_cast<uint4*>(to + kHalf) = make_uint4(high[0], high[1], high[2], high[3]);
+        }
+      }
+      if (t == at / 8) {  // eight lanes have its value
+        const float* from = args.rope.v + token * args.rope.v_stride + kv_head * kHeadDim + g;
+#pragma unroll
+        for (int d = 0; d < kTiles; ++d) {
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const __half value = __float2half_rn(from[16 * d + 8 * r]);
+            values[(16 * d + 8 * r + g) * 32 + at] = value;
+            const std::uint32_t bits = __half_as_ushort(value), keep = at % 2 == 0 ? 0xffff0000u : 0xffffu;
+            const std::uint32_t moved = at % 2 == 0 ? bits : bits << 16;
+#pragma unroll
+            for (int e = 0; e < 4; ++e) v[d][r][e] = e == at % 8 / 2 ? (v[d][r][e] & keep) | moved : v[d][r][e];
+          }
+        }
+      }
+    }
     float score[2][4] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        const uint4 a = k[2 * i][s], b = k[2 * i + 1][s];
-        mma_f16(score[i], a.x, b.x, a.y, b.y, q[s][0], q[s][1]);
-        mma_f16(score[i], a.z, b.z, a.w, b.w, q[s][2], q[s][3]);
+        const auto &a = k[2 * i][s], &b = k[2 * i + 1][s];
+        mma_f16(score[i], a[0], b[0], a[1], b[1], q[s][0], q[s][1]);
+        mma_f16(score[i], a[2], b[2], a[3], b[3], q[s][2], q[s][3]);
       }
     }
     float most[2] = {kMinusInfinity, kMinusInfinity};
@@ -211,9 +338,12 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
 #pragma unroll
     for (int d = 0; d < kTiles; ++d) {
       // Positions of the last tile past the end hold what was there: their probability is 0, but NaN times 0 is not.
-      mma_f16(o[d], v[d][0].x, v[d][1].x, v[d][0].y, v[d][1].y, p[0], p[1]);
-      mma_f16(o[d], v[d][0].z, v[d][1].z, v[d][0].w, v[d][1].w, p[2], p[3]);
+      mma_f16(o[d], v[d][0][0], v[d][1][0], v[d][0][1], v[d][1][1], p[0], p[1]);
+      mma_f16(o[d], v[d][0][2], v[d][1][2], v[d][0][3], v[d][1][3], p[2], p[3]);
     }
+    pos += kTurn;
+    if (pos < end) load_tile(pos, block);
+    prefetch_tile(pos + kTurn, next_block);
   }
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -230,29 +360,70 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
     for (int e = 0; e < 4; ++e) shared_o[warp][2 * t + e % 2][16 * d + g + 8 * (e / 2)] = o[d][e];
   __syncthreads();
 
-  // The warps' results into one, in order; then out, or into this part's place.
-  const int n_heads = args.n_heads;
+  // The warps' results into one, in order, four elements of a thread; then out, or into this part's place.
+  const int n_heads = args.n_heads, n_fours = group * kHeadDim / 4;
   const bool is_only = n_parts - first_part == 1;
-  for (int i = static_cast<int>(threadIdx.x); i < group * kHeadDim; i += static_cast<int>(blockDim.x)) {
-    const int h = i / kHeadDim, d = i % kHeadDim;
-    float most = kMinusInfinity, sum = 0, value = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < n_fours; i += static_cast<int>(blockDim.x)) {
+    const int h = 4 * i / kHeadDim, d = 4 * i % kHeadDim;
+    float most = kMinusInfinity, sum = 0;
+    float4 value = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int w = 0; w < kDecodeWarps; ++w) most = fmaxf(most, shared_m[w][h]);
+    const float shift = most == kMinusInfinity ? 0.0f : most;
 #pragma unroll
     for (int w = 0; w < kDecodeWarps; ++w) {
-      const float factor = exp2f(shared_m[w][h] - most);
-      sum += shared_l[w][h] * factor;
-      value += shared_o[w][h][d] * factor;
+      const float factor = exp2f(shared_m[w][h] - shift);
+      sum = fmaf(shared_l[w][h], factor, sum);
+      add_scaled(value, *reinterpret_cast<const float4*>(&shared_o[w][h][d]), factor);
     }
     const int head = kv_head * group + h;
-    if (is_only) {
-      write(args, (static_cast<std::int64_t>(token) * n_heads + head) * kHeadDim + d, value / sum);
+    if constexpr (kIsCluster) {
+      *reinterpret_cast<float4*>(&part_o[h][d]) = value;
+      if (d == 0) part_m[h] = most, part_l[h] = sum;
+    } else if (is_only) {
+      write4(args, (static_cast<std::int64_t>(token) * n_heads + head) * kHeadDim + d, divided(value, sum));
     } else {
       float* place =
           args.partials + ((static_cast<std::int64_t>(idx) * n_heads + head) * args.max_parts + part) * (kHeadDim + 2);
-      place[2 + d] = value;
-      if (d == 0) place[0] = most, place[1] = sum;
+      *reinterpret_cast<float2*>(place + 2 + d) = make_float2(value.x, value.y);
+      *reinterpret_cast<float2*>(place + 4 + d) = make_float2(value.z, value.w);
+      if (d == 0) *reinterpret_cast<float2*>(place) = make_float2(most, sum);
     }
+  }
+  if constexpr (kIsCluster) {
+    // Every block folds a share of the elements over all blocks, those without positions included: they add nothing.
+    const int n_ranks = static_cast<int>(gridDim.x);
+    const int share = (n_fours + n_ranks - 1) / n_ranks;
+    cluster_arrive();
+    cluster_wait();
+    for (int i = part * share + static_cast<int>(threadIdx.x); i < min((part + 1) * share, n_fours);
+         i += static_cast<int>(blockDim.x)) {
+      const int h = 4 * i / kHeadDim, d = 4 * i % kHeadDim;
+      float ms[kMostCluster], ls[kMostCluster], most = kMinusInfinity, sum = 0;
+      float4 os[kMostCluster], value = make_float4(0, 0, 0, 0);
+#pragma unroll
+      for (int r = 0; r < kMostCluster; ++r) {
+        ms[r] = kMinusInfinity, ls[r] = 0, os[r] = value;
+        if (r >= n_ranks) continue;
+        ms[r] = load_remote(place_of_rank(&part_m[h], static_cast<unsigned>(r)));
+        ls[r] = load_remote(place_of_rank(&part_l[h], static_cast<unsigned>(r)));
+        os[r] = load_remote4(place_of_rank(&part_o[h][d], static_cast<unsigned>(r)));
+      }
+#pragma unroll
+      for (int r = 0; r < kMostCluster; ++r) most = fmaxf(most, ms[r]);
+#pragma unroll
+      for (int r = 0; r < kMostCluster; ++r) {
+        const float factor = exp2f(ms[r] - most);
+        sum = fmaf(ls[r], factor, sum);
+        add_scaled(value, os[r], factor);
+      }
+      write4(args, (static_cast<std::int64_t>(token) * n_heads + kv_head * group + h) * kHeadDim + d,
+             divided(value, sum));
+    }
+    // Nobody leaves while another reads its memory.
+    cluster_arrive();
+    cluster_wait();
+    return;
   }
   if (is_only) return;
   __threadfence();
@@ -272,26 +443,14 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
     const float* places =
         args.partials + (static_cast<std::int64_t>(idx) * n_heads + head) * args.max_parts * (kHeadDim + 2);
     float most = kMinusInfinity, sum = 0, value = 0;
-    constexpr int kBatch = 4;  // loads in flight
-    for (int begin_part = first_part; begin_part < n_parts; begin_part += kBatch) {
-      float part_m[kBatch], part_l[kBatch], part_o[kBatch];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int p = begin_part + i;
-        const float* place = places + static_cast<std::int64_t>(p) * (kHeadDim + 2);
-        part_m[i] = p < n_parts ? __ldcg(place) : kMinusInfinity;
-        part_l[i] = p < n_parts ? __ldcg(place + 1) : 0.0f;
-        part_o[i] = p < n_parts ? __ldcg(place + 2 + d) : 0.0f;
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (begin_part + i >= n_parts) break;
-        const float next = fmaxf(most, part_m[i]);
-        const float a = exp2f(most - next), b = exp2f(part_m[i] - next);
-        sum = sum * a + part_l[i] * b;
-        value = value * a + part_o[i] * b;
-        most = next;
-      }
+#pragma unroll 8
+    for (int p = first_part; p < n_parts; ++p) most = fmaxf(most, __ldcg(places + p * (kHeadDim + 2)));
+#pragma unroll 4
+    for (int p = first_part; p < n_parts; ++p) {
+      const float* place = places + p * (kHeadDim + 2);
+      const float factor = exp2f(__ldcg(place) - most);
+      sum = fmaf(__ldcg(place + 1), factor, sum);
+      value = fmaf(__ldcg(place + 2 + d), factor, value);
     }
     write(args, (static_cast<std::int64_t>(token) * n_heads + head) * kHeadDim + d, value / sum);
   }
@@ -318,12 +477,26 @@ __global__ void __launch_bounds__(128) prefill_kernel(const __grid_constant__ Cu
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = min(g + 8 * r, n_tokens - 1);
-    const float* from = args.q + (token + row) * args.q_stride + head * kHeadDim;
+    const float* from = args.q + (token + row) * args.q_stride + head * kHeadDim + 8 * t;
+    const std::int64_t angle = static_cast<std::int64_t>(q_pos + row) * (kHeadDim / 2) + 8 * t;
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s)
+    for (int s = 0; s < kSteps / 2; ++s) {
+      float a[8], b[8];
+      load8(from + 32 * s, a);
+      load8(from + 32 * s + kHeadDim / 2, b);
+      if (args.is_q_raw) {
+        float cos[8], sin[8];
+        load8(args.rope.cos + angle + 32 * s, cos);
+        load8(args.rope.sin + angle + 32 * s, sin);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        q[s][r][i] = pack_f16(from[32 * s + 8 * t + 2 * i] * scale, from[32 * s + 8 * t + 2 * i + 1] * scale);
+        for (int i = 0; i < 8; ++i) rotate(a[i], b[i], cos[i], sin[i], a[i], b[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        q[s][r][i] = pack_f16(a[2 * i] * scale, a[2 * i + 1] * scale);
+        q[s + kSteps / 2][r][i] = pack_f16(b[2 * i] * scale, b[2 * i + 1] * scale);
+      }
+    }
   }
   float o[kTiles][4] = {};
   float m[2] = {kMinusInfinity, kMinusInfinity}, l[2] = {0, 0};
@@ -464,11 +637,13 @@ template <int kHeadDim>
 void launch_mma(void* stream, const CudaAttentionArgs& args) {
   const CudaBatch& batch = args.batch;
   if (batch.n_decodes > 0) {
-    const unsigned n_parts = ceil_div(batch.max_decode_len, args.split);
-    launch(decode_kernel<kHeadDim>,
-           dim3(n_parts > 0 ? n_parts : 1, static_cast<unsigned>(args.kv.n_kv_heads),
-                static_cast<unsigned>(batch.n_decodes)),
-           32 * kDecodeWarps, 0, stream, args);
+    unsigned n_parts = batch.max_decode_len > 0 ? ceil_div(batch.max_decode_len, args.split) : 1;
+    const dim3 grid(n_parts, static_cast<unsigned>(args.kv.n_kv_heads), static_cast<unsigned>(batch.n_decodes));
+    if (n_parts > 1 && n_parts <= kMostCluster && has_clusters()) {
+      launch_cluster(decode_kernel<kHeadDim, true>, grid, 32 * kDecodeWarps, n_parts, stream, args);
+    } else {
+      launch(decode_kernel<kHeadDim, false>, grid, 32 * kDecodeWarps, 0, stream, args);
+    }
   }
   if (batch.n_tiles > 0)
     launch(prefill_kernel<kHeadDim>, dim3(ceil_div(args.n_heads, 4), static_cast<unsigned>(batch.n_tiles)), 128, 0,

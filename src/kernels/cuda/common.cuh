@@ -41,6 +41,30 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared
   (void)cudaLaunchKernelEx(&config, kernel, Params(args)...);  // an error is sticky: the step's wait() tells it
 }
 
+// With the blocks of a row of the grid in one cluster.
+template <class... Params, class... Args>
+void launch_cluster(void (*kernel)(Params...), dim3 grid, dim3 block, unsigned cluster, void* stream, Args&&... args) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = cluster;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = stream_of(stream);
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  (void)cudaLaunchKernelEx(&config, kernel, Params(args)...);
+}
+// Whether the current device has clusters of blocks (compute capability 9.0).
+inline bool has_clusters() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+}
+
 inline unsigned ceil_div(std::int64_t a, std::int64_t b) {
   return static_cast<unsigned>((a + b - 1) / b);
 }
@@ -49,6 +73,14 @@ inline unsigned ceil_div(std::int64_t a, std::int64_t b) {
 __device__ __forceinline__ uint4 load_stream(const void* at) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(at));
+  return v;
+}
+// Where a warp takes 256 bytes of each of several rows, in pieces: the first piece brings them all.
+__device__ __forceinline__ uint4 load_stream256(const void* at) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(at));
   return v;
@@ -67,6 +99,13 @@ __device__ __forceinline__ std::uint32_t load_stream2(const void* at) {
   std::uint16_t v;
   asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(at));
   return v;
+}
+
+// Asks the L2 cache for bytes [at, at + n), multiples of 16: one lane's call covers a whole run of memory.
+__device__ __forceinline__ void prefetch_run(const void* at, unsigned n) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(n) : "memory");
+#endif
 }
 
 __device__ __forceinline__ float warp_sum(float v) {
@@ -108,6 +147,13 @@ __device__ __forceinline__ void mma_s8(int (&d)[4], std::uint32_t a0, std::uint3
       "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
       : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(0));
+}
+// d += a b likewise.
+__device__ __forceinline__ void mma_s8_add(int (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                           std::uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // d = a b with a [16 x 16] and b [16 x 8] of int8.
 __device__ __forceinline__ void mma_s8_k16(int (&d)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t b0) {

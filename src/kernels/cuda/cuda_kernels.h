@@ -15,7 +15,8 @@ namespace still {
 struct CudaActivations {
   const float* f32 = nullptr;  // [n_rows, k]
   const std::uint16_t* bf16 = nullptr;
-  const std::int8_t* q = nullptr;  // as QuantizedRows, contiguous rows
+  const std::uint16_t* f16 = nullptr;  // [n_rows, k], each row times 1 / scale[row]
+  const std::int8_t* q = nullptr;      // as QuantizedRows, contiguous rows
   const float* scale = nullptr;
   const std::int16_t* sums = nullptr;
 };
@@ -43,8 +44,19 @@ struct CudaLinearArgs {
   bool y_is_bf16 = false;
   std::int32_t k = 0;
   std::int32_t n_rows = 0;  // at most kCudaSkinnyRows, but for F32
-  CudaActivations x;        // F32: f32; BF16, F16: bf16; quantised: q, or f32 of a single row
+  // F32: f32; BF16, F16: bf16; quantised: q; FP8: f16. A single row, but for F32: f32 or bf16.
+  CudaActivations x;
+  // A single row, f32, but for F32 weights: x stands before the RMSNorm with these weights; null: it is what it is.
+  const float* norm = nullptr;  // [k]
+  float eps = 0;
+  // The products from this one on are in second_format (cuda_can_mix; a single row, stored).
+  std::int32_t n_first = kCudaMaxProducts;
+  PackedFormat second_format = PackedFormat::kF32;
 };
+// Formats of which one launch computes both: Q4_K_M keeps half of its values' projections in Q6_K.
+constexpr bool cuda_can_mix(PackedFormat first, PackedFormat second) {
+  return first == PackedFormat::kQ4_K && second == PackedFormat::kQ6_K;
+}
 
 // Quantised copies of rows: q [n, k], scale [n, k / block], sums [n, k / 16]; null where not wanted.
 struct CudaQuantizedOut {
@@ -78,6 +90,7 @@ struct CudaBatch {
   std::int32_t table_stride = 0;
   std::int32_t n_tokens = 0, n_rows = 0, n_seqs = 0, n_decodes = 0, n_tiles = 0;
   std::int32_t max_decode_len = 0;  // an upper bound of kv_len of the decodes
+  bool is_plain = false;            // decode i is token i and sequence i
 };
 
 // The keys and values of one layer. A block of one head: K [block_size][head_dim], then V [block_size /
@@ -90,7 +103,8 @@ struct CudaKv {
   std::int32_t block_size, n_kv_heads, head_dim;
 };
 
-// q and k are rotated in place (k only on its way into the cache), k and v stored. Row strides in elements.
+// q and k are rotated in place (k only on its way into the cache), k and v stored. Row strides in elements. n_heads 0:
+// q is left to the attention.
 struct CudaRopeKvArgs {
   float* q;
   const float* k;
@@ -120,9 +134,10 @@ struct CudaAttentionArgs {
   float* partials = nullptr;         // [n_seqs][n_heads][max_parts][head_dim + 2]
   std::int32_t* arrivals = nullptr;  // [n_seqs * n_kv_heads], zero between calls
   std::int32_t max_parts = 0;
-  // Decodes only: q and k are still to be rotated, k and v to be stored (rope.kv and rope.positions are not looked at;
-  // rope covers whole heads in halves; head_dim 64 or 128, at most 8 heads of a KV head).
-  bool is_rope_fused = false;
+  // q is still to be rotated (rope.kv and rope.positions are not looked at; rope covers whole heads in halves; head_dim
+  // 64 or 128, at most 8 heads of a KV head; strides a multiple of 4).
+  bool is_q_raw = false;
+  bool is_rope_fused = false;  // decodes only: k too, and k and v are still to be stored
   CudaRopeKvArgs rope = {};
 };
 
@@ -185,12 +200,19 @@ struct CudaKernels {
 
   void (*linear)(void* stream, const CudaLinearArgs& args);
   // Rows [row_begin, row_begin + n_rows) of a matrix as bf16 [n_rows, k]; row_begin a multiple of 16.
-  void (*dequantize)(void* stream, PackedFormat format, const std::uint8_t* weights, std::int64_t k,
+  void (*dequantize)(void* stream, PackedFormat format, const std::uint8_t* weights, std::int64_t n_out, std::int64_t k,
                      std::int64_t row_begin, std::int64_t n_rows, std::uint16_t* out);
   // f32 or bf16 rows to quantised ones; block 32 or 256.
   void (*quantize_rows)(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, std::int32_t block,
                         const CudaQuantizedOut& out);
   void (*to_bf16)(void* stream, const float* x, std::int64_t n, std::uint16_t* y);
+  // Rows (f32 or bf16) for products with FP8 weights, y times scale[row] being x: f16, the scale a power of two that
+  // brings the largest near 2^12; or e4m3, the largest at 448.
+  void (*scale_rows)(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, std::uint16_t* y_f16,
+                     std::uint8_t* y_f8, float* scale);
+  // y[row][i] = bias[i].
+  void (*repeat_bias)(void* stream, const float* bias, std::int32_t n_rows, std::int32_t n_out, float* y,
+                      std::int64_t y_stride);
   void (*rms_norm)(void* stream, const CudaNormArgs& args);
   void (*gather)(void* stream, const void* x, std::int64_t row_bytes, const std::int32_t* rows, std::int32_t n_rows,
                  void* y);
@@ -227,8 +249,8 @@ const CudaKernels* cuda_kernels();
 
 // d = alpha-free GEMM through cuBLASLt: y [n_rows, y_stride] (+)= x [n_rows, k] * w [n_out, k]^T (+ bias).
 struct CudaGemmArgs {
-  const std::uint16_t* x;  // bf16
-  const std::uint16_t* w;  // bf16, row stride w_stride
+  const void* x;  // bf16; e4m3 with is_f8
+  const void* w;  // likewise, row stride w_stride
   std::int64_t w_stride;
   void* y;
   std::int64_t y_stride;
@@ -237,6 +259,13 @@ struct CudaGemmArgs {
   std::int64_t n_rows, n_out, k;
   // Above 0: by the algorithm for so many rows, whatever n_rows is; then a row's result depends on that row alone.
   std::int64_t fixed_rows = 0;
+  bool is_f8 = false;
+  const float* x_scale = nullptr;  // is_f8: [n_rows] and [n_out], products are multiplied by
+  const float* w_scale = nullptr;
+  // The shape comes again: algorithms are measured when it comes first. With `add` that takes room for another y.
+  bool is_recurring = false;
+  void* room = nullptr;
+  std::int64_t room_bytes = 0;
 };
 
 // cuBLASLt, loaded at run time; one per device and stream. Not thread-safe.

@@ -1,5 +1,7 @@
 // What stands between the products: norms, activations quantised or rounded, rotary embedding with the write of keys
 // and values, SwiGLU of a dense product.
+#include <cuda_fp8.h>
+
 #include "kernels/cuda/comm.cuh"
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/elementwise.cuh"
@@ -73,6 +75,47 @@ __global__ void __launch_bounds__(256) to_bf16_kernel(const float* x, std::int64
   } else {
     for (std::int64_t i = at; i < n; ++i) y[i] = __float2bfloat16_rn(x[i]);
   }
+}
+
+// A block takes a row, which it reads twice: the second time from the cache.
+__global__ void __launch_bounds__(256) scale_rows_kernel(const float* f32, const __nv_bfloat16* bf16, int k,
+                                                         __half* y_f16, std::uint8_t* y_f8, float* scale) {
+  __shared__ float shared[8];
+  wait_for_previous();
+  allow_next();
+  const std::int64_t row = blockIdx.x * std::int64_t{k};
+  const auto value = [&](int i) { return f32 != nullptr ? f32[row + i] : __bfloat162float(bf16[row + i]); };
+  float most = 0, bad = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < k; i += 256) {
+    const float v = value(i);
+    most = fmaxf(most, fabsf(v));
+    bad += v - v;  // NaN where one is NaN or infinite
+  }
+#pragma unroll
+  for (int i = 16; i > 0; i /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = most;
+  const bool is_finite = __syncthreads_and(bad == 0.0f) != 0;
+  for (int w = 0; w < 8; ++w) most = fmaxf(most, shared[w]);
+  most = fmaxf(most, 0x1p-100f);
+  const int exponent = static_cast<int>(__float_as_uint(most) >> 23) - 12;
+  const float to = y_f16 != nullptr ? __uint_as_float(static_cast<std::uint32_t>(exponent) << 23) : most / 448.0f;
+  const float inverse = 1.0f / to;
+  if (threadIdx.x == 0) scale[blockIdx.x] = is_finite ? to : __int_as_float(0x7fc00000);
+  for (int i = static_cast<int>(threadIdx.x); i < k; i += 256) {
+    const float v = value(i) * inverse;
+    if (y_f16 != nullptr) {
+      y_f16[row + i] = __float2half_rn(v);
+    } else {
+      y_f8[row + i] = static_cast<std::uint8_t>(__nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3));
+    }
+  }
+}
+
+__global__ void repeat_bias_kernel(const float* bias, int n_out, float* y, std::int64_t y_stride) {
+  wait_for_previous();
+  allow_next();
+  for (int i = static_cast<int>(threadIdx.x); i < n_out; i += static_cast<int>(blockDim.x))
+    y[blockIdx.x * y_stride + i] = bias[i];
 }
 
 constexpr int kTurns = 2;
@@ -317,6 +360,17 @@ void quantize_rows(void* stream, const CudaActivations& x, std::int32_t n_rows, 
 
 void to_bf16(void* stream, const float* x, std::int64_t n, std::uint16_t* y) {
   launch(to_bf16_kernel, ceil_div(n, 2048), 256, 0, stream, x, n, reinterpret_cast<__nv_bfloat16*>(y));
+}
+
+void scale_rows(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, std::uint16_t* y_f16,
+                std::uint8_t* y_f8, float* scale) {
+  launch(scale_rows_kernel, static_cast<unsigned>(n_rows), 256, 0, stream, x.f32,
+         reinterpret_cast<const __nv_bfloat16*>(x.bf16), k, reinterpret_cast<__half*>(y_f16), y_f8, scale);
+}
+
+void repeat_bias(void* stream, const float* bias, std::int32_t n_rows, std::int32_t n_out, float* y,
+                 std::int64_t y_stride) {
+  launch(repeat_bias_kernel, static_cast<unsigned>(n_rows), 256, 0, stream, bias, n_out, y, y_stride);
 }
 
 void rms_norm(void* stream, const CudaNormArgs& args) {

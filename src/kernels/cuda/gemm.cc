@@ -3,11 +3,13 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <tuple>
+#include <vector>
 
 #include "kernels/cuda/cuda_kernels.h"
 
@@ -26,8 +28,11 @@ struct Heuristic {
   float waves;
   int reserved[4];
 };
-constexpr int kComputeF32 = 68;                                   // CUBLAS_COMPUTE_32F
-constexpr int kF32 = 0, kBF16 = 14;                               // cudaDataType_t
+constexpr int kComputeF32 = 68;                // CUBLAS_COMPUTE_32F
+constexpr int kF32 = 0, kBF16 = 14, kF8 = 28;  // cudaDataType_t; kF8: CUDA_R_8F_E4M3
+constexpr int kAttrScaleA = 17, kAttrScaleB = 18, kAttrFastSum = 25, kAttrScaleModeA = 31, kAttrScaleModeB = 32;
+constexpr int kScaleOuterVector = 3;  // CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F: one for each row and column
+constexpr int kMostCandidates = 12, kRepeats = 3;
 constexpr int kAttrTransA = 3, kAttrEpilogue = 7, kAttrBias = 8;  // cublasLtMatmulDescAttributes_t
 constexpr int kTranspose = 1;                                     // CUBLAS_OP_T
 constexpr std::uint32_t kEpilogueBias = 4;                        // CUBLASLT_EPILOGUE_BIAS
@@ -74,8 +79,8 @@ struct Library {
 // A shape's descriptors and algorithm; they live as long as the process uses the shape.
 struct Plan {
   Handle desc = nullptr, a = nullptr, b = nullptr, d = nullptr;
-  Algo algo{};
-  std::size_t workspace_bytes = 0;
+  Heuristic choice{};
+  std::vector<Heuristic> candidates;  // to be measured
   bool is_usable = false;
 };
 
@@ -105,20 +110,53 @@ class CublasLtGemm : public CudaGemm {
     if (!plan.is_usable) return false;
     if (args.bias != nullptr && library_.desc_set(plan.desc, kAttrBias, &args.bias, sizeof(args.bias)) != 0)
       return false;
-    const float alpha = 1.0f, beta = args.add ? 1.0f : 0.0f;
-    return library_.matmul(handle_, plan.desc, &alpha, args.w, plan.a, args.x, plan.b, &beta, args.y, plan.d, args.y,
-                           plan.d, &plan.algo, workspace_, plan.workspace_bytes,
-                           static_cast<cudaStream_t>(stream)) == 0;
+    if (args.is_f8 && (library_.desc_set(plan.desc, kAttrScaleA, &args.w_scale, sizeof(args.w_scale)) != 0 ||
+                       library_.desc_set(plan.desc, kAttrScaleB, &args.x_scale, sizeof(args.x_scale)) != 0))
+      return false;
+    if (!plan.candidates.empty()) measure(static_cast<cudaStream_t>(stream), plan, args);
+    return multiply(static_cast<cudaStream_t>(stream), plan, args, plan.choice, args.y);
   }
 
  private:
-  using Key =
-      std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool, bool, bool, std::int64_t>;
+  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool, bool, bool, bool,
+                         std::int64_t>;
+
+  bool multiply(cudaStream_t stream, const Plan& plan, const CudaGemmArgs& args, const Heuristic& choice, void* y) {
+    const float alpha = 1.0f, beta = args.add ? 1.0f : 0.0f;
+    return library_.matmul(handle_, plan.desc, &alpha, args.w, plan.a, args.x, plan.b, &beta, args.y, plan.d, y, plan.d,
+                           &choice.algo, workspace_, choice.workspace_bytes, stream) == 0;
+  }
+
+  // The fastest candidate becomes the plan's choice; each run begins with another matrix in the cache.
+  void measure(cudaStream_t stream, Plan& plan, const CudaGemmArgs& args) {
+    const std::vector<Heuristic> candidates = std::move(plan.candidates);
+    plan.candidates.clear();
+    void* y = args.add ? args.room : args.y;
+    if (args.add && args.room_bytes < args.n_rows * args.y_stride * (args.y_is_bf16 ? 2 : 4)) return;
+    cudaEvent_t begin = nullptr, end = nullptr;
+    if (cudaEventCreate(&begin) != cudaSuccess || cudaEventCreate(&end) != cudaSuccess) return;
+    float least = 1e30f;
+    for (const Heuristic& candidate : candidates) {
+      float best = 1e30f;
+      for (int i = 0; i <= kRepeats; ++i) {
+        (void)cudaMemsetAsync(workspace_, 0, kWorkspaceBytes, stream);
+        (void)cudaEventRecord(begin, stream);
+        if (!multiply(stream, plan, args, candidate, y)) break;
+        (void)cudaEventRecord(end, stream);
+        float ms = 0;
+        if (cudaEventSynchronize(end) != cudaSuccess || cudaEventElapsedTime(&ms, begin, end) != cudaSuccess) break;
+        if (i > 0) best = std::min(best, ms);
+      }
+      if (best < least) least = best, plan.choice = candidate;
+    }
+    (void)cudaEventDestroy(begin);
+    (void)cudaEventDestroy(end);
+  }
 
   // In the library's column-major terms: d [n_out x n_rows] = w^T [n_out x k] * x [k x n_rows].
   Plan& plan_of(const CudaGemmArgs& args) {
-    const Key key{args.n_rows, args.n_out,           args.k,         args.w_stride, args.y_stride, args.y_is_bf16,
-                  args.add,    args.bias != nullptr, args.fixed_rows};
+    const Key key{args.n_rows,    args.n_out, args.k,     args.w_stride,        args.y_stride,
+                  args.y_is_bf16, args.add,   args.is_f8, args.bias != nullptr, args.fixed_rows};
     const auto [entry, is_new] = plans_.try_emplace(key);
     Plan& plan = entry->second;
     if (!is_new) return plan;
@@ -126,21 +164,25 @@ class CublasLtGemm : public CudaGemm {
       CudaGemmArgs fixed = args;
       fixed.n_rows = args.fixed_rows;
       const Plan& chosen = plan_of(fixed);
-      plan.algo = chosen.algo;
-      plan.workspace_bytes = kWorkspaceBytes;  // a split of k needs more of it for more rows
+      plan.choice = chosen.choice;
+      plan.choice.workspace_bytes = kWorkspaceBytes;  // a split of k needs more of it for more rows
       plan.is_usable = chosen.is_usable && describe(plan, args);
       return plan;
     }
     bool good = describe(plan, args);
-    Heuristic result{};
+    // What is measured may be chosen otherwise next time, which a fixed algorithm must not be.
+    const int most = args.is_recurring && args.fixed_rows == 0 ? kMostCandidates : 1;
+    std::vector<Heuristic> results(kMostCandidates);
     int found = 0;
-    good =
-        good &&
-        library_.heuristic(handle_, plan.desc, plan.a, plan.b, plan.d, plan.d, preference_, 1, &result, &found) == 0 &&
-        found > 0 && result.status == 0;
-    if (good) {
-      plan.algo = result.algo;
-      plan.workspace_bytes = result.workspace_bytes;
+    good = good &&
+           library_.heuristic(handle_, plan.desc, plan.a, plan.b, plan.d, plan.d, preference_, most, results.data(),
+                              &found) == 0 &&
+           found > 0;
+    results.resize(good ? static_cast<std::size_t>(found) : 0);
+    std::erase_if(results, [](const Heuristic& result) { return result.status != 0; });
+    if (!results.empty()) {
+      plan.choice = results[0];
+      if (results.size() > 1) plan.candidates = std::move(results);
       plan.is_usable = true;
     }
     return plan;
@@ -155,8 +197,17 @@ class CublasLtGemm : public CudaGemm {
     if (args.bias != nullptr)
       good = good && library_.desc_set(plan.desc, kAttrEpilogue, &kEpilogueBias, sizeof(kEpilogueBias)) == 0 &&
              library_.desc_set(plan.desc, kAttrBias, &args.bias, sizeof(args.bias)) == 0;
-    good = good && library_.layout_create(&plan.a, kBF16, k, out, args.w_stride) == 0 &&
-           library_.layout_create(&plan.b, kBF16, k, rows, args.k) == 0 &&
+    const int type = args.is_f8 ? kF8 : kBF16;
+    if (args.is_f8) {
+      const signed char fast = 1;
+      good = good && library_.desc_set(plan.desc, kAttrScaleModeA, &kScaleOuterVector, sizeof(int)) == 0 &&
+             library_.desc_set(plan.desc, kAttrScaleModeB, &kScaleOuterVector, sizeof(int)) == 0 &&
+             library_.desc_set(plan.desc, kAttrScaleA, &args.w_scale, sizeof(args.w_scale)) == 0 &&
+             library_.desc_set(plan.desc, kAttrScaleB, &args.x_scale, sizeof(args.x_scale)) == 0 &&
+             library_.desc_set(plan.desc, kAttrFastSum, &fast, sizeof(fast)) == 0;
+    }
+    good = good && library_.layout_create(&plan.a, type, k, out, args.w_stride) == 0 &&
+           library_.layout_create(&plan.b, type, k, rows, args.k) == 0 &&
            library_.layout_create(&plan.d, args.y_is_bf16 ? kBF16 : kF32, out, rows, args.y_stride) == 0;
     return good;
   }

@@ -1,8 +1,12 @@
 // Products of up to 16 rows: weights stream through registers into the tensor core once, whatever the number of rows.
 //
 // A block takes 16 rows of the matrix (for SwiGLU: of both matrices); its warps share k in turns of a chunk, hold one
-// chunk while the next is under way, and add up through shared memory in warp order. The first chunk is asked for
+// chunk while the next is under way, and add up through shared memory in warp order. The first chunks are asked for
 // before the predecessor has ended, so that the memory does not idle between two products.
+//
+// One row has its own kernel (weights.cuh says how the tensor core is used): it makes the row's form itself, and takes
+// the RMSNorm before the product along: the row times the norm's weights is multiplied, the squares are summed on the
+// way, and the results are divided by the root at the end.
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/weights.cuh"
 
@@ -13,11 +17,24 @@ struct SkinnyArgs {
   CudaProduct products[kCudaMaxProducts];
   std::int32_t first_panel[kCudaMaxProducts + 1];
   CudaActivations x;
-  std::int64_t panel_bytes;
+  const float* norm;  // one row: weights of an RMSNorm to be taken along, or null
+  std::int64_t panel_bytes, second_panel_bytes;
+  float eps;
+  std::int32_t n_first, second_n_tiles;  // products of the first format
   std::int32_t n_products, k, n_tiles, n_rows;
   CudaEpilogue epilogue;
   bool y_is_bf16;
 };
+
+// A panel of a matrix; FP8 has its scales after the matrix. kIsSecond: of the second format.
+template <class Format, bool kIsSecond = false>
+__device__ __forceinline__ Panel panel_of(const SkinnyArgs& args, const CudaProduct& product, int panel_idx) {
+  const std::int64_t panel_bytes = kIsSecond ? args.second_panel_bytes : args.panel_bytes;
+  Panel panel{product.weights + panel_idx * panel_bytes, kIsSecond ? args.second_n_tiles : args.n_tiles,
+              product.n_out - 16 * panel_idx, args.k};
+  panel.scales = Format::scales_of(product.weights, product.n_out, args.k, panel_idx);
+  return panel;
+}
 
 __device__ __forceinline__ void store(const SkinnyArgs& args, const CudaProduct& product, int column, int row,
                                       float v) {
@@ -29,12 +46,19 @@ __device__ __forceinline__ void store(const SkinnyArgs& args, const CudaProduct&
   }
 }
 
-// kGroups8: columns (rows of activations) in groups of 8; 0: one column, whose neighbours are left out of the float
-// work.
-template <class Format, int kGroups8>
+// The sum of a row's products is finished: scale, residual, bias.
+template <class Format>
+__device__ __forceinline__ float scaled(const SkinnyArgs& args, const Panel& panel, int row, int column, float v) {
+  if constexpr (Format::kHasRowScales) v *= panel.scales[row];
+  if (Format::kHasXScales && args.x.f16 != nullptr) v *= args.x.scale[column];
+  return v;
+}
+
+// kColumns8: columns (rows of activations) in groups of 8.
+template <class Format, int kColumns8>
 __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ SkinnyArgs args) {
   extern __shared__ float parts[];  // [matrices][warps][16][8 * kColumns8]
-  constexpr int kColumns8 = kGroups8 == 0 ? 1 : kGroups8, kWidth = 8 * kColumns8;
+  constexpr int kWidth = 8 * kColumns8;
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int n_warps = static_cast<int>(blockDim.x / 32);
   const int g = lane / 4, t = lane % 4;
@@ -47,8 +71,7 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
 
   for (int matrix = 0; matrix < n_matrices; ++matrix) {
     const CudaProduct& product = args.products[is_swiglu ? matrix : which];
-    const Panel panel{product.weights + panel_idx * args.panel_bytes, args.n_tiles, product.n_out - 16 * panel_idx,
-                      args.k};
+    const Panel panel = panel_of<Format>(args, product, panel_idx);
     const int n_chunks = Format::n_chunks(panel);
     float f[kColumns8][4] = {};
     typename Format::Chunk current, next;
@@ -59,7 +82,7 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
     }
     for (int chunk = warp; chunk < n_chunks; chunk += n_warps) {
       if (chunk + n_warps < n_chunks) Format::load(next, panel, chunk + n_warps, lane);
-      Format::template multiply<kColumns8, kGroups8 == 0>(current, panel, args.x, args.n_rows, chunk, lane, f);
+      Format::template multiply<kColumns8>(current, panel, args.x, args.n_rows, chunk, lane, f);
       current = next;
     }
     float* part = parts + (matrix * n_warps + warp) * 16 * kWidth;
@@ -76,8 +99,10 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
     if (row >= product.n_out) continue;
     float v = 0, up = 0;
     for (int w = 0; w < n_warps; ++w) v += parts[w * 16 * kWidth + i];
+    v = scaled<Format>(args, panel_of<Format>(args, product, panel_idx), i % 16, column, v);
     if (is_swiglu) {
       for (int w = 0; w < n_warps; ++w) up += parts[(n_warps + w) * 16 * kWidth + i];
+      up = scaled<Format>(args, panel_of<Format>(args, args.products[1], panel_idx), i % 16, column, up);
       v = v / (1.0f + __expf(-v)) * up;
     } else if (args.epilogue == CudaEpilogue::kAdd) {
       v += static_cast<const float*>(product.y)[column * product.y_stride + row];
@@ -85,6 +110,243 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
       v += product.bias[row];
     }
     store(args, product, column, row, v);
+  }
+}
+
+constexpr int kMostWarps = 16;
+
+// One row's share of a lane: four elements and four more of a chunk; and an RMSNorm's weights there.
+template <class Format>
+struct RowShare {
+  float4 raw[2], norm[2];
+  __device__ __forceinline__ static int place(int chunk, int lane, int half, int k) {  // negative: outside
+    const int at = Format::element_of(lane, half), from = chunk * Format::kSingleChunk + at;
+    return at < Format::kSingleChunk && from < k ? from : -1;
+  }
+  __device__ __forceinline__ void load_norm(const SkinnyArgs& args, int chunk, int lane) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int from = place(chunk, lane, half, args.k);
+      norm[half] = from < 0 ? make_float4(0, 0, 0, 0) : __ldg(reinterpret_cast<const float4*>(args.norm + from));
+    }
+  }
+  __device__ __forceinline__ void load_raw(const SkinnyArgs& args, int chunk, int lane) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int from = place(chunk, lane, half, args.k);
+      raw[half] = make_float4(0, 0, 0, 0);
+      if (from < 0) continue;
+      if (args.x.bf16 != nullptr) {
+        const uint2 four = *reinterpret_cast<const uint2*>(args.x.bf16 + from);
+        raw[half] = make_float4(__uint_as_float(four.x << 16), __uint_as_float(four.x & 0xffff0000u),
+                                __uint_as_float(four.y << 16), __uint_as_float(four.y & 0xffff0000u));
+      } else {
+        raw[half] = *reinterpret_cast<const float4*>(args.x.f32 + from);
+      }
+    }
+  }
+  __device__ __forceinline__ typename Format::Column column(bool has_norm, int lane, float& sum_of_squares) const {
+    float v[8] = {raw[0].x, raw[0].y, raw[0].z, raw[0].w, raw[1].x, raw[1].y, raw[1].z, raw[1].w};
+    if (has_norm) {
+      const float w[8] = {norm[0].x, norm[0].y, norm[0].z, norm[0].w, norm[1].x, norm[1].y, norm[1].z, norm[1].w};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        sum_of_squares = fmaf(v[i], v[i], sum_of_squares);
+        v[i] *= w[i];
+      }
+    }
+    return Format::make_column(v, lane);
+  }
+};
+
+// A lane's share of results of rows g and g + 8 to `part` [16], complete.
+__device__ __forceinline__ void add_lanes(const float (&f)[4], int lane, float* part) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float v = f[2 * r] + f[2 * r + 1];
+    v += __shfl_xor_sync(0xffffffffu, v, 1);
+    v += __shfl_xor_sync(0xffffffffu, v, 2);
+    if (lane % 4 == 0) part[lane / 4 + 8 * r] = v;
+  }
+}
+
+// kMatrices: 2 for SwiGLU. A warp holds two chunks: one of each matrix, or of two turns; what is used is asked for
+// anew at once.
+template <class Format, int kMatrices, bool kIsSecond>
+__device__ __forceinline__ void single_body(const SkinnyArgs& args) {
+  __shared__ float parts[kMatrices][kMostWarps][16];
+  __shared__ float squares[kMostWarps];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int n_warps = static_cast<int>(blockDim.x / 32);
+  int which = 0;
+  if constexpr (kMatrices == 1)
+    while (which + 1 < args.n_products && static_cast<int>(blockIdx.x) >= args.first_panel[which + 1]) ++which;
+  const int panel_idx = static_cast<int>(blockIdx.x) - (kMatrices == 2 ? 0 : args.first_panel[which]);
+  const CudaProduct& product = args.products[which];
+  Panel panels[kMatrices];
+#pragma unroll
+  for (int m = 0; m < kMatrices; ++m)
+    panels[m] = panel_of<Format, kIsSecond>(args, kMatrices == 2 ? args.products[m] : product, panel_idx);
+  const int n_chunks = Format::n_single_chunks(panels[0]);
+  const int step = kMatrices == 2 ? n_warps : 2 * n_warps;
+  const auto chunk_of = [&](int base, int slot) { return kMatrices == 2 ? base : base + slot * n_warps; };
+
+  typename Format::Single slots[2];
+#pragma unroll
+  for (int s = 0; s < 2; ++s)
+    if (chunk_of(warp, s) < n_chunks)
+      Format::load_single(slots[s], panels[kMatrices == 2 ? s : 0], chunk_of(warp, s), lane);
+  RowShare<Format> share;
+  if (args.norm != nullptr && warp < n_chunks) share.load_norm(args, warp, lane);
+  allow_next();
+  wait_for_previous();
+  if (warp < n_chunks) share.load_raw(args, warp, lane);
+  const int out_row = 16 * panel_idx + static_cast<int>(threadIdx.x);
+  float old = 0;
+  if (kMatrices == 1 && threadIdx.x < 16 && out_row < product.n_out) {
+    if (args.epilogue == CudaEpilogue::kAdd) {
+      old = static_cast<const float*>(product.y)[out_row];
+    } else if (product.bias != nullptr) {
+      old = product.bias[out_row];
+    }
+  }
+
+  float f[kMatrices][4] = {};
+  float sum_of_squares = 0;
+  typename Format::Column column;
+  for (int base = warp; base < n_chunks; base += step) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const int chunk = chunk_of(base, s);
+      if (chunk >= n_chunks) break;
+      if (kMatrices == 1 || s == 0) {
+        column = share.column(args.norm != nullptr, lane, sum_of_squares);
+        if (chunk + n_warps < n_chunks) {
+          share.load_raw(args, chunk + n_warps, lane);
+          if (args.norm != nullptr) share.load_norm(args, chunk + n_warps, lane);
+        }
+      }
+      const Panel& panel = panels[kMatrices == 2 ? s : 0];
+      Format::multiply_single(slots[s], column, panel, chunk, lane, f[kMatrices == 2 ? s : 0]);
+      if (chunk + step < n_chunks) Format::load_single(slots[s], panel, chunk + step, lane);
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kMatrices; ++m) add_lanes(f[m], lane, parts[m][warp]);
+  if (args.norm != nullptr) {
+    sum_of_squares = warp_sum(sum_of_squares);
+    if (lane == 0) squares[warp] = sum_of_squares;
+  }
+  __syncthreads();
+  if (threadIdx.x >= 16 || out_row >= product.n_out) return;
+
+  float v[kMatrices] = {}, r = 0;
+#pragma unroll
+  for (int w = 0; w < kMostWarps; ++w) {
+    if (w >= n_warps) break;
+#pragma unroll
+    for (int m = 0; m < kMatrices; ++m) v[m] += parts[m][w][threadIdx.x];
+    if (args.norm != nullptr) r += squares[w];
+  }
+  const float factor = args.norm != nullptr ? 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps) : 1.0f;
+#pragma unroll
+  for (int m = 0; m < kMatrices; ++m)
+    v[m] = scaled<Format>(args, panels[m], static_cast<int>(threadIdx.x), 0, v[m]) * factor;
+  const float result = kMatrices == 2 ? v[0] / (1.0f + __expf(-v[0])) * v[kMatrices - 1] : v[0] + old;
+  store(args, product, 0, out_row, result);
+}
+
+template <class Format, int kMatrices>
+__global__ void __launch_bounds__(32 * kMostWarps, 1) single_kernel(const __grid_constant__ SkinnyArgs args) {
+  single_body<Format, kMatrices, false>(args);
+}
+// Products of two formats.
+template <class First, class Second>
+__global__ void __launch_bounds__(32 * kMostWarps, 1) mixed_kernel(const __grid_constant__ SkinnyArgs args) {
+  if (static_cast<int>(blockIdx.x) < args.first_panel[args.n_first]) {
+    single_body<First, 1, false>(args);
+  } else {
+    single_body<Second, 1, true>(args);
+  }
+}
+
+// The same for matrices of many panels and rows of at most kMostWarps chunks: a block stays and takes panel after
+// panel. A warp owns a chunk of the row, which it prepares once, and has two panels' (SwiGLU: both matrices') weights
+// of it under way; the warps take turns at finishing panels, so that the others go on.
+template <class Format, int kMatrices>
+__global__ void __launch_bounds__(32 * kMostWarps, 1) stream_kernel(const __grid_constant__ SkinnyArgs args) {
+  __shared__ float parts[2][2][kMostWarps][16];
+  __shared__ float squares[kMostWarps];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int n_warps = static_cast<int>(blockDim.x / 32), n_blocks = static_cast<int>(gridDim.x);
+  const int n_panels = args.first_panel[kMatrices == 2 ? 1 : args.n_products];
+  const int stride = kMatrices == 2 ? n_blocks : 2 * n_blocks;
+  // Of the pair that begins at panel p, item s: its product, its panel there, and the panel's weights.
+  const auto panel_at = [&](int p, int s) { return kMatrices == 2 ? p : p + s * n_blocks; };
+  const auto product_at = [&](int panel_idx, int s) {
+    int which = kMatrices == 2 ? s : 0;
+    if constexpr (kMatrices == 1)
+      while (which + 1 < args.n_products && panel_idx >= args.first_panel[which + 1]) ++which;
+    return which;
+  };
+  const auto weights_at = [&](int panel_idx, int s) {
+    const int which = product_at(panel_idx, s);
+    return panel_of<Format>(args, args.products[which], panel_idx - (kMatrices == 2 ? 0 : args.first_panel[which]));
+  };
+  typename Format::Single slots[2];
+  const auto load = [&](int p, int s) {
+    if (panel_at(p, s) < n_panels) Format::load_single(slots[s], weights_at(panel_at(p, s), s), warp, lane);
+  };
+  RowShare<Format> share;
+#pragma unroll
+  for (int s = 0; s < 2; ++s) load(static_cast<int>(blockIdx.x), s);
+  if (args.norm != nullptr) share.load_norm(args, warp, lane);
+  allow_next();
+  wait_for_previous();
+  share.load_raw(args, warp, lane);
+  float sum_of_squares = 0;
+  const typename Format::Column column = share.column(args.norm != nullptr, lane, sum_of_squares);
+  if (args.norm != nullptr) {
+    sum_of_squares = warp_sum(sum_of_squares);
+    if (lane == 0) squares[warp] = sum_of_squares;
+  }
+
+  int turn = 0;
+  for (int p = static_cast<int>(blockIdx.x); p < n_panels; p += stride, ++turn) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      float f[4] = {};
+      if (panel_at(p, s) < n_panels)
+        Format::multiply_single(slots[s], column, weights_at(panel_at(p, s), s), warp, lane, f);
+      load(p + stride, s);
+      add_lanes(f, lane, parts[turn % 2][s][warp]);
+    }
+    __syncthreads();
+    if (turn % n_warps != warp) continue;
+    // Lane 16 s + r: row r of item s.
+    const int s = lane / 16, panel_idx = panel_at(p, s), which = product_at(panel_idx, s);
+    const CudaProduct& product = args.products[which];
+    const int in_matrix = panel_idx - (kMatrices == 2 ? 0 : args.first_panel[which]);
+    const int row = 16 * in_matrix + lane % 16;
+    const bool is_inside = panel_idx < n_panels && row < product.n_out;
+    float v = 0, r = 0;
+    for (int w = 0; w < n_warps; ++w) {
+      v += parts[turn % 2][s][w][lane % 16];
+      if (args.norm != nullptr) r += squares[w];
+    }
+    if (args.norm != nullptr) v *= 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps);
+    if (is_inside) v = scaled<Format>(args, panel_of<Format>(args, product, in_matrix), lane % 16, 0, v);
+    if constexpr (kMatrices == 2) {
+      const float up = __shfl_down_sync(0xffffffffu, v, 16);
+      if (lane < 16 && is_inside) store(args, product, 0, row, v / (1.0f + __expf(-v)) * up);
+    } else if (is_inside) {
+      if (args.epilogue == CudaEpilogue::kAdd) {
+        v += static_cast<const float*>(product.y)[row];
+      } else if (product.bias != nullptr) {
+        v += product.bias[row];
+      }
+      store(args, product, 0, row, v);
+    }
   }
 }
 
@@ -121,13 +383,16 @@ __global__ void f32_kernel(const __grid_constant__ SkinnyArgs args) {
   }
 }
 
+constexpr int kMultiprocessors = 132, kWarps = 16;
+// From how many panels and chunks on blocks stay: enough to share evenly, and warps enough for the memory's latency.
+constexpr int kStreamPanels = 4 * kMultiprocessors, kLeastStreamWarps = 6;
+
 // Warps of a block: those that take the fewest turns of a chunk, counted over the waves of blocks that the
 // multiprocessors' registers (16 warps of these kernels each) allow; of equal ones the most, for more loads in flight.
-int choose_warps(int n_chunks, int n_blocks) {
-  constexpr int kMultiprocessors = 132, kWarps = 16;
+int choose_warps(int n_chunks, int n_blocks, int most) {
   int best = 1;
   float least = 1e30f;
-  for (int n = 3; n <= 8; ++n) {
+  for (int n = 3; n <= most; ++n) {
     const float waves = static_cast<float>(n_blocks) / static_cast<float>(kMultiprocessors * (kWarps / n));
     // The last of several waves is about half full.
     const float turns = static_cast<float>((n_chunks + n - 1) / n) * (waves <= 1 ? 1.0f : waves + 0.5f);
@@ -137,15 +402,34 @@ int choose_warps(int n_chunks, int n_blocks) {
 }
 
 template <class Format>
-void launch_skinny(void* stream, const SkinnyArgs& args, int n_chunks) {
+void launch_skinny(void* stream, const SkinnyArgs& args) {
   const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
   const int n_blocks = args.first_panel[is_swiglu ? 1 : args.n_products];
-  const int n_warps = choose_warps(n_chunks, n_blocks);
-  const std::size_t part = static_cast<std::size_t>(n_warps) * (is_swiglu ? 2 : 1) * 16 * 8 * sizeof(float);
-  const auto grid = static_cast<unsigned>(n_blocks), block = static_cast<unsigned>(n_warps * 32);
+  const auto grid = static_cast<unsigned>(n_blocks);
   if (args.n_rows == 1) {
-    launch(skinny_kernel<Format, 0>, grid, block, part, stream, args);
-  } else if (args.n_rows <= 8) {
+    const int n_chunks = static_cast<int>(ceil_div(args.k, Format::kSingleChunk));
+    if (n_chunks >= kLeastStreamWarps && n_chunks <= kMostWarps && n_blocks >= kStreamPanels) {
+      const auto n = static_cast<unsigned>(kMultiprocessors * (kMostWarps / n_chunks));
+      if (is_swiglu) {
+        launch(stream_kernel<Format, 2>, n, static_cast<unsigned>(32 * n_chunks), 0, stream, args);
+      } else {
+        launch(stream_kernel<Format, 1>, n, static_cast<unsigned>(32 * n_chunks), 0, stream, args);
+      }
+      return;
+    }
+    const int n_warps = choose_warps(n_chunks, n_blocks, kMostWarps);
+    const auto block = static_cast<unsigned>(n_warps * 32);
+    if (is_swiglu) {
+      launch(single_kernel<Format, 2>, grid, block, 0, stream, args);
+    } else {
+      launch(single_kernel<Format, 1>, grid, block, 0, stream, args);
+    }
+    return;
+  }
+  const int n_warps = choose_warps(static_cast<int>(ceil_div(args.k, Format::kChunk)), n_blocks, 8);
+  const std::size_t part = static_cast<std::size_t>(n_warps) * (is_swiglu ? 2 : 1) * 16 * 8 * sizeof(float);
+  const auto block = static_cast<unsigned>(n_warps * 32);
+  if (args.n_rows <= 8) {
     launch(skinny_kernel<Format, 1>, grid, block, part, stream, args);
   } else {
     launch(skinny_kernel<Format, 2>, grid, block, 2 * part, stream, args);
@@ -172,18 +456,27 @@ void linear(void* stream, const CudaLinearArgs& in) {
     launch(f32_kernel, dim3(ceil_div(most, 4), ceil_div(in.n_rows, 8), n_z), 128, 0, stream, args);
     return;
   }
+  args.norm = in.norm;
+  args.eps = in.eps;
+  args.panel_bytes = cuda_panel_bytes(in.format, in.k);
   if (in.format == PackedFormat::kBF16 || in.format == PackedFormat::kF16) {
-    args.panel_bytes = std::int64_t{16} * in.k * 2;
-    launch_skinny<Bf16>(stream, args, static_cast<int>(ceil_div(in.k, Bf16::kChunk)));
+    launch_skinny<Bf16>(stream, args);
     return;
   }
-  with_quant(in.format, [&](auto quant) {
-    using Format = decltype(quant);
-    constexpr int kBlock = Format::kChunk == 256 ? 256 : 32;
-    args.n_tiles = in.k / kBlock;
-    args.panel_bytes = static_cast<std::int64_t>(args.n_tiles) * (Format::kTileQuant + Format::kTileScale);
-    launch_skinny<Format>(stream, args, static_cast<int>(ceil_div(in.k, Format::kChunk)));
-  });
+  if (is_cuda_quantized(in.format)) args.n_tiles = in.k / cuda_quant_layout(in.format).block;
+  if (in.n_first < in.n_products && cuda_can_mix(in.format, in.second_format)) {
+    using First = Quant<4, 32, true, 256>;
+    using Second = Quant<6, 16, false, 256>;
+    args.n_first = in.n_first;
+    args.second_panel_bytes = cuda_panel_bytes(in.second_format, in.k);
+    args.second_n_tiles = args.n_tiles;
+    const int n_blocks = args.first_panel[in.n_products];
+    const int n_warps = choose_warps(args.n_tiles, n_blocks, kMostWarps);
+    launch(mixed_kernel<First, Second>, static_cast<unsigned>(n_blocks), static_cast<unsigned>(32 * n_warps), 0, stream,
+           args);
+    return;
+  }
+  with_quant(in.format, [&](auto quant) { launch_skinny<decltype(quant)>(stream, args); });
 }
 
 }  // namespace still::cuda

@@ -6,8 +6,8 @@
 namespace still::cuda {
 
 void linear(void* stream, const CudaLinearArgs& args);
-void dequantize(void* stream, PackedFormat format, const std::uint8_t* weights, std::int64_t k, std::int64_t row_begin,
-                std::int64_t n_rows, std::uint16_t* out);
+void dequantize(void* stream, PackedFormat format, const std::uint8_t* weights, std::int64_t n_out, std::int64_t k,
+                std::int64_t row_begin, std::int64_t n_rows, std::uint16_t* out);
 void embed(void* stream, PackedFormat format, const std::uint8_t* weights, std::int32_t k, const std::int32_t* ids,
            std::int32_t n, std::int32_t first_row, std::int32_t n_rows, float* y);
 void fill_weights(void* stream, PackedFormat format, std::uint8_t* weights, std::int64_t n_out, std::int64_t k,

@@ -13,6 +13,8 @@ const CudaKernels* cuda_kernels() {
                                       .dequantize = cuda::dequantize,
                                       .quantize_rows = cuda::quantize_rows,
                                       .to_bf16 = cuda::to_bf16,
+                                      .scale_rows = cuda::scale_rows,
+                                      .repeat_bias = cuda::repeat_bias,
                                       .rms_norm = cuda::rms_norm,
                                       .gather = cuda::gather,
                                       .embed = cuda::embed,

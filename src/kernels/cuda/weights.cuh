@@ -4,10 +4,18 @@
 // Lane l of a warp is (g, t) = (l / 4, l % 4): it holds rows g and g + 8 of the panel, and results of the columns 2 t
 // and 2 t + 1 of each 8 columns (tokens). Integer sums inside a block are exact and blocks are folded with the CPU's
 // fma (docs/arithmetic.md); only the order of blocks differs, since the warps of a block share a row.
+//
+// One token leaves seven of the tensor core's eight columns free. They part k instead: lane l holds elements 8 l to
+// 8 l + 7 of a chunk of activations, which is what the B operand of column g wants for the slice g of k, and gives
+// zeros for the other slices. So no element moves between lanes, one accumulator gathers the whole chunk with a column
+// for each slice, and each lane scales the sums of its own two columns. The lanes of a row are added once, at the end.
 #pragma once
+
+#include <initializer_list>
 
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda_packing.h"
 
 namespace still::cuda {
 
@@ -17,10 +25,29 @@ struct Panel {
   int n_tiles;    // quantised: tiles of a row; floats: unused
   int rows_left;  // rows of the matrix from this panel on
   int k;
+  const float* scales = nullptr;  // FP8: of this panel's rows, or of its row of blocks
 };
+
+// cuda_scale_place for device code.
+__host__ __device__ constexpr int scale_place(int n_sub, bool has_min, bool is_min, int i) {
+  const int each = n_sub / 4;
+  return i % 8 / 2 * each * (has_min ? 2 : 1) + (is_min ? each : 0) + i % 2 + i / 8 * 2;
+}
+constexpr bool is_same_place() {
+  for (const int n_sub : {8, 16})
+    for (const bool has_min : {false, true})
+      for (int i = 0; i < 2 * n_sub; ++i)
+        if (scale_place(n_sub, has_min, i >= n_sub, i % n_sub) !=
+            cuda_scale_place(n_sub, has_min, i >= n_sub, i % n_sub))
+          return false;
+  return true;
+}
+static_assert(is_same_place());
 
 template <int kBits, int kSub, bool kMin, int kBlock>
 struct Quant {
+  static constexpr bool kHasRowScales = false, kHasXScales = false;
+  static __device__ __forceinline__ const float* scales_of(const std::uint8_t*, int, int, int) { return nullptr; }
   static constexpr int kStoredBits = kBits, kSubBlock = kSub;
   static constexpr bool kHasMin = kMin;
   static constexpr int kGroups = kBlock == 256 ? 8 : 4;  // groups of 32 weights in a chunk
@@ -39,9 +66,14 @@ struct Quant {
   struct Chunk {
     std::uint32_t low[kGroups * kWords];
     std::uint32_t high[kHighWords];
-    std::uint32_t d[kBlock == 256 ? 2 : 8];  // rows g and g + 8; 32-wide: of each group
-    std::uint32_t sub[2][kBlock == 256 ? kRowScales / 4 : 1];
+    std::uint32_t d[kBlock == 256 ? 2 : 1];  // rows g and g + 8
+    // Sub-blocks' scales and minimums; 32-wide: d and m of the groups.
+    std::uint32_t sub[2][kBlock == 256 ? kRowScales / 4 : kMin ? 4 : 2];
   };
+  // Where the scales of a panel begin, and of the eight tiles from tile 8 i on where blocks are 32 wide.
+  static __device__ __forceinline__ const std::uint8_t* scales_of(const Panel& panel) {
+    return panel.base + static_cast<std::int64_t>(panel.n_tiles) * kTileQuant;
+  }
 
   static __device__ __forceinline__ int n_chunks(const Panel& panel) {
     return kBlock == 256 ? panel.n_tiles : (panel.n_tiles + 3) / 4;
@@ -63,8 +95,7 @@ struct Quant {
           c.high[4 * i] = v.x, c.high[4 * i + 1] = v.y, c.high[4 * i + 2] = v.z, c.high[4 * i + 3] = v.w;
         }
       }
-      const std::uint8_t* scales = panel.base + static_cast<std::int64_t>(panel.n_tiles) * kTileQuant +
-                                   static_cast<std::int64_t>(chunk) * kTileScale;
+      const std::uint8_t* scales = scales_of(panel) + static_cast<std::int64_t>(chunk) * kTileScale;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int row = g + 8 * r;
@@ -88,8 +119,6 @@ struct Quant {
         const int tile = chunk * 4 + j;
         const bool is_inside = tile < panel.n_tiles;
         const std::uint8_t* quants = panel.base + static_cast<std::int64_t>(tile) * kTileQuant;
-        const std::uint8_t* scales = panel.base + static_cast<std::int64_t>(panel.n_tiles) * kTileQuant +
-                                     static_cast<std::int64_t>(tile) * kTileScale;
         if constexpr (kBits == 8) {
           const uint4 v = is_inside ? load_stream(quants + lane * 16) : make_uint4(0, 0, 0, 0);
           c.low[4 * j] = v.x, c.low[4 * j + 1] = v.y, c.low[4 * j + 2] = v.z, c.low[4 * j + 3] = v.w;
@@ -98,27 +127,33 @@ struct Quant {
           c.low[2 * j] = v.x, c.low[2 * j + 1] = v.y;
           if constexpr (kBits == 5) c.high[j] = is_inside ? load_stream2(quants + 256 + lane * 2) : 0;
         }
+      }
+      // A chunk is half of what lies together.
+      const std::uint8_t* scales = scales_of(panel) + static_cast<std::int64_t>(chunk / 2) * 8 * kTileScale;
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int row = g + 8 * r;
-          if constexpr (kMin) {
-            c.d[2 * j + r] = is_inside ? load_stream4(scales + row * 4) : 0;
-          } else {
-            c.d[2 * j + r] = is_inside ? load_stream2(scales + row * 2) : 0;
-          }
+      for (int r = 0; r < 2; ++r) {
+        const std::uint8_t* row = scales + (g + 8 * r) * (kTileScale / 2) + chunk % 2 * (kTileScale / 4);
+        if constexpr (kMin) {
+          const uint4 v = load_stream(row);
+          c.sub[r][0] = v.x, c.sub[r][1] = v.y, c.sub[r][2] = v.z, c.sub[r][3] = v.w;
+        } else {
+          const uint2 v = load_stream8(row);
+          c.sub[r][0] = v.x, c.sub[r][1] = v.y;
         }
       }
     }
   }
 
   // The bits above the fourth of register `reg` of group j, in bit 0 of each byte (5 bits) or bits 0 and 1 (6 bits).
-  static __device__ __forceinline__ std::uint32_t fifth(const Chunk& c, int j, int reg) {
+  template <class C>
+  static __device__ __forceinline__ std::uint32_t fifth(const C& c, int j, int reg) {
     if constexpr (kBlock == 256) return (c.high[j / 2] >> (4 * (j % 2) + reg)) & 0x01010101u;
     return (((c.high[j] >> (4 * reg)) & 15u) * 0x00204081u) & 0x01010101u;
   }
 
   // Group j's A registers: rows g, g + 8 of the first half, rows g, g + 8 of the second (weights of kFactor^-1 size).
-  static __device__ __forceinline__ void unpack(const Chunk& c, int j, std::uint32_t (&a)[4]) {
+  template <class C>
+  static __device__ __forceinline__ void unpack(const C& c, int j, std::uint32_t (&a)[4]) {
     if constexpr (kBits == 8) {
       a[0] = c.low[4 * j], a[1] = c.low[4 * j + 1], a[2] = c.low[4 * j + 2], a[3] = c.low[4 * j + 3];
     } else {
@@ -147,67 +182,215 @@ struct Quant {
   }
 
   // Sub-block scale or minimum `i` of row g (r 0) or g + 8 (r 1).
-  static __device__ __forceinline__ int scale(const Chunk& c, int r, int i) {
-    const std::uint32_t byte = c.sub[r][i / 4] >> (8 * (i % 4));
-    return kMin ? static_cast<int>(byte & 255u) : static_cast<int>(static_cast<std::int8_t>(byte));
+  static __device__ __forceinline__ int byte_of(std::uint32_t word, int i) {
+    return kMin ? static_cast<int>((word >> (8 * i)) & 255u)
+                : static_cast<int>(static_cast<std::int8_t>((word >> (8 * i)) & 255u));
   }
-  static __device__ __forceinline__ int minimum(const Chunk& c, int r, int i) { return scale(c, r, 256 / kSub + i); }
+  static __device__ __forceinline__ int scale(const Chunk& c, int r, int i) {
+    const int at = scale_place(256 / kSub, kMin, false, i);
+    return byte_of(c.sub[r][at / 4], at % 4);
+  }
+  static __device__ __forceinline__ int minimum(const Chunk& c, int r, int i) {
+    const int at = scale_place(256 / kSub, kMin, true, i);
+    return byte_of(c.sub[r][at / 4], at % 4);
+  }
   // d and m of row g (r 0) or g + 8 (r 1), of group j where blocks are 32 wide.
+  static __device__ __forceinline__ float half_of(const Chunk& c, int r, bool is_min, int j) {
+    const int at = scale_place(8, kMin, is_min, j);
+    return half_bits_to_float((c.sub[r][at / 2] >> (16 * (at % 2))) & 0xffffu);
+  }
   static __device__ __forceinline__ float d(const Chunk& c, int r, int j = 0) {
     if constexpr (kBlock == 256) return kMin ? half_bits_to_float(c.d[r] & 0xffffu) : __uint_as_float(c.d[r]);
-    return half_bits_to_float(c.d[2 * j + r] & 0xffffu);
+    return half_of(c, r, false, j);
   }
   static __device__ __forceinline__ float m(const Chunk& c, int r, int j = 0) {
-    return half_bits_to_float(c.d[(kBlock == 256 ? 0 : 2 * j) + r] >> 16);
+    if constexpr (kBlock == 256) return half_bits_to_float(c.d[r] >> 16);
+    return half_of(c, r, true, j);
   }
 
-  // One column's chunk, quantised by the warp as quantize_rows would: lane l holds elements 8 l to 8 l + 7.
+  // --- one token -----------------------------------------------------------------------------------------------------
+  static constexpr int kSingleChunk = 256;
+  struct Single {
+    std::uint32_t low[8 * kWords];
+    std::uint32_t high[kBits == 6 ? 8 : kBits == 5 ? (kBlock == 256 ? 4 : 8) : 1];
+    std::uint32_t d[kBlock == 256 ? 2 : 1];
+    std::uint32_t sub[2][kRowScales == 32 || (kBlock == 32 && kMin) ? 2 : 1];  // of the lane's columns
+  };
+  static __device__ __forceinline__ int n_single_chunks(const Panel& panel) {
+    return kBlock == 256 ? panel.n_tiles : (panel.n_tiles + 7) / 8;
+  }
+  static __device__ __forceinline__ void load_single(Single& c, const Panel& panel, int chunk, int lane) {
+    const int g = lane / 4, t = lane % 4;
+    if constexpr (kBlock == 256) {
+      const std::uint8_t* quants = panel.base + static_cast<std::int64_t>(chunk) * kTileQuant + lane * 16;
+#pragma unroll
+      for (int i = 0; i < 2 * kWords; ++i) {
+        const uint4 v = load_stream(quants + i * 512);
+        c.low[4 * i] = v.x, c.low[4 * i + 1] = v.y, c.low[4 * i + 2] = v.z, c.low[4 * i + 3] = v.w;
+      }
+      if constexpr (kBits == 5 || kBits == 6) {
+#pragma unroll
+        for (int i = 0; i < kHighWords / 4; ++i) {
+          const uint4 v = load_stream(quants + 2048 + i * 512);
+          c.high[4 * i] = v.x, c.high[4 * i + 1] = v.y, c.high[4 * i + 2] = v.z, c.high[4 * i + 3] = v.w;
+        }
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const int tile = chunk * 8 + j;
+        const bool is_inside = tile < panel.n_tiles;
+        const std::uint8_t* quants = panel.base + static_cast<std::int64_t>(tile) * kTileQuant;
+        if constexpr (kBits == 8) {
+          const uint4 v = is_inside ? load_stream(quants + lane * 16) : make_uint4(0, 0, 0, 0);
+          c.low[4 * j] = v.x, c.low[4 * j + 1] = v.y, c.low[4 * j + 2] = v.z, c.low[4 * j + 3] = v.w;
+        } else {
+          const uint2 v = is_inside ? load_stream8(quants + lane * 8) : make_uint2(0, 0);
+          c.low[2 * j] = v.x, c.low[2 * j + 1] = v.y;
+          if constexpr (kBits == 5) c.high[j] = is_inside ? load_stream2(quants + 256 + lane * 2) : 0;
+        }
+      }
+    }
+    const std::uint8_t* scales = scales_of(panel) + static_cast<std::int64_t>(chunk) * kTileScale * (256 / kBlock);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = g + 8 * r;
+      if constexpr (kBlock == 256) {
+        c.d[r] = load_stream4(scales + row * 4);
+        const std::uint8_t* sub = scales + 64 + row * kRowScales + t * (kRowScales / 4);
+        if constexpr (kRowScales == 8) c.sub[r][0] = load_stream2(sub);
+        if constexpr (kRowScales == 16) c.sub[r][0] = load_stream4(sub);
+        if constexpr (kRowScales == 32) {
+          const uint2 v = load_stream8(sub);
+          c.sub[r][0] = v.x, c.sub[r][1] = v.y;
+        }
+      } else if constexpr (kMin) {
+        const uint2 v = load_stream8(scales + row * 32 + t * 8);
+        c.sub[r][0] = v.x, c.sub[r][1] = v.y;
+      } else {
+        c.sub[r][0] = load_stream4(scales + row * 16 + t * 4);
+      }
+    }
+  }
+  // Which of a chunk's activations a lane holds: four from element_of(lane, 0) on and four from element_of(lane, 1) on.
+  static __device__ __forceinline__ int element_of(int lane, int half) {
+    return kSub == 32 ? 8 * lane + 4 * half : 4 * lane + 128 * half;
+  }
   struct Column {
     std::uint32_t words[2];
-    int sum16;    // of the 16 elements that lanes l and l ^ 1 hold
-    float scale;  // of the lane's block
+    int sums[kSub == 32 ? 2 : 4];        // of the lane's columns
+    float scale[kBlock == 256 ? 1 : 2];  // likewise, where blocks are 32 wide
   };
-  static __device__ __forceinline__ Column quantize(const float* x, int n, int lane) {
-    float v[8] = {};
-    if (8 * lane < n && 8 * lane < kChunk) {
-      const float4 a = *reinterpret_cast<const float4*>(x + 8 * lane);
-      const float4 b = *reinterpret_cast<const float4*>(x + 8 * lane + 4);
-      v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-    }
-    float most = 0, sum = 0;
+  // Quantised as quantize_rows does it.
+  static __device__ __forceinline__ Column make_column(const float (&v)[8], int lane) {
+    float most = 0, bad = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       most = fmaxf(most, fabsf(v[i]));
-      sum += v[i] - v[i];  // NaN where one is NaN or infinite
+      bad += v[i] - v[i];  // NaN where one is NaN or infinite
     }
 #pragma unroll
-    for (int i = 1; i < kBlock / 8; i *= 2) {
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
-      sum += __shfl_xor_sync(0xffffffffu, sum, i);
-    }
-    const bool is_finite = sum == 0.0f, is_zero = most < 0x1p-120f || !is_finite;
+    for (int i = 1; i < kBlock / 8; i *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
+    const bool is_finite = __all_sync(0xffffffffu, bad == 0.0f) != 0, is_zero = most < 0x1p-120f || !is_finite;
     const float inverse = is_zero ? 0.0f : __fdiv_rn(127.0f, most);
-    Column column{{0, 0}, 0, is_zero ? 0.0f : __fdiv_rn(most, 127.0f)};
-    if (!is_finite) column.scale = __int_as_float(0x7fc00000);
+    float scale = is_zero ? 0.0f : __fdiv_rn(most, 127.0f);
+    if (!is_finite) scale = __int_as_float(0x7fc00000);
+    Column column;
+    // Adding 1.5 * 2^23 rounds to the nearest even integer and leaves it in the low bits.
+    std::uint32_t q[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int q = is_zero ? 0 : __float2int_rn(__fmul_rn(v[i], inverse));
-      column.sum16 += q;
-      column.words[i / 4] |= static_cast<std::uint32_t>(q & 255) << (8 * (i % 4));
+    for (int i = 0; i < 8; ++i) q[i] = __float_as_uint(__fadd_rn(__fmul_rn(v[i], inverse), 12582912.0f));
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      column.words[i] = __byte_perm(__byte_perm(q[4 * i], q[4 * i + 1], 0x0040),
+                                    __byte_perm(q[4 * i + 2], q[4 * i + 3], 0x0040), 0x5410);
+    const int t = lane % 4;
+    if constexpr (kMin) {
+      int sum[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) sum[i] = __dp4a(static_cast<int>(column.words[i]), 0x01010101, 0);
+      if constexpr (kSub == 32) {
+        int all = sum[0] + sum[1];
+        all += __shfl_xor_sync(0xffffffffu, all, 1);
+        all += __shfl_xor_sync(0xffffffffu, all, 2);
+        column.sums[0] = __shfl_sync(0xffffffffu, all, 8 * t);
+        column.sums[1] = __shfl_sync(0xffffffffu, all, 8 * t + 4);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 1);
+          sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 2);
+          column.sums[2 * i] = __shfl_sync(0xffffffffu, sum[i], 8 * t);
+          column.sums[2 * i + 1] = __shfl_sync(0xffffffffu, sum[i], 8 * t + 4);
+        }
+      }
     }
-    column.sum16 += __shfl_xor_sync(0xffffffffu, column.sum16, 1);
+    if constexpr (kBlock == 256) {
+      column.scale[0] = scale;
+    } else {
+      column.scale[0] = __shfl_sync(0xffffffffu, scale, 8 * t);
+      column.scale[1] = __shfl_sync(0xffffffffu, scale, 8 * t + 4);
+    }
     return column;
   }
 
+  // f[0] + f[1] (row g), f[2] + f[3] (row g + 8): += this chunk times the token, the lane's share of it.
+  static __device__ __forceinline__ void multiply_single(const Single& c, const Column& x, const Panel&, int, int lane,
+                                                         float (&f)[4]) {
+    const int g = lane / 4;
+    // Columns: 32-wide sub-blocks; 16-wide ones take two accumulators.
+    int acc[2][4] = {};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      std::uint32_t a[4];
+      unpack(c, j, a);
+      if constexpr (kSub == 32) {
+        mma_s8_add(acc[j % 2], a, g == j ? x.words[0] : 0, g == j ? x.words[1] : 0);
+      } else {
+        const std::uint32_t word = x.words[j / 4];
+        mma_s8_add(acc[j / 4], a, g == j % 4 * 2 ? word : 0, g == j % 4 * 2 + 1 ? word : 0);
+      }
+    }
+    if constexpr (kSub == 32) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[0][i] += acc[1][i];
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if constexpr (kBlock == 256) {
+        int sum = 0, min = 0;
+#pragma unroll
+        for (int e = 0; e < (kSub == 32 ? 2 : 4); ++e) {
+          sum += acc[e / 2][2 * r + e % 2] * byte_of(c.sub[r][0], e);
+          if constexpr (kMin) min += x.sums[e] * (kSub == 32 ? byte_of(c.sub[r][0], 2 + e) : byte_of(c.sub[r][1], e));
+        }
+        const float d = kMin ? half_bits_to_float(c.d[r] & 0xffffu) : __uint_as_float(c.d[r]);
+        f[2 * r] = fmaf(__fmul_rn(d * kFactor, x.scale[0]), static_cast<float>(sum), f[2 * r]);
+        if constexpr (kMin) {
+          const float m = half_bits_to_float(c.d[r] >> 16);
+          f[2 * r] = fmaf(-__fmul_rn(m, x.scale[0]), static_cast<float>(min), f[2 * r]);
+        }
+      } else {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float d = half_bits_to_float((c.sub[r][0] >> (16 * e)) & 0xffffu);
+          f[2 * r + e] = fmaf(__fmul_rn(d * kFactor, x.scale[e]), static_cast<float>(acc[0][2 * r + e]), f[2 * r + e]);
+          if constexpr (kMin) {
+            const float m = half_bits_to_float((c.sub[r][1] >> (16 * e)) & 0xffffu);
+            f[2 * r + e] = fmaf(__fmul_rn(m, x.scale[e]), static_cast<float>(x.sums[e]), f[2 * r + e]);
+          }
+        }
+      }
+    }
+  }
+
+  // --- up to 16 tokens -----------------------------------------------------------------------------------------------
   // f[n] += this chunk times 8 columns n; f[n] is the accumulator of (rows g, g + 8) x (columns 2 t, 2 t + 1).
-  // kIsSingle: only the first of each pair of columns is wanted.
-  template <int kColumns8, bool kIsSingle>
+  template <int kColumns8>
   static __device__ __forceinline__ void multiply(const Chunk& c, const Panel& panel, const CudaActivations& x,
                                                   int n_rows, int chunk, int lane, float (&f)[kColumns8][4]) {
     const int g = lane / 4, t = lane % 4, k = panel.k;
     const int n_blocks = k / kBlock;
-    Column single;
-    if constexpr (kIsSingle) single = quantize(x.f32 + chunk * kChunk, k - chunk * kChunk, lane);
     int sums[kColumns8][4], mins[kColumns8][4];
 #pragma unroll
     for (int n = 0; n < kColumns8; ++n)
@@ -226,25 +409,11 @@ struct Quant {
         int acc[4], acc2[4];
         if constexpr (kSub == 32) {
           uint2 b = make_uint2(0, 0);
-          if constexpr (kIsSingle) {
-            b.x = __shfl_sync(0xffffffffu, single.words[0], 4 * j + t);
-            b.y = __shfl_sync(0xffffffffu, single.words[1], 4 * j + t);
-            if (g != 0) b = make_uint2(0, 0);
-          } else if (column < n_rows) {
-            b = *reinterpret_cast<const uint2*>(q + 8 * t);
-          }
+          if (column < n_rows) b = *reinterpret_cast<const uint2*>(q + 8 * t);
           mma_s8(acc, a[0], a[1], a[2], a[3], b.x, b.y);
         } else {
           std::uint32_t b0 = 0, b1 = 0;
-          if constexpr (kIsSingle) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              const int from = 4 * j + 2 * half + t / 2;
-              const std::uint32_t low = __shfl_sync(0xffffffffu, single.words[0], from);
-              const std::uint32_t high = __shfl_sync(0xffffffffu, single.words[1], from);
-              (half == 0 ? b0 : b1) = g != 0 ? 0 : t % 2 == 0 ? low : high;
-            }
-          } else if (column < n_rows) {
+          if (column < n_rows) {
             b0 = *reinterpret_cast<const std::uint32_t*>(q + 4 * t);
             b1 = *reinterpret_cast<const std::uint32_t*>(q + 16 + 4 * t);
           }
@@ -253,11 +422,7 @@ struct Quant {
         }
         // Two 16-sums of each column, low and high half of a word.
         std::uint32_t two_sums[2] = {0, 0};
-        if constexpr (kMin && kIsSingle) {
-          const int low = __shfl_sync(0xffffffffu, single.sum16, 4 * j);
-          const int high = __shfl_sync(0xffffffffu, single.sum16, 4 * j + 2);
-          two_sums[0] = (static_cast<std::uint32_t>(low) & 0xffffu) | static_cast<std::uint32_t>(high) << 16;
-        } else if constexpr (kMin) {
+        if constexpr (kMin) {
 #pragma unroll
           for (int e = 0; e < 2; ++e)
             if (first + e < n_rows)
@@ -266,7 +431,7 @@ struct Quant {
         }
         if constexpr (kBlock == 256) {
 #pragma unroll
-          for (int i = 0; i < 4; i += kIsSingle ? 2 : 1) {
+          for (int i = 0; i < 4; ++i) {
             const int r = i / 2;
             const int low = static_cast<std::int16_t>(two_sums[i % 2] & 0xffffu);
             const int high = static_cast<std::int32_t>(two_sums[i % 2]) >> 16;
@@ -280,14 +445,10 @@ struct Quant {
           }
         } else {
 #pragma unroll
-          for (int i = 0; i < 4; i += kIsSingle ? 2 : 1) {
+          for (int i = 0; i < 4; ++i) {
             const int r = i / 2;
             float s = 0.0f;
-            if constexpr (kIsSingle) {
-              s = __shfl_sync(0xffffffffu, single.scale, 4 * j);
-            } else if (first + i % 2 < n_rows) {
-              s = x.scale[static_cast<std::int64_t>(first + i % 2) * n_blocks + at / 32];
-            }
+            if (first + i % 2 < n_rows) s = x.scale[static_cast<std::int64_t>(first + i % 2) * n_blocks + at / 32];
             f[n][i] = fmaf(__fmul_rn(d(c, r, j) * kFactor, s), static_cast<float>(acc[i]), f[n][i]);
             if constexpr (kMin) {
               const int sum = static_cast<std::int16_t>(two_sums[i % 2] & 0xffffu) +
@@ -302,14 +463,10 @@ struct Quant {
 #pragma unroll
       for (int n = 0; n < kColumns8; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; i += kIsSingle ? 2 : 1) {
+        for (int i = 0; i < 4; ++i) {
           const int column = 8 * n + 2 * t + i % 2, r = i / 2;
           float s = 0.0f;
-          if constexpr (kIsSingle) {
-            s = single.scale;
-          } else if (column < n_rows) {
-            s = x.scale[static_cast<std::int64_t>(column) * n_blocks + chunk];
-          }
+          if (column < n_rows) s = x.scale[static_cast<std::int64_t>(column) * n_blocks + chunk];
           f[n][i] = fmaf(__fmul_rn(d(c, r) * kFactor, s), static_cast<float>(sums[n][i]), f[n][i]);
           if constexpr (kMin) f[n][i] = fmaf(-__fmul_rn(m(c, r), s), static_cast<float>(mins[n][i]), f[n][i]);
         }
@@ -317,8 +474,8 @@ struct Quant {
     }
   }
 
-  // Weights of group j as f32: v[r][0..7], row g + 8 r. Element e stands at column_of(t, e) of the group.
-  static __device__ __forceinline__ void decode(const Chunk& c, int j, float (&v)[2][8]) {
+  // Weights of group j as f32: v[r][0..7], row g + 8 r. Element e stands at place_of(j, t, e / 4) + e % 4 of the chunk.
+  static __device__ __forceinline__ void decode(const Chunk& c, const Panel&, int, int j, int, float (&v)[2][8]) {
     std::uint32_t a[4];
     unpack(c, j, a);
 #pragma unroll
@@ -340,14 +497,16 @@ struct Quant {
       }
     }
   }
-  static __device__ __forceinline__ int column_of(int t, int half) {
-    return kSub == 32 ? 8 * t + 4 * half : 16 * half + 4 * t;
+  static __device__ __forceinline__ int place_of(int j, int t, int half) {
+    return 32 * j + (kSub == 32 ? 8 * t + 4 * half : 16 * half + 4 * t);
   }
 };
 
 // Rows of bf16 as they are; a lane's 16 bytes are 8 consecutive weights of a row, whose order inside the tensor core's
 // k does not matter as long as activations are read in the same one.
 struct Bf16 {
+  static constexpr bool kHasRowScales = false, kHasXScales = false;
+  static __device__ __forceinline__ const float* scales_of(const std::uint8_t*, int, int, int) { return nullptr; }
   static constexpr int kSteps = 4;  // of 32 weights
   static constexpr int kChunk = 32 * kSteps;
   struct Chunk {
@@ -364,11 +523,11 @@ struct Bf16 {
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
         const int at = chunk * kChunk + 32 * s + 8 * t;
-        c.w[s][r] = at < panel.k ? load_stream(base + at * 2) : make_uint4(0, 0, 0, 0);
+        c.w[s][r] = at < panel.k ? load_stream256(base + at * 2) : make_uint4(0, 0, 0, 0);
       }
     }
   }
-  template <int kColumns8, bool kIsSingle>
+  template <int kColumns8>
   static __device__ __forceinline__ void multiply(const Chunk& c, const Panel& panel, const CudaActivations& x,
                                                   int n_rows, int chunk, int lane, float (&f)[kColumns8][4]) {
     const int g = lane / 4, t = lane % 4;
@@ -390,11 +549,218 @@ struct Bf16 {
       }
     }
   }
+
+  // --- one token: columns are slices of 32 ---------------------------------------------------------------------------
+  static constexpr int kSingleChunk = kChunk;
+  using Single = Chunk;
+  static __device__ __forceinline__ int n_single_chunks(const Panel& panel) { return n_chunks(panel); }
+  static __device__ __forceinline__ void load_single(Chunk& c, const Panel& panel, int chunk, int lane) {
+    load(c, panel, chunk, lane);
+  }
+  static __device__ __forceinline__ int element_of(int lane, int half) { return 8 * lane + 4 * half; }
+  struct Column {
+    std::uint32_t words[4];
+  };
+  static __device__ __forceinline__ Column make_column(const float (&v)[8], int) {
+    return {{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])}};
+  }
+  static __device__ __forceinline__ void multiply_single(const Chunk& c, const Column& x, const Panel&, int, int lane,
+                                                         float (&f)[4]) {
+    const int g = lane / 4;
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const bool is_mine = g == s;
+      mma_bf16(f, c.w[s][0].x, c.w[s][1].x, c.w[s][0].y, c.w[s][1].y, is_mine ? x.words[0] : 0,
+               is_mine ? x.words[1] : 0);
+      mma_bf16(f, c.w[s][0].z, c.w[s][1].z, c.w[s][0].w, c.w[s][1].w, is_mine ? x.words[2] : 0,
+               is_mine ? x.words[3] : 0);
+    }
+  }
 };
 
-// The format's struct for a PackedFormat: body is called with a value of it. IQ4_NL is kept as Q8_0.
+// FP8 (e4m3) rows, each with a scale (kIsBlocks: 128 x 128 weights with one), which multiply sums. A lane's 16 bytes
+// are 16 consecutive weights of a row: four steps of the tensor core's k. Weights become f16 exactly; activations are
+// f16 after a power of two that brings the largest of them near 2^12: of the token's row, or of the chunk where there
+// is one token.
+template <bool kIsBlocks>
+struct F8 {
+  static constexpr bool kHasRowScales = !kIsBlocks, kHasXScales = true;
+  static __device__ __forceinline__ const float* scales_of(const std::uint8_t* weights, int n_out, int k,
+                                                           int panel_idx) {
+    const auto* scales = reinterpret_cast<const float*>(weights + static_cast<std::int64_t>(n_out) * k);
+    return scales + (kIsBlocks ? panel_idx / 8 * ((k + 127) / 128) : 16 * panel_idx);
+  }
+  static constexpr int kChunk = 256, kSingleChunk = 256;
+  static constexpr int kGroups = kChunk / 32;
+  struct Chunk {
+    uint4 w[4][2];
+  };
+  using Single = Chunk;
+  static __device__ __forceinline__ int n_chunks(const Panel& panel) { return (panel.k + kChunk - 1) / kChunk; }
+  static __device__ __forceinline__ int n_single_chunks(const Panel& panel) { return n_chunks(panel); }
+  static __device__ __forceinline__ void load(Chunk& c, const Panel& panel, int chunk, int lane) {
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = min(g + 8 * r, panel.rows_left - 1);
+      const std::uint8_t* base = panel.base + static_cast<std::int64_t>(row) * panel.k;
+#pragma unroll
+      for (int s = 0; s < 4; ++s) {
+        const int at = chunk * kChunk + 64 * s + 16 * t;
+        c.w[s][r] = at < panel.k ? load_stream256(base + at) : make_uint4(0, 0, 0, 0);
+      }
+    }
+  }
+  static __device__ __forceinline__ void load_single(Chunk& c, const Panel& panel, int chunk, int lane) {
+    load(c, panel, chunk, lane);
+  }
+
+  // Four weights as two pairs of f16.
+  static __device__ __forceinline__ void to_f16(std::uint32_t w, std::uint32_t& low, std::uint32_t& high) {
+#if __CUDA_ARCH__ >= 890
+    asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, b;}"
+        : "=r"(low), "=r"(high)
+        : "r"(w));
+#else
+    // Sign and seven bits, moved: 2^-8 of the value.
+    const std::uint32_t wide[2] = {__byte_perm(w, 0, 0x1404), __byte_perm(w, 0, 0x3424)};
+    std::uint32_t half[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const std::uint32_t bits = (wide[i] & 0x80008000u) | ((wide[i] & 0x7f007f00u) >> 1);
+      const __half2 v = __hmul2(*reinterpret_cast<const __half2*>(&bits), __float2half2_rn(256.0f));
+      half[i] = *reinterpret_cast<const std::uint32_t*>(&v);
+    }
+    low = half[0], high = half[1];
+#endif
+  }
+  static __device__ __forceinline__ std::uint32_t word(const uint4& v, int i) {
+    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+  }
+  static __device__ __forceinline__ float block_scale(const Panel& panel, int column) {
+    return kIsBlocks ? __ldg(panel.scales + column / 128) : 1.0f;
+  }
+
+  // --- one token: columns are slices of 32 -------------------------------------------------------------------------
+  static __device__ __forceinline__ int element_of(int lane, int half) {
+    return 64 * (lane / 8) + 16 * (lane % 4) + 8 * (lane / 4 % 2) + 4 * half;
+  }
+  struct Column {
+    std::uint32_t words[4];
+    float scale;
+  };
+  static __device__ __forceinline__ Column make_column(const float (&v)[8], int) {
+    float most = 0, bad = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      most = fmaxf(most, fabsf(v[i]));
+      bad += v[i] - v[i];
+    }
+#pragma unroll
+    for (int i = 1; i < 32; i *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
+    const bool is_finite = __all_sync(0xffffffffu, bad == 0.0f) != 0;
+    // 2^(exponent of most - 12) and its inverse, from the exponent's bits.
+    const int exponent = max(static_cast<int>(__float_as_uint(most) >> 23) - 12, 14);
+    const float inverse = __uint_as_float(static_cast<std::uint32_t>(254 - exponent) << 23);
+    Column column;
+    column.scale = is_finite ? __uint_as_float(static_cast<std::uint32_t>(exponent) << 23) : __int_as_float(0x7fc00000);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) column.words[i] = pack_f16(v[2 * i] * inverse, v[2 * i + 1] * inverse);
+    return column;
+  }
+  static __device__ __forceinline__ void multiply_single(const Chunk& c, const Column& x, const Panel& panel, int chunk,
+                                                         int lane, float (&f)[4]) {
+    const int g = lane / 4, t = lane % 4;
+    float acc[2][4] = {};
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        std::uint32_t a[4];
+        to_f16(word(c.w[s][0], i), a[0], a[2]);
+        to_f16(word(c.w[s][1], i), a[1], a[3]);
+        const bool is_mine = g == 2 * s + i / 2;
+        mma_f16(acc[i % 2], a[0], a[1], a[2], a[3], is_mine ? x.words[i % 2 * 2] : 0,
+                is_mine ? x.words[i % 2 * 2 + 1] : 0);
+      }
+    }
+    // The lane's columns are elements 64 t to 64 t + 63 of the chunk.
+    const int at = chunk * kChunk + 64 * t;
+    const float scale = at < panel.k ? x.scale * block_scale(panel, at) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) f[i] = fmaf(acc[0][i] + acc[1][i], scale, f[i]);
+  }
+
+  // --- up to 16 tokens: x.f16 rows, scaled -------------------------------------------------------------------------
+  template <int kColumns8>
+  static __device__ __forceinline__ void multiply(const Chunk& c, const Panel& panel, const CudaActivations& x,
+                                                  int n_rows, int chunk, int lane, float (&f)[kColumns8][4]) {
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {  // of 128 weights
+      const int begin = chunk * kChunk + 128 * part;
+      if (begin >= panel.k) break;
+      float acc[kColumns8][4] = {};
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        const int s = 2 * part + step, at = chunk * kChunk + 64 * s + 16 * t;
+        uint4 b[kColumns8][2];
+#pragma unroll
+        for (int n = 0; n < kColumns8; ++n) {
+          b[n][0] = b[n][1] = make_uint4(0, 0, 0, 0);
+          if (8 * n + g < n_rows && at < panel.k) {
+            const auto* from =
+                reinterpret_cast<const uint4*>(x.f16 + static_cast<std::int64_t>(8 * n + g) * panel.k + at);
+            b[n][0] = from[0], b[n][1] = from[1];
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          std::uint32_t a[4];
+          to_f16(word(c.w[s][0], i), a[0], a[2]);
+          to_f16(word(c.w[s][1], i), a[1], a[3]);
+#pragma unroll
+          for (int n = 0; n < kColumns8; ++n)
+            mma_f16(acc[n], a[0], a[1], a[2], a[3], word(b[n][i / 2], i % 2 * 2), word(b[n][i / 2], i % 2 * 2 + 1));
+        }
+      }
+      const float scale = block_scale(panel, begin);
+#pragma unroll
+      for (int n = 0; n < kColumns8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) f[n][i] = fmaf(acc[n][i], scale, f[n][i]);
+    }
+  }
+
+  // As Quant's; a group is half of the lane's 16 bytes of a step.
+  static __device__ __forceinline__ void decode(const Chunk& c, const Panel& panel, int chunk, int j, int lane,
+                                                float (&v)[2][8]) {
+    const int g = lane / 4;
+    const float block = block_scale(panel, chunk * kChunk + 32 * j);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = min(g + 8 * r, panel.rows_left - 1);
+      const float scale = kIsBlocks ? block : __ldg(panel.scales + row);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        std::uint32_t pair[2];
+        to_f16(word(c.w[j / 2][r], j % 2 * 2 + i), pair[0], pair[1]);
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          v[r][4 * i + e] = half_bits_to_float((pair[e / 2] >> (16 * (e % 2))) & 0xffffu) * scale;
+      }
+    }
+  }
+  static __device__ __forceinline__ int place_of(int j, int t, int half) {
+    return 64 * (j / 2) + 16 * t + 8 * (j % 2) + 4 * half;
+  }
+};
+
+// The format's struct for a PackedFormat that is not floats: body is called with a value of it. IQ4_NL is kept as Q8_0.
 template <class Body>
 bool with_quant(PackedFormat format, Body&& body) {
+  if (format == kCudaF8Row) return body(F8<false>()), true;
+  if (format == kCudaF8Block) return body(F8<true>()), true;
   switch (format) {
     case PackedFormat::kQ4_0:
       return body(Quant<4, 32, false, 32>()), true;
