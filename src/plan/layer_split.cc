@@ -17,7 +17,7 @@ Result<LayerSplit> plan_with(const Arch& arch, const ModelConfig& config, const 
   for (const WeightLayout::Item& item : layout.items) {
     if (item.source == nullptr || item.spec.role != TensorRole::kMatrix) continue;
     max_k = std::max(max_k, item.spec.shape[1]);
-    const bool is_half = item.source->dtype == DType::kBF16 || item.source->dtype == DType::kF16;
+    const bool is_half = item.format == PackedFormat::kBF16 || item.format == PackedFormat::kF16;
     if (item.is_on_cuda && !is_half) settings.has_f32_activations = true;
   }
   settings.n_host_layers = n_host;
