@@ -809,12 +809,14 @@ void CudaExec::rope_kv_write(TensorView q, TensorView k, TensorView v, std::int6
 void CudaExec::attention(TensorView out, TensorView q, const KvCache& cache, std::int32_t layer, std::int64_t n_heads,
                          float scale, std::int64_t window) {
   const bool is_bf16 = out.dtype == DType::kBF16;
-  // No more parts than blocks that run at once: many sequences fill the multiprocessors without.
+  // No more parts than blocks that run at once: many sequences fill the multiprocessors without. Where an answer must
+  // not depend on the others, always the same.
   const std::int64_t longest = std::max(batch_.max_decode_len, 1);
   const std::int64_t n_wanted = std::max<std::int64_t>(
       1, kDecodeBlocks / (std::max(batch_.n_decodes, 1) * std::int64_t{cache.geometry().n_kv_heads}));
-  const std::int64_t split =
-      ceil_div(longest, split_) <= n_wanted ? split_ : ceil_div(ceil_div(longest, n_wanted), 128) * 128;
+  const std::int64_t split = options_.reproducible || ceil_div(longest, split_) <= n_wanted
+                                 ? split_
+                                 : ceil_div(ceil_div(longest, n_wanted), 128) * 128;
   kernels_->attention(stream_.handle(), {.q = q.f32(),
                                          .q_stride = q.stride(),
                                          .out_f32 = is_bf16 ? nullptr : out.f32(),

@@ -135,20 +135,20 @@ class CublasLtGemm : public CudaGemm {
     if (args.add && args.room_bytes < args.n_rows * args.y_stride * (args.y_is_bf16 ? 2 : 4)) return;
     cudaEvent_t begin = nullptr, end = nullptr;
     if (cudaEventCreate(&begin) != cudaSuccess || cudaEventCreate(&end) != cudaSuccess) return;
-    float least = 1e30f;
-    for (const Heuristic& candidate : candidates) {
-      float best = 1e30f;
-      for (int i = 0; i <= kRepeats; ++i) {
+    // In rounds, so that a clock that sinks under load does not favour the first ones.
+    std::vector<float> best(candidates.size(), 1e30f);
+    for (int round = 0; round <= kRepeats; ++round) {
+      for (std::size_t i = 0; i < candidates.size(); ++i) {
         (void)cudaMemsetAsync(workspace_, 0, kWorkspaceBytes, stream);
         (void)cudaEventRecord(begin, stream);
-        if (!multiply(stream, plan, args, candidate, y)) break;
+        if (!multiply(stream, plan, args, candidates[i], y)) continue;
         (void)cudaEventRecord(end, stream);
         float ms = 0;
-        if (cudaEventSynchronize(end) != cudaSuccess || cudaEventElapsedTime(&ms, begin, end) != cudaSuccess) break;
-        if (i > 0) best = std::min(best, ms);
+        if (cudaEventSynchronize(end) != cudaSuccess || cudaEventElapsedTime(&ms, begin, end) != cudaSuccess) continue;
+        if (round > 0) best[i] = std::min(best[i], ms);
       }
-      if (best < least) least = best, plan.choice = candidate;
     }
+    plan.choice = candidates[static_cast<std::size_t>(std::min_element(best.begin(), best.end()) - best.begin())];
     (void)cudaEventDestroy(begin);
     (void)cudaEventDestroy(end);
   }
