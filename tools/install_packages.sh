@@ -7,7 +7,7 @@ set -eu
 
 packages="g++ cmake ninja-build pkg-config ca-certificates
   libboost1.81-dev libsimdjson-dev libfmt-dev libspdlog-dev libcli11-dev libexpected-dev libutf8proc-dev libedit-dev
-  libcurl4-openssl-dev libssl-dev libxxhash-dev zlib1g-dev"
+  libcurl4-openssl-dev libssl-dev libxxhash-dev libzstd-dev zlib1g-dev"
 # `pip:` sources go through the machine's own pip, whichever it is.
 python3 -m pip --version >/dev/null 2>&1 || packages="$packages python3-pip"
 

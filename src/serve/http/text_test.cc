@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <zstd.h>
 
 #include <random>
 
@@ -71,6 +72,28 @@ TEST(Inflate, UnpacksAndRefusesBombsAndBrokenData) {
   EXPECT_EQ(inflate_body(packed.substr(0, 15), 100).error().code, Code::kCorrupt);
   EXPECT_EQ(inflate_body("not packed", 100).error().code, Code::kCorrupt);
   EXPECT_EQ(inflate_body("", 100).error().code, Code::kCorrupt);
+}
+
+TEST(Inflate, UnpacksZstdFramesAndRefusesBombsAndBrokenData) {
+  // printf hello | zstd -c
+  const std::string packed("\x28\xb5\x2f\xfd\x04\x58\x29\x00\x00hello\xa3\x6d\x9f\x88", 18);
+  EXPECT_EQ(inflate_zstd_body(packed, 100).value(), "hello");
+  EXPECT_EQ(inflate_zstd_body(packed + packed, 100).value(), "hellohello");
+  EXPECT_EQ(inflate_zstd_body(packed, 4).error().code, Code::kResourceExhausted);
+  for (std::size_t n = 0; n < packed.size(); ++n) {
+    EXPECT_EQ(inflate_zstd_body(packed.substr(0, n), 100).error().code, Code::kCorrupt) << n;
+  }
+  EXPECT_EQ(inflate_zstd_body("not packed", 100).error().code, Code::kCorrupt);
+  std::string flipped = packed;
+  flipped[10] = 'x';  // the check sum tells
+  EXPECT_EQ(inflate_zstd_body(flipped, 100).error().code, Code::kCorrupt);
+  // A frame of 64 MiB of zeros in a few kilobytes, and one that asks for a window of 2^41 bytes.
+  std::string zeros(std::size_t{64} << 20, '\0'), bomb(ZSTD_compressBound(zeros.size()), '\0');
+  bomb.resize(ZSTD_compress(bomb.data(), bomb.size(), zeros.data(), zeros.size(), 3));
+  EXPECT_LT(bomb.size(), std::size_t{1} << 20);
+  EXPECT_EQ(inflate_zstd_body(bomb, 32 << 20).error().code, Code::kResourceExhausted);
+  EXPECT_EQ(inflate_zstd_body(std::string("\x28\xb5\x2f\xfd\x00\xf8\x01\x00\x00", 9), 32 << 20).error().code,
+            Code::kResourceExhausted);
 }
 
 }  // namespace
