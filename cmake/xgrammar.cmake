@@ -24,4 +24,7 @@ target_compile_definitions(xgrammar PRIVATE XGRAMMAR_ENABLE_CPPTRACE=0 XGRAMMAR_
                                             XGRAMMAR_LOG_CUSTOMIZE=1 NDEBUG)
 # -O1, and no sanitizers: it is another's code, and compiling it should cost little (docs/structured-output.md).
 target_compile_options(xgrammar PRIVATE -w -O1)
+# Time limits, which it has none of.
+target_compile_options(xgrammar PRIVATE -include ${PROJECT_SOURCE_DIR}/cmake/xgrammar_hooks.h)
+set_property(SOURCE ${xgrammar_files} PROPERTY OBJECT_DEPENDS "${PROJECT_SOURCE_DIR}/cmake/xgrammar_hooks.h")
 target_link_libraries(xgrammar PRIVATE Threads::Threads)

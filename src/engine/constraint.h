@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 #include "tensor/tensor.h"
 
@@ -28,6 +29,8 @@ class TokenConstraint {
   virtual bool accept(TokenId id) = 0;
   // Nothing may follow: the request ends with reason kStop, without an end token being sampled.
   virtual bool is_complete() const = 0;
+  // Why it allows nothing any more, where that is its own failure; empty: the text leaves nothing.
+  virtual std::string_view problem() const { return {}; }
 };
 
 }  // namespace still

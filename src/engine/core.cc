@@ -272,6 +272,11 @@ void EngineCore::sample_row(Sampler& sampler, const Sequence& sequence, std::spa
 }
 
 namespace {
+Error constraint_error(const TokenConstraint& constraint, std::string_view what) {
+  if (!constraint.problem().empty()) return {Code::kInvalidArgument, std::string(constraint.problem())};
+  return {Code::kInternal, fmt::format("the constraint {}", what)};
+}
+
 // What the device's sampler does; bans are counted.
 bool is_simple(const Request& request) {
   const SamplingParams& params = request.sampling;
@@ -360,8 +365,8 @@ void EngineCore::advance(SampleTask& task, const StepSlot& slot, std::int64_t fi
     }
     if (i > 0) sample_row(samplers_[0], sequence, runner_.logits(task.slot_idx, first_row + i), task);
     if (task.sample.id < 0) {
-      fail(sequence, {Code::kInternal, task.has_mask ? "the constraint allows no token after this text"
-                                                     : "the model's logits are not finite or allow no token"});
+      fail(sequence, task.has_mask ? constraint_error(*sequence.request.constraint, "allows no token after this text")
+                                   : Error{Code::kInternal, "the model's logits are not finite or allow no token"});
       return;
     }
     const TokenId id = task.sample.id;
@@ -437,7 +442,7 @@ bool EngineCore::accept(Sequence& sequence, TokenId id, const Sample* sample) {
     }
     if (is_constrained && !event.is_tag && !reason) {
       if (!request.constraint->accept(id)) {
-        fail(sequence, {Code::kInternal, "the constraint refuses a token that its mask allowed"});
+        fail(sequence, constraint_error(*request.constraint, "refuses a token that its mask allowed"));
         return true;
       }
       if (request.constraint->is_complete()) reason = FinishReason::kStop;

@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "grammar/compiler.h"
+#include "grammar/work_limit.h"
 
 namespace still {
 namespace {
@@ -20,11 +21,14 @@ std::string first_line(std::string_view message) {
 
 class XgrammarCompiled : public CompiledGrammar {
  public:
-  explicit XgrammarCompiled(xgrammar::CompiledGrammar given)
-      : compiled(std::move(given)), bytes_(static_cast<std::int64_t>(compiled.MemorySizeBytes())) {}
+  XgrammarCompiled(xgrammar::CompiledGrammar given, std::chrono::milliseconds mask_time)
+      : compiled(std::move(given)),
+        max_mask_time(mask_time),
+        bytes_(static_cast<std::int64_t>(compiled.MemorySizeBytes())) {}
   std::int64_t memory_bytes() const override { return bytes_; }
 
   const xgrammar::CompiledGrammar compiled;
+  const std::chrono::milliseconds max_mask_time;
 
  private:
   std::int64_t bytes_;
@@ -45,8 +49,17 @@ class XgrammarCompiler : public GrammarCompiler {
       }
     }
     std::shared_ptr<const CompiledGrammar> grammar;
+    const WorkLimit limit{std::chrono::steady_clock::now() + limits_.max_time, limits_.is_stopped.get()};
+    const WorkLimitScope scope(&limit);
     try {
-      grammar = std::make_shared<XgrammarCompiled>(compiler_.CompileGrammar(ebnf));
+      grammar = std::make_shared<XgrammarCompiled>(compiler_.CompileGrammar(ebnf), limits_.max_mask_time);
+    } catch (const WorkLimitReached&) {
+      if (limits_.is_stopped && *limits_.is_stopped) return error(Code::kCancelled, "{}: the server is ending", name);
+      return error(
+          Code::kResourceExhausted,
+          "{}: compiling it takes more than {:.3g} s: smaller lengths and counts (maxLength, {{m,n}}) or fewer "
+          "alternatives help",
+          name, std::chrono::duration<double>(limits_.max_time).count());
     } catch (const std::bad_alloc&) {
       return error(Code::kResourceExhausted, "{}: not enough memory to compile it", name);
     } catch (const std::exception& problem) {
@@ -97,6 +110,8 @@ class XgrammarConstraint : public TokenConstraint {
 
   bool accept(TokenId id) override {
     if (is_broken_ || is_complete_) return false;
+    const WorkLimit limit{std::chrono::steady_clock::now() + grammar_->max_mask_time};
+    const WorkLimitScope scope(&limit);
     try {
       if (!matcher_.AcceptToken(id)) return false;
       is_computed_ = false;
@@ -107,16 +122,24 @@ class XgrammarConstraint : public TokenConstraint {
         compute();
         is_complete_ = only_stop_tokens();
       }
+    } catch (const WorkLimitReached&) {
+      give_up();
     } catch (const std::exception&) {
       is_broken_ = true;
-      return false;
     }
     return !is_broken_;
   }
 
   bool is_complete() const override { return is_complete_; }
+  std::string_view problem() const override { return problem_; }
 
  private:
+  void give_up() {
+    is_broken_ = true;
+    problem_ = fmt::format("the form of the answer is too hard to keep to: more than {:.3g} s for one token",
+                           std::chrono::duration<double>(grammar_->max_mask_time).count());
+  }
+
   void compute() {
     if (is_computed_) return;
     std::int64_t shape = static_cast<std::int64_t>(words_.size());
@@ -127,10 +150,15 @@ class XgrammarConstraint : public TokenConstraint {
                     .shape = &shape,
                     .strides = nullptr,
                     .byte_offset = 0};
+    const WorkLimit limit{std::chrono::steady_clock::now() + grammar_->max_mask_time};
+    const WorkLimitScope scope(&limit);
     try {
       // False: everything is allowed, and the mask was left alone.
       if (!matcher_.FillNextTokenBitmask(&tensor)) allow_all();
       is_computed_ = true;
+    } catch (const WorkLimitReached&) {
+      std::ranges::fill(words_, 0u);
+      give_up();
     } catch (const std::exception&) {
       std::ranges::fill(words_, 0u);  // the request ends with an error
       is_broken_ = true;
@@ -158,6 +186,7 @@ class XgrammarConstraint : public TokenConstraint {
   bool is_computed_ = false;
   bool is_complete_ = false;
   bool is_broken_ = false;
+  std::string problem_;
 };
 
 }  // namespace

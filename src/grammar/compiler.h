@@ -3,6 +3,8 @@
 // depend on the stack, so that a mask costs microseconds. Nothing of it shows here.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -30,7 +32,10 @@ struct GrammarLimits {
   std::size_t max_source_bytes = 256 << 10;  // of a schema, pattern or grammar as given
   std::size_t cache_entries = 64;
   std::int64_t cache_bytes = 256 << 20;
-  int n_threads = 2;  // of one compilation
+  int n_threads = 2;                                    // of one compilation
+  std::chrono::milliseconds max_time{30000};            // of one compilation
+  std::chrono::milliseconds max_mask_time{2000};        // of one mask, computed on the engine's thread
+  std::shared_ptr<const std::atomic<bool>> is_stopped;  // compilations under way give up; null: never
 };
 
 // One for each vocabulary; thread-safe. Compiling takes milliseconds to seconds: never on the engine's thread. What was

@@ -267,6 +267,76 @@ TEST(JsonSchema, BombsEndQuickly) {
   EXPECT_TRUE(refused(JsonObject{{"description", std::string(300 << 10, 'x')}}));
 }
 
+TEST(GrammarCompiler, GivesUpWhatTakesTooLong) {
+  STILL_NEEDS_ENGINE();
+  using std::chrono::milliseconds;
+  const auto made = GrammarCompiler::make(small_vocabulary().tokenizer, {.max_time = milliseconds(300)});
+  ASSERT_TRUE(made);
+  GrammarCompiler& compiler = **made;
+  // A nest of repetitions, many states with a wide class each, an ambiguous sum, and alternatives that multiply.
+  std::string words = "root ::= ", doubles = "root ::= r0\n";
+  for (int i = 0; i < 3000; ++i) words += fmt::format("{}[^{}]* \"{}\"", i == 0 ? "" : " | ", i % 10, i);
+  for (int i = 0; i < 28; ++i) doubles += fmt::format("r{0} ::= r{1} r{1} | r{1} \"{0}\" r{1}\n", i, i + 1);
+  doubles += "r28 ::= [a-z] | \"\"\n";
+  const std::vector<std::string> bombs = {
+      "root ::= ((([^x]{1,40}){1,40}){1,40}){1,40}",
+      "root ::= [^\"]{1,100000}",
+      "root ::= a{1,50000}\na ::= [^x]{1,5} b | b [^y]{2,7}\nb ::= [a-z]{3,9}",
+      "root ::= e\ne ::= e \"+\" e | e e | [a-z]{1,9} | \"\" e",
+      words + "\n",
+      doubles,
+  };
+  for (const std::string& bomb : bombs) {
+    const auto begin = std::chrono::steady_clock::now();
+    const auto grammar = compiler.compile_ebnf(bomb);
+    // Generous: sanitizers and other jobs. Without a limit these take minutes to days, or are quick.
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20)) << bomb.substr(0, 60);
+    if (!grammar) {
+      EXPECT_THAT(grammar.error().message, HasSubstr("compiling it takes more than 0.3 s"));
+    }
+    if (std::getenv("STILL_TEST_VERBOSE") != nullptr)
+      fmt::print("{} {:.2f} s\n", grammar ? "compiled" : "gave up",
+                 std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  const auto schema = compiler.compile_json_schema(*parse_json(R"({"type":"string","maxLength":90000})", ""));
+  if (!schema) {
+    EXPECT_EQ(schema.error().code, Code::kResourceExhausted);
+  }
+  // The compiler goes on working.
+  EXPECT_TRUE(compiler.compile_ebnf("root ::= \"a\" [0-9]{1,3}\n"));
+}
+
+TEST(GrammarCompiler, GivesUpAMaskThatTakesTooLong) {
+  STILL_NEEDS_ENGINE();
+  const auto made =
+      GrammarCompiler::make(small_vocabulary().tokenizer, {.max_mask_time = std::chrono::milliseconds(0)});
+  ASSERT_TRUE(made);
+  // So many ways through that the first mask looks at the clock.
+  const auto grammar = (*made)->compile_ebnf("root ::= ([^x]{1,60} | [^y]{1,60} | a)*\na ::= [a-z]* | a a | \"b\" a\n");
+  ASSERT_TRUE(grammar) << grammar.error().message;
+  const auto constraint = make_constraint(*grammar);
+  std::vector<std::uint32_t> mask(
+      static_cast<std::size_t>(token_mask_words(small_vocabulary().tokenizer.vocab_size())));
+  const std::vector<TokenId> ids = small_vocabulary().tokenizer.encode("a quite ordinary text, which fits");
+  bool is_given_up = false;
+  for (std::size_t i = 0; i < ids.size() && !is_given_up; ++i) {
+    constraint->fill_mask(mask);
+    is_given_up = !constraint->accept(ids[i]);
+  }
+  ASSERT_TRUE(is_given_up);
+  EXPECT_THAT(std::string(constraint->problem()), HasSubstr("too hard to keep to"));
+  constraint->fill_mask(mask);
+  EXPECT_TRUE(std::ranges::all_of(mask, [](std::uint32_t word) { return word == 0; }));
+}
+
+TEST(GrammarCompiler, GivesUpWhenItIsStopped) {
+  STILL_NEEDS_ENGINE();
+  const auto is_stopped = std::make_shared<std::atomic<bool>>(true);
+  const auto made = GrammarCompiler::make(small_vocabulary().tokenizer, {.is_stopped = is_stopped});
+  ASSERT_TRUE(made);
+  EXPECT_EQ((*made)->compile_ebnf("root ::= [^x]{1,9}").error().code, Code::kCancelled);
+}
+
 TEST(GrammarCompiler, KnowsRegexChoiceEbnfAndObjects) {
   STILL_NEEDS_ENGINE();
   GrammarCompiler& compiler = *small_vocabulary().compiler;

@@ -39,7 +39,20 @@ Result<std::shared_ptr<const CompiledGrammar>> compile_required_call(GrammarComp
       {.name = is_named ? std::string_view(tools.name) : std::string_view(), .allows_several = false});
 }
 
+bool has_tools(const GenerationInput& input) {
+  return std::holds_alternative<ChatInput>(input.prompt) && !input.tools.tools.empty();
+}
+
+bool must_call(const GenerationInput& input) {
+  const ToolWish::Choice choice = input.tools.choice;
+  return has_tools(input) && (choice == ToolWish::Choice::kRequired || choice == ToolWish::Choice::kNamed);
+}
+
 }  // namespace
+
+bool needs_grammar(const GenerationInput& input) {
+  return must_call(input) || input.format.kind != FormatWish::Kind::kNone;
+}
 
 std::shared_ptr<TokenConstraint> AnswerShape::make_constraint() const {
   return grammar == nullptr ? nullptr : still::make_constraint(grammar);
@@ -52,17 +65,15 @@ std::unique_ptr<ToolCallReader> AnswerShape::make_reader() const {
 Result<AnswerShape> prepare_answer(GrammarCache& grammars, const GenerationInput& input, const ServedModel& served) {
   AnswerShape shape;
   const ToolWish& tools = input.tools;
-  const bool has_tools = std::holds_alternative<ChatInput>(input.prompt) && !tools.tools.empty();
-  const bool must_call =
-      has_tools && (tools.choice == ToolWish::Choice::kRequired || tools.choice == ToolWish::Choice::kNamed);
-  if (has_tools) {
+  if (has_tools(input)) {
     STILL_TRY(const std::shared_ptr<const ChatTemplate> chat_template, chat_template_for(input, served));
     shape.tools = plan_tool_calls(tools, *chat_template, served.model);
-    if (must_call && shape.tools == nullptr) shape.tools = plan_required_call(tools);
+    if (must_call(input) && shape.tools == nullptr) shape.tools = plan_required_call(tools);
   }
-  if (!must_call && input.format.kind == FormatWish::Kind::kNone) return shape;
+  if (!needs_grammar(input)) return shape;
   STILL_TRY(const std::shared_ptr<GrammarCompiler> compiler, grammars.compiler_of(served.model));
-  auto compiled = must_call ? compile_required_call(*compiler, input, served) : compile_format(*compiler, input.format);
+  auto compiled =
+      must_call(input) ? compile_required_call(*compiler, input, served) : compile_format(*compiler, input.format);
   if (!compiled) {
     // Too large a schema is not a prompt that is too long.
     Error failure = std::move(compiled).error();

@@ -19,8 +19,10 @@ struct AnswerShape {
   std::unique_ptr<ToolCallReader> make_reader() const;
 };
 
-// kInvalidArgument names the place in the schema that is wrong, kUnsupported what cannot be enforced. Takes up to
-// seconds for a large schema: on a thread of the pool.
+// Whether a grammar must be compiled for it, which takes up to seconds: on the thread of GrammarCache::post().
+bool needs_grammar(const GenerationInput& input);
+
+// kInvalidArgument names the place in the schema that is wrong, kUnsupported what cannot be enforced.
 Result<AnswerShape> prepare_answer(GrammarCache& grammars, const GenerationInput& input, const ServedModel& served);
 
 }  // namespace still

@@ -162,6 +162,10 @@ Auth::Key* Auth::find(std::string_view presented) {
   return found;
 }
 
+bool Auth::is_admin(std::string_view name) const {
+  return std::ranges::any_of(keys_, [&](const Key& key) { return key.name == name && key.limits.is_admin; });
+}
+
 void Auth::refill(Key& key, Clock::time_point now) {
   const double minutes = std::max(0.0, std::chrono::duration<double>(now - key.refilled).count() / 60.0);
   const auto fill = [minutes](double left, std::int64_t per_minute) {

@@ -35,6 +35,7 @@ class Auth {
                                               const std::vector<std::string>& keys);
 
   bool has_keys() const { return !keys_.empty(); }
+  bool is_admin(std::string_view key) const;  // by its name; unknown: false
 
   struct Verdict {
     int status = 0;   // 0: go on; 401, 403, 429

@@ -36,6 +36,7 @@ class EngineGeneration final : public Generation, public std::enable_shared_from
   void begin();
   void cancel() override;
   void stop_thinking() override;
+  GenerationState state() const override;
 
   // Of the engine, for one answer.
   void on_event(AnswerStream& stream, const Event& event, int answer);
@@ -45,7 +46,9 @@ class EngineGeneration final : public Generation, public std::enable_shared_from
   enum class Phase : std::uint8_t { kWaiting, kRunning, kEnded };
 
   void on_model(Result<std::shared_ptr<ModelLease>> lease);
-  Status submit(const ServedModel& served);
+  Result<AnswerShape> compile(const ServedModel& served);
+  void on_ready(Result<std::shared_ptr<ModelLease>> lease, Result<AnswerShape> shape);
+  Status submit(const ServedModel& served, const AnswerShape& shape);
   void end(const Error* failure);
 
   ServeContext& context_;
@@ -57,12 +60,14 @@ class EngineGeneration final : public Generation, public std::enable_shared_from
   std::shared_ptr<ModelLease> lease_;
   int n_open_ = 0;
 
-  std::mutex state_mutex_;
+  mutable std::mutex state_mutex_;
   Phase phase_ = Phase::kWaiting;
   bool is_cancelled_ = false, is_thinking_stopped_ = false;
   std::shared_ptr<void> ticket_;
   Engine* engine_ = nullptr;  // while running
   std::vector<RequestId> requests_;
+  ProgressEvent progress_;  // of the first answer
+  std::atomic<std::int64_t> n_tokens_{0};
 };
 
 class AnswerEvents final : public EventSink {
@@ -87,6 +92,31 @@ void EngineGeneration::begin() {
 }
 
 void EngineGeneration::on_model(Result<std::shared_ptr<ModelLease>> lease) {
+  // What cannot generate is refused with its prompt.
+  if (!lease || (*lease)->model().engine == nullptr) return on_ready(std::move(lease), AnswerShape{});
+  if (!needs_grammar(input_)) {
+    Result<AnswerShape> shape = prepare_answer(context_.grammars, input_, (*lease)->model());
+    return on_ready(std::move(lease), std::move(shape));
+  }
+  // Not on a thread that others wait for. Until it is compiled the request still waits, and can be cancelled.
+  const bool is_posted = context_.grammars.post([self = shared_from_this(), held = *lease] {
+    Result<AnswerShape> shape = self->compile(held->model());
+    self->on_ready(held, std::move(shape));
+  });
+  if (is_posted) return;
+  on_ready(error(Code::kUnavailable, "server busy, please try again.  maximum pending requests exceeded"),
+           AnswerShape{});
+}
+
+Result<AnswerShape> EngineGeneration::compile(const ServedModel& served) {
+  {
+    const std::lock_guard lock(state_mutex_);
+    if (phase_ != Phase::kWaiting) return AnswerShape{};  // nobody waits for it any more
+  }
+  return prepare_answer(context_.grammars, input_, served);
+}
+
+void EngineGeneration::on_ready(Result<std::shared_ptr<ModelLease>> lease, Result<AnswerShape> shape) {
   const std::lock_guard sink_lock(sink_mutex_);
   {
     const std::lock_guard lock(state_mutex_);
@@ -101,12 +131,12 @@ void EngineGeneration::on_model(Result<std::shared_ptr<ModelLease>> lease) {
     return;
   }
   lease_ = std::move(*lease);
-  if (Status submitted = submit(lease_->model()); !submitted) end(&submitted.error());
+  if (!shape) return end(&shape.error());
+  if (Status submitted = submit(lease_->model(), *shape); !submitted) end(&submitted.error());
 }
 
-Status EngineGeneration::submit(const ServedModel& served) {
+Status EngineGeneration::submit(const ServedModel& served, const AnswerShape& shape) {
   STILL_TRY(const Request prompt, prepare_prompt(input_, served));
-  STILL_TRY(const AnswerShape shape, prepare_answer(context_.grammars, input_, served));
   GenerationBegun begun;
   begun.id = id_;
   begun.model = &served;
@@ -159,8 +189,13 @@ void EngineGeneration::on_event(AnswerStream& stream, const Event& event, int an
   const std::lock_guard lock(sink_mutex_);
   if (sink_ == nullptr) return;
   if (const auto* token = std::get_if<TokenEvent>(&event)) {
+    n_tokens_.fetch_add(1, std::memory_order_relaxed);
     stream.on_token(*token);
   } else if (const auto* progress = std::get_if<ProgressEvent>(&event)) {
+    if (answer == 0) {
+      const std::lock_guard state_lock(state_mutex_);
+      progress_ = *progress;
+    }
     if (input_.wants_progress) sink_->on_progress(*progress, answer);
   } else if (const auto* prompt_token = std::get_if<PromptTokenEvent>(&event)) {
     sink_->on_prompt_token(*prompt_token, answer);
@@ -228,6 +263,24 @@ void EngineGeneration::stop_thinking() {
   is_thinking_stopped_ = true;
   if (engine_ == nullptr) return;
   for (const RequestId request : requests_) engine_->stop_thinking(request);
+}
+
+GenerationState EngineGeneration::state() const {
+  GenerationState state{.model = input_.model.name, .user = input_.user};
+  state.n_completion = n_tokens_.load(std::memory_order_relaxed);
+  const std::lock_guard lock(state_mutex_);
+  state.queue_position = progress_.queue_position;
+  state.n_prompt = progress_.n_prompt;
+  state.n_prefilled = progress_.n_prefilled;
+  if (state.n_completion > 0) {
+    state.phase = GenerationState::Phase::kRunning;
+    state.n_prefilled = state.n_prompt;
+    state.queue_position = 0;
+  } else if (engine_ != nullptr) {
+    const bool is_reading = progress_.n_prompt > 0 && !progress_.is_waiting;
+    state.phase = is_reading ? GenerationState::Phase::kPrefill : GenerationState::Phase::kWaiting;
+  }
+  return state;
 }
 
 }  // namespace

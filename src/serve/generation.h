@@ -143,6 +143,20 @@ class GenerationSink {
   virtual void on_failed(const Error& error) = 0;
 };
 
+// Where a generation stands, for those who watch it.
+struct GenerationState {
+  enum class Phase : std::uint8_t {
+    kLoading,  // the model, or the grammar of the answer's form, is not there yet
+    kWaiting,  // for a place among the running ones
+    kPrefill,  // the prompt is being read
+    kRunning,
+  };
+  Phase phase = Phase::kLoading;
+  std::string model, user;
+  std::int64_t queue_position = 0;  // requests before it, while it waits
+  std::int64_t n_prompt = 0, n_prefilled = 0, n_completion = 0;
+};
+
 // A generation under way.
 class Generation {
  public:
@@ -150,6 +164,7 @@ class Generation {
   virtual std::string id() const = 0;  // steering handle, told in X-Still-Generation: "gen-7f3a..."
   virtual void cancel() = 0;
   virtual void stop_thinking() = 0;
+  virtual GenerationState state() const = 0;
 };
 
 struct ServeContext;  // serve/context.h: pool, library of models, grammar caches, settings, registry of generations

@@ -1,5 +1,7 @@
 #include "serve/generation_registry.h"
 
+#include <algorithm>
+
 #include "serve/generation.h"
 
 namespace still {
@@ -25,11 +27,14 @@ std::shared_ptr<Generation> GenerationRegistry::find(std::string_view id) const 
   return it == generations_.end() ? nullptr : it->second;
 }
 
-std::vector<std::string> GenerationRegistry::ids() const {
-  const std::lock_guard lock(mutex_);
-  std::vector<std::string> ids;
-  for (const auto& [id, generation] : generations_) ids.push_back(id);
-  return ids;
+std::vector<std::shared_ptr<Generation>> GenerationRegistry::all() const {
+  std::vector<std::shared_ptr<Generation>> generations;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [id, generation] : generations_) generations.push_back(generation);
+  }
+  std::ranges::sort(generations, {}, [](const auto& generation) { return generation->id(); });
+  return generations;
 }
 
 std::int64_t GenerationRegistry::size() const {

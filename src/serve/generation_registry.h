@@ -18,7 +18,7 @@ class GenerationRegistry {
   void add(std::shared_ptr<Generation> generation);
   void remove(const std::string& id);
   std::shared_ptr<Generation> find(std::string_view id) const;  // null: none, or ended
-  std::vector<std::string> ids() const;
+  std::vector<std::shared_ptr<Generation>> all() const;         // by id
   std::int64_t size() const;
   // Each ends with its encoder's own last words. For the end of a drain.
   void cancel_all();

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <future>
 #include <mutex>
 #include <thread>
 
@@ -162,6 +163,71 @@ TEST_F(GenerationTest, CancelledWhileItWaitsForItsModel) {
   ASSERT_TRUE(sink->failure);
   EXPECT_EQ(sink->failure->code, Code::kCancelled);
   EXPECT_EQ(context.generations->find(generation->id()), nullptr);
+  expect_all_given_back();
+}
+
+TEST_F(GenerationTest, TellsWhereItStands) {
+  const auto waiting = std::make_shared<RecordingSink>();
+  const auto slow = start_generation(context, input(4, "slow"), waiting);
+  EXPECT_EQ(slow->state().phase, GenerationState::Phase::kLoading);
+  EXPECT_EQ(slow->state().model, "slow");
+  slow->cancel();
+  waiting->wait();
+  const auto sink = std::make_shared<RecordingSink>();
+  const auto generation = start_generation(context, input(-1), sink);
+  sink->wait_for_pieces(3);
+  const GenerationState state = generation->state();
+  EXPECT_EQ(state.phase, GenerationState::Phase::kRunning);
+  EXPECT_EQ(state.n_prompt, 5);
+  EXPECT_EQ(state.n_prefilled, 5);
+  EXPECT_GE(state.n_completion, 3);
+  generation->cancel();
+  sink->wait();
+  expect_all_given_back();
+}
+
+TEST_F(GenerationTest, AGrammarThatCompilesLongKeepsNobodyElseWaiting) {
+  std::promise<void> release;
+  ASSERT_TRUE(context.grammars.post([held = release.get_future().share()] { held.wait(); }));
+  GenerationInput constrained = input(8);
+  constrained.format.kind = FormatWish::Kind::kChoice;
+  constrained.format.choices = {"ab", "abc"};
+  constrained.ignore_eos = false;
+  const auto first = std::make_shared<RecordingSink>(), second = std::make_shared<RecordingSink>();
+  const auto cancelled = start_generation(context, constrained, first);
+  const auto kept = start_generation(context, constrained, second);
+  EXPECT_FALSE(run(input(8))->failure);
+  EXPECT_FALSE(first->is_over || second->is_over);
+  EXPECT_EQ(kept->state().phase, GenerationState::Phase::kLoading);
+  cancelled->cancel();
+  first->wait();
+  ASSERT_TRUE(first->failure);
+  EXPECT_EQ(first->failure->code, Code::kCancelled);
+  release.set_value();
+  second->wait();
+  if (grammar_engine().starts_with("none")) {
+    ASSERT_TRUE(second->failure);
+  } else {
+    EXPECT_TRUE(second->texts[0].starts_with("ab")) << second->texts[0];
+  }
+  expect_all_given_back();
+}
+
+TEST_F(GenerationTest, TheEndOfTheServerEndsWhatWaitsForItsGrammar) {
+  std::promise<void> release;
+  ASSERT_TRUE(context.grammars.post([held = release.get_future().share()] { held.wait(); }));
+  GenerationInput constrained = input(8);
+  constrained.format.kind = FormatWish::Kind::kJsonObject;
+  const auto sink = std::make_shared<RecordingSink>(), late = std::make_shared<RecordingSink>();
+  start_generation(context, constrained, sink);
+  std::thread stop([this] { context.grammars.stop(); });
+  release.set_value();
+  stop.join();
+  sink->wait();
+  start_generation(context, constrained, late);
+  late->wait();
+  ASSERT_TRUE(late->failure);
+  EXPECT_EQ(late->failure->code, Code::kUnavailable);
   expect_all_given_back();
 }
 

@@ -3,6 +3,7 @@
 #include "base/json.h"
 #include "serve/access_log.h"
 #include "serve/api/errors.h"
+#include "serve/auth.h"
 #include "serve/context.h"
 #include "serve/generation.h"
 #include "serve/generation_registry.h"
@@ -39,10 +40,42 @@ void send_metrics(const ServeContext& context, const Writer& writer) {
   writer->send({.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = context.metrics->render(facts)});
 }
 
-void list_generations(const ServeContext& context, const Writer& writer) {
+std::string_view name_of(GenerationState::Phase phase) {
+  switch (phase) {
+    case GenerationState::Phase::kLoading:
+      return "loading";
+    case GenerationState::Phase::kWaiting:
+      return "waiting";
+    case GenerationState::Phase::kPrefill:
+      return "prefill";
+    case GenerationState::Phase::kRunning:
+      return "running";
+  }
+  return "";
+}
+
+JsonObject describe(const Generation& generation) {
+  const GenerationState state = generation.state();
+  return {{"id", generation.id()},
+          {"object", "generation"},
+          {"model", state.model},
+          {"status", name_of(state.phase)},
+          {"queue_position", state.queue_position},
+          {"prompt_tokens", state.n_prompt},
+          {"prefilled_tokens", state.n_prefilled},
+          {"completion_tokens", state.n_completion}};
+}
+
+// A key that may not change models may not touch others' generations either.
+bool may_see(const ServeContext& context, const HttpRequest& request, const Generation& generation) {
+  if (request.key.empty() || context.auth == nullptr || context.auth->is_admin(request.key)) return true;
+  return generation.state().user == request.key;
+}
+
+void list_generations(const ServeContext& context, const Call& request, const Writer& writer) {
   JsonArray data;
-  for (const std::string& id : context.generations->ids()) {
-    data.push_back(JsonObject{{"id", id}, {"object", "generation"}});
+  for (const auto& generation : context.generations->all()) {
+    if (may_see(context, *request, *generation)) data.push_back(describe(*generation));
   }
   send_json(*writer, {{"object", "list"}, {"data", std::move(data)}});
 }
@@ -52,13 +85,13 @@ template <class Act>
 void steer(const ServeContext& context, const Call& request, const Writer& writer, Act act) {
   const std::string id(request->capture("id"));
   const std::shared_ptr<Generation> generation = context.generations->find(id);
-  if (!generation) {
+  if (!generation || !may_see(context, *request, *generation)) {
     writer->send(error_response(ApiShape::kOpenAi, 404,
                                 "no generation \"" + id + "\" is running: it has ended, or there was none"));
     return;
   }
   act(*generation);
-  send_json(*writer, {{"id", id}, {"object", "generation"}, {"status", "running"}});
+  send_json(*writer, describe(*generation));
 }
 
 }  // namespace
@@ -74,7 +107,7 @@ void add_operation_routes(Router& router, ServeContext& context) {
   }
   add("GET", "/metrics", RouteClass::kRead, [c](const Call&, const Writer& writer) { send_metrics(*c, writer); });
   add("GET", "/v1/generations", RouteClass::kRead,
-      [c](const Call&, const Writer& writer) { list_generations(*c, writer); });
+      [c](const Call& request, const Writer& writer) { list_generations(*c, request, writer); });
   add("GET", "/v1/generations/{id}", RouteClass::kRead,
       [c](const Call& request, const Writer& writer) { steer(*c, request, writer, [](Generation&) {}); });
   add("POST", "/v1/generations/{id}/stop_thinking", RouteClass::kRead, [c](const Call& request, const Writer& writer) {
