@@ -19,10 +19,14 @@ enum class RouteClass : std::uint8_t {
 };
 
 struct Route {
+  // Takes the bodies of large uploads as they come. On the I/O thread, for requests whose key allows the route; fast.
+  // Null: the handler needs no body for its answer.
+  using OpenBody = std::function<std::shared_ptr<BodySink>(const HttpRequest&)>;
   std::string method;   // "POST"; "GET" serves HEAD too
   std::string pattern;  // "/v1/models/{model...}": a capture of one segment {x}, or of all that is left {x...}
   RouteClass route_class = RouteClass::kRead;
   HttpHandler handler;
+  OpenBody open_body = {};  // empty: bodies are gathered in memory, up to the server's limit
 };
 
 class Router {

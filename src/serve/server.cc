@@ -5,6 +5,8 @@
 
 #include <array>
 
+#include "hub/file_io.h"
+#include "hub/store.h"
 #include "serve/access_log.h"
 #include "serve/api/errors.h"
 #include "serve/auth.h"
@@ -12,10 +14,13 @@
 #include "serve/generation_registry.h"
 #include "serve/http/exchange.h"
 #include "serve/http/server.h"
+#include "serve/http/text.h"
 #include "serve/metrics.h"
 
 namespace still {
 namespace {
+
+constexpr std::chrono::hours kKeepPartials{24 * 14};
 
 std::string machine_name() {
   std::array<char, 256> name{};
@@ -56,17 +61,30 @@ struct Server::State {
   std::string machine;
   std::unique_ptr<HttpServer> http;
 
+  bool is_host_good(const HttpRequest& request) const;
+  bool is_origin_good(const HttpRequest& request) const;
   // Whether the request may go on; otherwise it was answered.
   bool check_origin(HttpRequest& request, ExchangeWriter& writer);
   bool check_key(HttpRequest& request, const Route& route, ExchangeWriter& writer);
+  BodyPlan plan_body(const HttpRequest& request);
   void handle(const std::shared_ptr<HttpRequest>& request, const std::shared_ptr<ExchangeWriter>& writer);
   void done(const HttpRecord& record);
 };
 
+bool Server::State::is_host_good(const HttpRequest& request) const {
+  return !is_loopback || request.peer == "unix" || is_host_allowed_on_loopback(request.header("Host"), machine);
+}
+
+bool Server::State::is_origin_good(const HttpRequest& request) const {
+  const std::string_view origin = request.header("Origin");
+  return is_host_good(request) && (origin.empty() || is_same_origin(origin, request.header("Host")) ||
+                                   is_origin_allowed(origin, context.options.origins));
+}
+
 bool Server::State::check_origin(HttpRequest& request, ExchangeWriter& writer) {
   const ApiShape shape = api_shape_of(request.path);
   const std::string_view host = request.header("Host");
-  if (is_loopback && request.peer != "unix" && !is_host_allowed_on_loopback(host, machine)) {
+  if (!is_host_good(request)) {
     writer.send(error_response(shape, 403, "this server listens on loopback and answers only to local names"));
     return false;
   }
@@ -103,6 +121,20 @@ bool Server::State::check_key(HttpRequest& request, const Route& route, Exchange
   }
   writer.send(std::move(response));
   return false;
+}
+
+// For routes that take large bodies: only from those who may send them, and unpacked.
+BodyPlan Server::State::plan_body(const HttpRequest& request) {
+  Router::Match match = router.find(request.method, request.path);
+  if (match.route == nullptr || !match.route->open_body) return {};
+  const std::string_view encoding = trim_spaces(request.header("Content-Encoding"));
+  if (!encoding.empty() && !equals_without_case(encoding, "identity")) return {};
+  HttpRequest head = request;
+  head.captures = std::move(match.captures);
+  if (!is_origin_good(head) || auth->admit(head, match.route->route_class).status != 0) return {.answers_now = true};
+  BodyPlan plan{.sink = match.route->open_body(head)};
+  plan.answers_now = plan.sink == nullptr;
+  return plan;
 }
 
 void Server::State::handle(const std::shared_ptr<HttpRequest>& request, const std::shared_ptr<ExchangeWriter>& writer) {
@@ -174,13 +206,19 @@ Result<std::unique_ptr<Server>> Server::create(ServeOptions options) {
   STILL_TRY(
       state->http,
       HttpServer::listen(http_options(context.options),
-                         {.handle = [raw](const auto& request, const auto& writer) { raw->handle(request, writer); },
+                         {.plan_body = [raw](const HttpRequest& request) { return raw->plan_body(request); },
+                          .handle = [raw](const auto& request, const auto& writer) { raw->handle(request, writer); },
                           .refuse =
                               [](const HttpRequest& request, int status, const std::string& sentence) {
                                 return error_response(api_shape_of(request.path), status, sentence);
                               },
                           .done = [raw](const HttpRecord& record) { raw->done(record); }}));
   context.http = state->http.get();
+  // Uploads that no model was made of, and downloads that nobody went on with.
+  if (Result<Store> store = Store::open(context.options.models)) {
+    const Result<std::int64_t> freed = store->remove_partials(kKeepPartials);
+    if (freed && *freed > 0) state->log->event(fmt::format("removed {} of old partial files", format_bytes(*freed)));
+  }
   return std::unique_ptr<Server>(new Server(std::move(state)));
 }
 
@@ -221,6 +259,7 @@ void Server::stop() {
   drain();
   // Each stream that still runs ends with its own last line; then there is a moment to send it.
   state_->context.generations->cancel_all();
+  state_->context.grammars.stop();
   wait_idle(std::chrono::seconds(2));
   state_->http->stop();
   state_->context.pool->stop();

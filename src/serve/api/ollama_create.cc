@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <filesystem>
 
 #include "hub/file_io.h"
@@ -55,25 +56,70 @@ void handle_blob_head(OllamaService& service, const HttpRequest& request, Respon
   writer.send({});
 }
 
-Status save_upload(const Store& store, const std::string& hex, const HttpRequest& request) {
-  static std::atomic<std::uint64_t> n_uploads{0};
-  const fs::path to = upload_path(store, hex);
-  const fs::path temporary = store.partial_folder() / fmt::format("upload-{}-{}.tmp", ::getpid(), ++n_uploads);
-  const std::string_view body = request.body;
-  STILL_TRY_STATUS(check_free_bytes(store.root(), static_cast<std::int64_t>(body.size()), "the uploaded blob"));
-  const std::string found = sha256_hex(body);
-  if (found != hex) {
-    return error(Code::kInvalidArgument, "digest mismatch, expected \"sha256:{}\", got \"sha256:{}\"", hex, found);
+// The bytes of an upload on their way to disk: hashed and written as they come, kept once the digest is right.
+class UploadSink : public BodySink {
+ public:
+  UploadSink(const Store& store, std::int64_t expected) : folder_(store.partial_folder()), expected_(expected) {}
+  ~UploadSink() override {
+    if (file_.get() >= 0) ::unlink(path_.c_str());
   }
-  const auto write = [&]() -> Status {
-    STILL_TRY(const UniqueFd out, open_file(temporary, O_WRONLY | O_CREAT | O_TRUNC));
-    STILL_TRY_STATUS(write_at(out.get(), body.data(), static_cast<std::int64_t>(body.size()), 0, temporary));
-    if (::fsync(out.get()) != 0) return system_error(errno, "cannot sync", temporary);
-    return rename_durably(temporary, to);
-  };
-  Status status = write();
-  if (!status) ::unlink(temporary.c_str());
-  return status;
+
+  Status write(std::string_view bytes) override {
+    const auto size = static_cast<std::int64_t>(bytes.size());
+    if (file_.get() < 0) STILL_TRY_STATUS(create());
+    // What a client says its body's size is may be nothing or too little.
+    if (n_written_ >= n_checked_) {
+      n_checked_ = n_written_ + kStep;
+      STILL_TRY_STATUS(check_free_bytes(folder_, std::max(expected_ - n_written_, size), "the uploaded blob"));
+    }
+    STILL_TRY_STATUS(write_at(file_.get(), bytes.data(), size, n_written_, path_));
+    hash_.update(bytes.data(), size);
+    n_written_ += size;
+    // So that the sync at the end finds little to do.
+    if (n_written_ - n_synced_ >= kStep) {
+      ::sync_file_range(file_.get(), n_synced_, n_written_ - n_synced_, SYNC_FILE_RANGE_WRITE);
+      n_synced_ = n_written_;
+    }
+    return ok();
+  }
+
+  Status keep(const std::string& hex, const fs::path& to) {
+    if (file_.get() < 0) STILL_TRY_STATUS(create());
+    const std::string found = hash_.finish_hex();
+    if (found != hex) {
+      return error(Code::kInvalidArgument, "digest mismatch, expected \"sha256:{}\", got \"sha256:{}\"", hex, found);
+    }
+    if (::fsync(file_.get()) != 0) return system_error(errno, "cannot sync", path_);
+    STILL_TRY_STATUS(rename_durably(path_, to));
+    file_.reset();
+    return ok();
+  }
+
+ private:
+  static constexpr std::int64_t kStep = 16 << 20;
+
+  Status create() {
+    static std::atomic<std::uint64_t> n_uploads{0};
+    path_ = folder_ / fmt::format("upload-{}-{}.work", ::getpid(), ++n_uploads);
+    STILL_TRY(file_, open_file(path_, O_WRONLY | O_CREAT | O_TRUNC));
+    return ok();
+  }
+
+  fs::path folder_, path_;
+  std::int64_t expected_, n_written_ = 0, n_checked_ = 0, n_synced_ = 0;
+  UniqueFd file_;
+  Sha256 hash_;
+};
+
+// Null where the answer needs no body: a digest that is none, or bytes that are there.
+std::shared_ptr<BodySink> open_upload(OllamaService& service, const HttpRequest& request) {
+  const Result<std::string> hex = digest_hex(request.capture("digest"));
+  const Result<Store> store = Store::open(service.context.options.models);
+  if (!hex || !store || find_bytes(*store, *hex)) return nullptr;
+  const std::string_view length = request.header("Content-Length");
+  std::int64_t expected = 0;  // chunked: not known
+  std::from_chars(length.data(), length.data() + length.size(), expected);
+  return std::make_shared<UploadSink>(*store, expected);
 }
 
 void handle_blob_post(OllamaService& service, const HttpRequest& request, ResponseWriter& writer) {
@@ -82,7 +128,15 @@ void handle_blob_post(OllamaService& service, const HttpRequest& request, Respon
   const Result<Store> store = Store::open(service.context.options.models);
   if (!store) return send_ollama_error(writer, store.error(), "");
   if (find_bytes(*store, *hex)) return writer.send({});
-  if (Status saved = save_upload(*store, *hex, request); !saved) return send_ollama_error(writer, saved.error(), "");
+  auto* upload = dynamic_cast<UploadSink*>(request.sink.get());
+  UploadSink gathered(*store, static_cast<std::int64_t>(request.body.size()));
+  Status saved = ok();
+  if (upload == nullptr) {
+    upload = &gathered;
+    saved = gathered.write(request.body);
+  }
+  if (saved) saved = upload->keep(*hex, upload_path(*store, *hex));
+  if (!saved) return send_ollama_error(writer, saved.error(), "");
   writer.send({.status = 201});
 }
 
@@ -174,6 +228,7 @@ Status take_from(OllamaService& service, const Store& store, const std::string& 
   STILL_TRY(const LibraryModel model, service.find(from));
   STILL_TRY(const ResolvedModel resolved, model.resolved());
   manifest = resolved.manifest;
+  manifest.files = model.files;
   manifest.source = manifest.source.empty() ? "model " + model.name : manifest.source;
   for (const StoredFile& file : manifest.files) {
     log.add(fmt::format("using existing layer sha256:{}", file.sha256));
@@ -208,9 +263,9 @@ Status take_overrides(const OllamaFields& fields, Manifest& manifest, CreateLog&
   STILL_TRY(JsonArray messages, fields.array("messages"));
   if (!chat_template.empty()) {
     const bool is_jinja = chat_template.find("{%") != std::string::npos;
-    if (is_jinja) {
-      STILL_TRY(const ChatTemplate parsed, ChatTemplate::parse(chat_template, manifest.name.str()));
-    }
+    const auto parsed =
+        load_chat_template(chat_template, "template", is_jinja ? TemplateLanguage::kJinja : TemplateLanguage::kGo);
+    if (!parsed) return error(Code::kInvalidArgument, "template error: {}", parsed.error().message);
     manifest.template_text = chat_template;
     manifest.template_language = is_jinja ? kTemplateJinja : kTemplateGo;
   }
@@ -313,10 +368,10 @@ void add_ollama_create_routes(Router& router, const OllamaServicePtr& service) {
               [service](const RequestPtr& request, const WriterPtr& writer) {
                 handle_blob_head(*service, *request, *writer);
               }});
-  router.add({"POST", "/api/blobs/{digest}", RouteClass::kAdmin,
-              [service](const RequestPtr& request, const WriterPtr& writer) {
-                handle_blob_post(*service, *request, *writer);
-              }});
+  router.add(
+      {"POST", "/api/blobs/{digest}", RouteClass::kAdmin,
+       [service](const RequestPtr& request, const WriterPtr& writer) { handle_blob_post(*service, *request, *writer); },
+       [service](const HttpRequest& request) { return open_upload(*service, request); }});
   router.add({"POST", "/api/create", RouteClass::kAdmin, [service](const RequestPtr& request, const WriterPtr& writer) {
                 handle_create(*service, *request, *writer);
               }});

@@ -11,10 +11,20 @@
 #include <utility>
 #include <vector>
 
+#include "base/result.h"
+
 namespace still {
 
 struct HttpHeader {
   std::string name, value;
+};
+
+// Takes a body that is too large for memory, as it comes. Calls come one at a time, on worker threads; they may wait
+// for a disk. Destroyed before its request was handled: the client went away.
+class BodySink {
+ public:
+  virtual ~BodySink() = default;
+  virtual Status write(std::string_view bytes) = 0;
 };
 
 struct HttpRequest {
@@ -24,10 +34,11 @@ struct HttpRequest {
   std::vector<std::pair<std::string, std::string>> captures;  // of the route: {"name", "qwen2.5:0.5b"}
   std::string route;                                          // the pattern that matched; empty: none
   std::vector<HttpHeader> headers;
-  std::string body;      // decoded (gzip, zstd and chunks are undone); the server's limit holds for the decoded size
-  std::string peer;      // "127.0.0.1:50312"
-  std::string key;       // name of the API key that was used; empty: none was needed
-  std::uint64_t id = 0;  // of this request in the access log, answered as X-Request-Id
+  std::string body;  // decoded (gzip, zstd and chunks are undone); the server's limit holds for the decoded size
+  std::shared_ptr<BodySink> sink;  // took the body; null: it is in `body`
+  std::string peer;                // "127.0.0.1:50312"
+  std::string key;                 // name of the API key that was used; empty: none was needed
+  std::uint64_t id = 0;            // of this request in the access log, answered as X-Request-Id
   std::chrono::steady_clock::time_point arrived;
 
   // Empty where absent; names are compared without case.

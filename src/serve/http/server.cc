@@ -35,15 +35,18 @@ bool unpack_body(HttpRequest& request, ExchangeWriter& writer, const HttpServerO
                  const HttpHooks& hooks) {
   const std::string_view encoding = trim_spaces(request.header("Content-Encoding"));
   if (encoding.empty() || equals_without_case(encoding, "identity")) return true;
-  if (!equals_without_case(encoding, "gzip") && !equals_without_case(encoding, "x-gzip") &&
-      !equals_without_case(encoding, "deflate")) {
-    writer.add_header({"Accept-Encoding", "gzip, deflate"});
+  const bool is_zstd = equals_without_case(encoding, "zstd");
+  const bool is_zlib = equals_without_case(encoding, "gzip") || equals_without_case(encoding, "x-gzip") ||
+                       equals_without_case(encoding, "deflate");
+  if (!is_zstd && !is_zlib) {
+    writer.add_header({"Accept-Encoding", "gzip, deflate, zstd"});
     writer.send(hooks.refuse(request, 415,
-                             fmt::format("Content-Encoding \"{}\": expected gzip, deflate or identity",
+                             fmt::format("Content-Encoding \"{}\": expected gzip, deflate, zstd or identity",
                                          std::string(encoding.substr(0, 40)))));
     return false;
   }
-  Result<std::string> body = inflate_body(request.body, options.max_body_bytes);
+  Result<std::string> body = is_zstd ? inflate_zstd_body(request.body, options.max_body_bytes)
+                                     : inflate_body(request.body, options.max_body_bytes);
   if (!body) {
     const int status = body.error().code == Code::kResourceExhausted ? 413 : 400;
     writer.send(hooks.refuse(request, status, body.error().message));
@@ -183,6 +186,10 @@ class HttpServer::Core : public SessionHost, public ExchangeLoop, public std::en
   HttpResponse refusal(const HttpRequest& request, int status, const std::string& sentence) override {
     return hooks_.refuse(request, status, sentence);
   }
+  BodyPlan plan_body(const HttpRequest& request) override {
+    return hooks_.plan_body ? hooks_.plan_body(request) : BodyPlan{};
+  }
+  void work(std::function<void()> task) override { workers_.add(std::move(task)); }
   void dispatch(std::shared_ptr<HttpRequest> request, std::shared_ptr<Exchange> exchange) override {
     auto writer = std::make_shared<ExchangeWriter>(std::move(exchange));
     workers_.add([this, request = std::move(request), writer = std::move(writer)]() mutable {

@@ -45,7 +45,15 @@ struct HttpRecord {
   std::chrono::nanoseconds first_byte{}, total{};
 };
 
+// Where the body of a request goes, decided by its headers.
+struct BodyPlan {
+  std::shared_ptr<BodySink> sink;  // null: into memory, up to max_body_bytes. With a sink there is no limit here
+  bool answers_now = false;        // the request is handled without its body, and the connection ends with the response
+};
+
 struct HttpHooks {
+  // On the I/O thread, for a request with a body; fast. May be empty.
+  std::function<BodyPlan(const HttpRequest&)> plan_body;
   // On a worker thread, once for each whole request. The request may be changed until it is handed on.
   std::function<void(std::shared_ptr<HttpRequest>, std::shared_ptr<ExchangeWriter>)> handle;
   // The body of a refusal by the front itself (limits, bad syntax). Any thread; fast.

@@ -23,6 +23,33 @@ using testing::HasSubstr;
 using testing::Not;
 using testing::StartsWith;
 
+// Counts what it takes; after `n_room` bytes the disk is full.
+class CountingSink : public BodySink {
+ public:
+  explicit CountingSink(std::int64_t n_room) : n_room_(n_room) { ++n_alive; }
+  ~CountingSink() override { --n_alive; }
+  Status write(std::string_view bytes) override {
+    largest_ = std::max(largest_, bytes.size());
+    for (const char c : bytes) sum_ = sum_ * 31 + static_cast<unsigned char>(c);
+    n_ += static_cast<std::int64_t>(bytes.size());
+    if (n_ > n_room_) return error(Code::kResourceExhausted, "the disk is full");
+    return ok();
+  }
+  std::string report() const { return fmt::format("{} {:x}", n_, sum_); }
+  std::size_t largest() const { return largest_; }
+  static std::string report_of(std::string_view bytes) {
+    CountingSink sink(std::numeric_limits<std::int64_t>::max());
+    EXPECT_TRUE(sink.write(bytes));
+    return sink.report();
+  }
+  static inline std::atomic<int> n_alive{0};
+
+ private:
+  std::int64_t n_room_, n_ = 0;
+  std::uint64_t sum_ = 0;
+  std::size_t largest_ = 0;
+};
+
 // A server with a few routes; the test holds writers of streams by path.
 class HttpFront : public testing::Test {
  protected:
@@ -37,7 +64,12 @@ class HttpFront : public testing::Test {
     options.tick = 20ms;
     auto server = HttpServer::listen(
         options,
-        {.handle = [this](auto request, auto writer) { handle(std::move(request), std::move(writer)); },
+        {.plan_body = [](const HttpRequest& request) -> BodyPlan {
+           if (request.path == "/sink") return {.sink = std::make_shared<CountingSink>(std::int64_t{1} << 40)};
+           if (request.path == "/sink/full") return {.sink = std::make_shared<CountingSink>(1 << 20)};
+           return {.answers_now = request.path == "/now"};
+         },
+         .handle = [this](auto request, auto writer) { handle(std::move(request), std::move(writer)); },
          .refuse = [](const HttpRequest&, int status,
                       const std::string& sentence) { return HttpResponse{.status = status, .body = sentence}; },
          .done =
@@ -64,6 +96,13 @@ class HttpFront : public testing::Test {
       });
       writers_[request->path] = std::move(writer);
       changed_.notify_all();
+    } else if (request->path.starts_with("/sink")) {
+      const auto& sink = dynamic_cast<CountingSink&>(*request->sink);
+      EXPECT_TRUE(request->body.empty());
+      EXPECT_LE(sink.largest(), std::size_t{1} << 20);
+      writer->send({.content_type = "text/plain", .body = sink.report()});
+    } else if (request->path == "/now") {
+      writer->send({.status = 401, .body = fmt::format("no [{}]", request->body)});
     } else if (request->path == "/drop") {
       // Nobody answers.
     } else if (request->path == "/big") {
@@ -203,6 +242,20 @@ TEST_F(HttpFront, LimitsHeadersAndBodies) {
   std::string many_headers = "GET /echo HTTP/1.1\r\nHost: a\r\n";
   for (int i = 0; i < 5000; ++i) many_headers += fmt::format("A{}: b\r\n", i);
   EXPECT_THAT(ask(many_headers + "\r\n"), StartsWith("HTTP/1.1 431"));
+  // Line by line, without an end.
+  TestClient patient = connect();
+  patient.send("GET /echo HTTP/1.1\r\nHost: a\r\n");
+  for (int i = 0; i < 5000 && patient.send(fmt::format("A{}: b\r\n", i)); ++i) {
+  }
+  EXPECT_THAT(patient.read_all(), StartsWith("HTTP/1.1 431"));
+  for (const std::string_view begin : {"1;", "0\r\n"}) {
+    TestClient chunker = connect();
+    chunker.send("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+    chunker.send(begin);
+    for (int i = 0; i < 5000 && chunker.send(begin == "0\r\n" ? "Aaaa: b\r\n" : "aaaa=b;"); ++i) {
+    }
+    EXPECT_THAT(chunker.read_all(), StartsWith("HTTP/1.1 431")) << begin;
+  }
   EXPECT_THAT(ask("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n"), StartsWith("HTTP/1.1 413"));
   EXPECT_THAT(ask("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n800\r\n" +
                   std::string(2048, 'b') + "\r\n0\r\n\r\n"),
@@ -315,6 +368,71 @@ TEST_F(HttpFront, SendsLargeBodiesWhole) {
   TestClient client = connect();
   client.send("GET /big HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
   EXPECT_GT(client.read_all(20000).size(), std::size_t{20} << 20);
+}
+
+std::string many_bytes(std::size_t n) {
+  std::string bytes(n, '\0');
+  for (std::size_t i = 0; i < n; ++i) bytes[i] = static_cast<char>(i * 2654435761u >> 13);
+  return bytes;
+}
+
+TEST_F(HttpFront, HandsLargeBodiesToASinkAsTheyCome) {
+  const std::string bytes = many_bytes((std::size_t{40} << 20) + 17);  // more than a body in memory may have
+  TestClient client = connect();
+  for (int i = 0; i < 2; ++i) {
+    client.send(fmt::format("POST /sink HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", bytes.size()));
+    client.send(bytes);
+    EXPECT_THAT(client.read_until(CountingSink::report_of(bytes), 20000), StartsWith("HTTP/1.1 200 OK\r\n"));
+  }
+  client.send("POST /sink HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+  for (std::size_t at = 0; at < bytes.size(); at += 1000000) {
+    const std::string_view piece = std::string_view(bytes).substr(at, 1000000);
+    client.send(fmt::format("{:x}\r\n", piece.size()));
+    client.send(piece);
+    client.send("\r\n");
+  }
+  client.send("0\r\n\r\n");
+  EXPECT_THAT(client.read_until(CountingSink::report_of(bytes), 20000), StartsWith("HTTP/1.1 200 OK\r\n"));
+  // Small and empty ones, and a request behind one in the same bytes.
+  client.send("POST /sink HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcPOST /echo HTTP/1.1\r\nHost: a\r\n\r\n");
+  EXPECT_THAT(client.read_until("]"), HasSubstr(CountingSink::report_of("abc")));
+}
+
+TEST_F(HttpFront, ASinkThatCannotGoOnIsAnError) {
+  const std::string bytes = many_bytes(std::size_t{3} << 20);
+  TestClient client = connect();
+  client.send(fmt::format("POST /sink/full HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", bytes.size()));
+  client.send(bytes);
+  const std::string answer = client.read_all();
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 507 "));
+  EXPECT_THAT(answer, HasSubstr("the disk is full"));
+  EXPECT_TRUE(client.is_ended());
+}
+
+TEST_F(HttpFront, ASinkGoesWithItsClient) {
+  for (const bool is_abrupt : {false, true}) {
+    TestClient client = connect();
+    client.send("POST /sink HTTP/1.1\r\nHost: a\r\nContent-Length: 900000000000000\r\n\r\n");
+    client.send(many_bytes(std::size_t{1} << 20));
+    for (int i = 0; i < 250 && CountingSink::n_alive == 0; ++i) std::this_thread::sleep_for(20ms);
+    EXPECT_EQ(CountingSink::n_alive, 1);
+    if (is_abrupt) {
+      client.reset();
+    } else {
+      client.close();
+    }
+    for (int i = 0; i < 250 && CountingSink::n_alive > 0; ++i) std::this_thread::sleep_for(20ms);
+    EXPECT_EQ(CountingSink::n_alive, 0);
+  }
+}
+
+TEST_F(HttpFront, AnswersWithoutABodyThatIsNotWanted) {
+  TestClient client = connect();
+  client.send("POST /now HTTP/1.1\r\nHost: a\r\nContent-Length: 900000000000000\r\n\r\nabc");
+  const std::string answer = client.read_all();
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 401 "));
+  EXPECT_THAT(answer, HasSubstr("Connection: close\r\n"));
+  EXPECT_THAT(answer, HasSubstr("no []"));
 }
 
 TEST_F(HttpFront, AnUnansweredRequestIsAnError) {

@@ -15,6 +15,8 @@ constexpr std::chrono::milliseconds kLingerTime{2000};
 constexpr std::int64_t kMaxLingerBytes = 64 << 20;
 // A body that comes more slowly than this many bytes each body_timeout is given up.
 constexpr std::int64_t kBodyStep = 64 << 10;
+// What a sink gets at a time.
+constexpr std::size_t kSinkBytes = 256 << 10;
 
 struct Refusal {
   int status;
@@ -65,7 +67,7 @@ void Session::start(bool is_refused) {
 }
 
 void Session::want_read() {
-  if (is_reading_ || is_ended_ || is_closed()) return;
+  if (is_reading_ || is_ended_ || is_sinking_ || is_closed()) return;
   if (phase_ == Phase::kHandling && static_cast<std::int64_t>(in_.size()) >= host_.options().max_pipelined_bytes) {
     return watch();
   }
@@ -137,26 +139,35 @@ bool Session::parse_some() {
     if (in_.empty()) return false;
     arrived_ = Clock::now();
     n_in_ = static_cast<std::int64_t>(in_.size());
-    n_out_ = 0;
+    n_out_ = n_head_ = 0;
     first_byte_.reset();
     parser_.emplace();
     parser_->header_limit(static_cast<std::uint32_t>(options.max_header_bytes));
-    parser_->body_limit(static_cast<std::uint64_t>(options.max_body_bytes));
+    parser_->body_limit(boost::none);  // until begin_body() knows where it goes
     set_phase(Phase::kHead);
     set_deadline(options.header_timeout);
   }
-  if (phase_ != Phase::kHead && phase_ != Phase::kBody) return false;
+  if ((phase_ != Phase::kHead && phase_ != Phase::kBody) || is_sinking_) return false;
   ErrorCode problem;
   const std::size_t n_used = parser_->put(asio::buffer(in_), problem);
   in_.erase(0, n_used);
-  if (problem == http::error::need_more) {
-    // A header is only used as a whole, so it may not become longer than its limit unnoticed.
-    if (phase_ == Phase::kHead && static_cast<std::int64_t>(in_.size()) > options.max_header_bytes) {
-      problem = http::error::header_limit;
-    } else {
-      return false;
-    }
+  // The parser limits the line that it reads, not all lines of a header together, and neither the extension of a chunk
+  // nor what comes behind the last one. Within a body only those are left over.
+  if (phase_ == Phase::kHead) n_head_ += static_cast<std::int64_t>(n_used);
+  const std::int64_t n_pending = phase_ == Phase::kHead ? n_head_ : 0;
+  const bool is_over = n_pending + static_cast<std::int64_t>(in_.size()) > options.max_header_bytes;
+  if (n_pending > options.max_header_bytes || (is_over && problem == http::error::need_more)) {
+    problem = http::error::header_limit;
   }
+  if (sink_ && !problem && parser_->is_done()) {
+    sink_body(true);
+    return false;
+  }
+  if (sink_ && (!problem || problem == http::error::need_more) && parser_->get().body().size() >= kSinkBytes) {
+    sink_body(false);
+    return false;
+  }
+  if (problem == http::error::need_more) return false;
   if (problem) {
     const Refusal refusal = refusal_of(problem, options);
     refuse(refusal.status, refusal.sentence);
@@ -178,6 +189,7 @@ bool Session::begin_body() {
     refuse(400, "expected one Host header");
     return false;
   }
+  if (!parser_->is_done() && !plan_body()) return false;
   set_phase(Phase::kBody);
   n_since_deadline_ = 0;
   set_deadline(host_.options().body_timeout);
@@ -200,13 +212,66 @@ bool Session::begin_body() {
   return true;
 }
 
-std::shared_ptr<HttpRequest> Session::take_request() {
+// Where the body goes. False: it is not wanted, and the request was answered or is being handled.
+bool Session::plan_body() {
+  const HttpServerOptions& options = host_.options();
+  BodyPlan plan = host_.plan_body(*request_head());
+  if (plan.answers_now) {
+    std::shared_ptr<HttpRequest> request = take_request();
+    make_exchange(request, false);
+    host_.dispatch(std::move(request), exchange_);
+    return false;
+  }
+  sink_ = std::move(plan.sink);
+  if (sink_) return true;
+  const auto limit = static_cast<std::uint64_t>(options.max_body_bytes);
+  if (parser_->content_length().value_or(0) > limit) {
+    const Refusal refusal = refusal_of(http::error::body_limit, options);
+    refuse(refusal.status, refusal.sentence);
+    return false;
+  }
+  parser_->body_limit(limit);
+  return true;
+}
+
+// What it took goes where a file may be removed without keeping others waiting.
+void Session::drop_sink() {
+  if (sink_) host_.work([sink = std::move(sink_)] {});
+  sink_ = nullptr;
+}
+
+// Hands over what came since the last time. Reading and parsing go on once it is taken.
+void Session::sink_body(bool is_end) {
+  is_sinking_ = true;
+  deadline_.reset();
+  auto bytes = std::make_shared<std::string>();
+  bytes->swap(parser_->get().body());
+  host_.work([self = shared_from_this(), sink = sink_, loop = host_.loop(), bytes, is_end] {
+    const Status status = bytes->empty() ? ok() : sink->write(*bytes);
+    bytes->clear();
+    loop->post([self, status] { self->on_sunk(status); });
+  });
+}
+
+void Session::on_sunk(const Status& status) {
+  is_sinking_ = false;
+  if (is_closed()) return;
+  if (!status) {
+    const bool is_full = status.error().code == Code::kResourceExhausted;
+    return refuse(is_full ? 507 : 500, status.error().message);
+  }
+  if (parser_->is_done()) return handle_request();
+  set_deadline(host_.options().body_timeout);
+  parse();
+  want_read();
+}
+
+std::shared_ptr<HttpRequest> Session::request_head() const {
   auto request = std::make_shared<HttpRequest>();
-  request->id = host_.next_request_id();
   request->peer = transport_->peer();
   request->arrived = arrived_;
   if (!parser_) return request;
-  auto message = parser_->release();
+  const auto& message = parser_->get();
   request->method = std::string(message.method_string());
   for (const auto& field : message) {
     request->headers.push_back({std::string(field.name_string()), std::string(field.value())});
@@ -216,7 +281,15 @@ std::shared_ptr<HttpRequest> Session::take_request() {
     request->path = std::move(parsed->path);
     request->query = std::move(parsed->query);
   }
-  request->body = std::move(message.body());
+  return request;
+}
+
+std::shared_ptr<HttpRequest> Session::take_request() {
+  std::shared_ptr<HttpRequest> request = request_head();
+  request->id = host_.next_request_id();
+  if (parser_) request->body = std::move(parser_->get().body());
+  request->sink = std::move(sink_);
+  sink_ = nullptr;
   return request;
 }
 
@@ -250,6 +323,7 @@ void Session::refuse(int status, const std::string& sentence) {
   if (was_idle) arrived_ = Clock::now();
   // Only a whole header says what was asked for.
   if (parser_ && !parser_->is_header_done()) parser_.reset();
+  drop_sink();
   std::shared_ptr<HttpRequest> request = take_request();
   request->body.clear();
   make_exchange(request, false);
@@ -348,6 +422,7 @@ void Session::lost(HttpOutcome outcome) {
 void Session::close(bool is_abrupt) {
   if (is_closed()) return;
   set_phase(Phase::kClosed);
+  drop_sink();
   deadline_.reset();
   end_exchange(HttpOutcome::kAborted);
   transport_->close(is_abrupt);
