@@ -31,19 +31,21 @@ std::string format_utc(std::chrono::system_clock::time_point time) {
 }
 
 LibraryModel from_ollama(OllamaModel model, const fs::path& root) {
-  LibraryModel found{.name = model.name.str(),
-                     .origin = ModelOrigin::kOllama,
-                     .path = std::move(model.path),
-                     .digest = std::move(model.digest),
-                     .size = model.size,
-                     .modified = model.modified,
-                     .source = "Ollama's store " + root.string(),
-                     .parameters = std::move(model.parameters),
-                     .template_text = std::move(model.template_text),
-                     .system = std::move(model.system),
-                     .licences = std::move(model.licences),
-                     .messages = std::move(model.messages),
-                     .config = std::move(model.config)};
+  LibraryModel found{
+      .name = model.name.str(),
+      .origin = ModelOrigin::kOllama,
+      .path = std::move(model.path),
+      .digest = std::move(model.digest),
+      .size = model.size,
+      .files = {{.name = "model.gguf", .size = model.model_size, .sha256 = std::move(model.model_sha256)}},
+      .modified = model.modified,
+      .source = "Ollama's store " + root.string(),
+      .parameters = std::move(model.parameters),
+      .template_text = std::move(model.template_text),
+      .system = std::move(model.system),
+      .licences = std::move(model.licences),
+      .messages = std::move(model.messages),
+      .config = std::move(model.config)};
   if (!found.template_text.empty()) found.template_language = kTemplateGo;
   if (!model.adapters.empty()) {
     found.problem = fmt::format("{} has an adapter, which is not supported yet", found.name);
@@ -92,6 +94,7 @@ Result<LibraryModel> Library::from_store(const Manifest& manifest) const {
                      .origin = ModelOrigin::kStore,
                      .digest = manifest.digest(),
                      .size = manifest.total_bytes(),
+                     .files = manifest.files,
                      .modified = parse_utc(manifest.created),
                      .source = manifest.source,
                      .parameters = manifest.parameters,
@@ -140,6 +143,12 @@ std::vector<std::string> Library::closest(std::string_view name) const {
   std::string wanted(name);
   std::ranges::transform(wanted, wanted.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   return closest_names(wanted, names);
+}
+
+std::string Library::not_found_sentence(std::string_view name) const {
+  const std::vector<std::string> close = closest(name);
+  return fmt::format("model '{}' not found{}", name,
+                     close.empty() ? "" : fmt::format("; did you mean {}?", fmt::join(close, ", ")));
 }
 
 Result<LibraryModel> Library::find_stored(std::string_view name) const {

@@ -31,6 +31,7 @@ struct LibraryModel {
   // path empty.
   std::string digest;
   std::int64_t size = 0;                           // bytes of all its files
+  std::vector<StoredFile> files;                   // the weights below or at `path`; of a path empty
   std::chrono::system_clock::time_point modified;  // pulled, made or (a path) written
   std::string source;                              // where it came from, for people
   JsonObject parameters;                           // defaults of a request: {"temperature": 0.6, "stop": [...]}
@@ -72,6 +73,8 @@ class Library {
   Result<LibraryModel> find_stored(std::string_view name) const;
   // Up to three names that look like `name`.
   std::vector<std::string> closest(std::string_view name) const;
+  // "model 'x' not found; did you mean y?": for who is not at this machine, unlike find_stored()'s sentence.
+  std::string not_found_sentence(std::string_view name) const;
 
  private:
   Library(Store store, OllamaStore ollama) : store_(std::move(store)), ollama_(std::move(ollama)) {}

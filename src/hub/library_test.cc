@@ -94,6 +94,9 @@ TEST_F(LibraryTest, ReadsEveryLayer) {
   EXPECT_EQ(model->origin, ModelOrigin::kOllama);
   EXPECT_EQ(model->digest, digest);
   EXPECT_EQ(model->path, root_ / "blobs" / ("sha256-" + sha256_hex("GGUF bytes")));
+  ASSERT_EQ(model->files.size(), 1U);
+  EXPECT_EQ(model->files[0].sha256, sha256_hex("GGUF bytes"));
+  EXPECT_EQ(model->files[0].size, 10);
   EXPECT_EQ(model->template_text, "{{ .Prompt }}");
   EXPECT_EQ(model->template_language, kTemplateGo);
   EXPECT_EQ(model->system, "Be brief.");

@@ -269,9 +269,7 @@ Result<LibraryModel> PoolState::look_up(const std::string& name) {
   Result<LibraryModel> found = library.find_stored(name);
   if (!found && found.error().code == Code::kNotFound) {
     // The library's sentence is for who sits at this machine: it tells the store's folder.
-    const std::vector<std::string> close = library.closest(name);
-    return error(Code::kNotFound, "model '{}' not found{}", name,
-                 close.empty() ? "" : fmt::format("; did you mean {}?", fmt::join(close, ", ")));
+    return error(Code::kNotFound, "{}", library.not_found_sentence(name));
   }
   const std::lock_guard lock(mutex);
   if (names.size() > 1000) names.clear();

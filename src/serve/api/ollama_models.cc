@@ -155,6 +155,7 @@ Result<std::vector<StagedFile>> stage_foreign(const Store& store, const LibraryM
   namespace fs = std::filesystem;
   STILL_TRY(const ResolvedModel resolved, model.resolved());
   manifest = resolved.manifest;
+  manifest.files = model.files;
   std::vector<StagedFile> staged;
   for (const StoredFile& file : manifest.files) {
     if (store.has_blob(file.sha256, file.size)) continue;
@@ -173,6 +174,7 @@ void handle_copy(OllamaService& service, const HttpRequest& request, ResponseWri
   const Result<OllamaFields> fields = OllamaFields::parse(request.body);
   if (!fields) return send_ollama_error(writer, fields.error(), "");
   std::string source;
+  bool is_unknown = false;
   const auto copy = [&]() -> Status {
     STILL_TRY(source, fields->text("source"));
     STILL_TRY(const std::string destination, fields->text("destination"));
@@ -180,7 +182,9 @@ void handle_copy(OllamaService& service, const HttpRequest& request, ResponseWri
     if (!to) return error(Code::kInvalidArgument, "destination \"{}\" is invalid", destination);
     if (source.empty()) return error(Code::kInvalidArgument, "source \"\" is invalid");
     STILL_TRY(const Library library, service.library());
-    STILL_TRY(const LibraryModel model, library.find_stored(source));
+    Result<LibraryModel> found = library.find_stored(source);
+    is_unknown = !found && found.error().code == Code::kNotFound;
+    STILL_TRY(const LibraryModel model, std::move(found));
     STILL_TRY(Store store, Store::open(service.context.options.models));
     if (model.origin == ModelOrigin::kStore) {
       STILL_TRY(const ModelName from, ModelName::parse(model.name));
@@ -196,7 +200,7 @@ void handle_copy(OllamaService& service, const HttpRequest& request, ResponseWri
     return ok();
   };
   const Status status = copy();
-  if (!status && status.error().code == Code::kNotFound) return send_model_not_found(writer, service, source);
+  if (!status && is_unknown) return send_model_not_found(writer, service, source);
   if (!status) return send_ollama_error(writer, status.error(), source);
   writer.send({});
 }

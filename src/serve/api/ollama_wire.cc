@@ -11,6 +11,7 @@
 
 #include "serve/api/errors.h"
 #include "serve/api/json_fields.h"
+#include "text/unicode.h"
 
 namespace still {
 
@@ -77,6 +78,7 @@ Result<OllamaFields> OllamaFields::parse(std::string_view body) {
   if (body.find_first_not_of(" \t\r\n") == std::string_view::npos) {
     return error(Code::kInvalidArgument, "missing request body");
   }
+  if (!is_valid_utf8(body)) return error(Code::kInvalidArgument, "request body: not valid UTF-8");
   Result<Json> json = parse_json(body, "request body");
   if (!json) return error(Code::kInvalidArgument, "{}", json.error().message);
   if (!json->is_object()) {

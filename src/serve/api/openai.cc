@@ -91,8 +91,9 @@ void show_model(ModelsService& service, const HttpRequest& request, const Writer
   const Result<LibraryModel> model = library->find_stored(request.capture("model"));
   if (!model) {
     // A name that cannot be one is no model either.
-    const bool is_unknown = model.error().code == Code::kInvalidArgument;
-    return send_error(*writer, {is_unknown ? Code::kNotFound : model.error().code, model.error().message}, "model");
+    const bool is_unknown = model.error().code == Code::kInvalidArgument || model.error().code == Code::kNotFound;
+    if (!is_unknown) return send_error(*writer, model.error(), "model");
+    return send_error(*writer, {Code::kNotFound, library->not_found_sentence(request.capture("model"))}, "model");
   }
   writer->send({.body = to_json(model_entry(service, *model))});
 }
