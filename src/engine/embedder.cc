@@ -162,6 +162,13 @@ Result<Embeddings> Embedder::embed_tokens(std::span<const std::vector<TokenId>> 
   return run({texts.begin(), texts.end()}, options);
 }
 
+namespace {
+Status check_wanted(const EmbedOptions& options) {
+  if (options.is_cancelled && options.is_cancelled()) return error(Code::kCancelled, "request canceled");
+  return ok();
+}
+}  // namespace
+
 Result<Embeddings> Embedder::run(std::vector<std::vector<TokenId>> texts, const EmbedOptions& options) {
   const std::int64_t width = state_->width();
   if (options.dimensions < 0 || options.dimensions > width)
@@ -174,7 +181,7 @@ Result<Embeddings> Embedder::run(std::vector<std::vector<TokenId>> texts, const 
     const auto n = static_cast<std::int64_t>(ids.size());
     if (n > state_->max_seq_len) {
       if (!options.truncate)
-        return error(Code::kInvalidArgument,
+        return error(Code::kResourceExhausted,
                      "the input length exceeds the context length: input {} has {} tokens, the model takes {}", i, n,
                      state_->max_seq_len);
       // What ends a text for the encoder ends the cut one, too.
@@ -190,9 +197,9 @@ Result<Embeddings> Embedder::run(std::vector<std::vector<TokenId>> texts, const 
   {
     const std::lock_guard lock(mutex_);
     if (state_->encoder) {
-      run_encoder(texts, out);
+      STILL_TRY_STATUS(run_encoder(texts, options, out));
     } else {
-      STILL_TRY_STATUS(run_decoder(texts, out));
+      STILL_TRY_STATUS(run_decoder(texts, options, out));
     }
   }
   const std::int64_t kept = options.dimensions > 0 ? options.dimensions : width;
@@ -209,7 +216,8 @@ Result<Embeddings> Embedder::run(std::vector<std::vector<TokenId>> texts, const 
   return out;
 }
 
-void Embedder::run_encoder(std::span<const std::vector<TokenId>> texts, Embeddings& out) {
+Status Embedder::run_encoder(std::span<const std::vector<TokenId>> texts, const EmbedOptions& options,
+                             Embeddings& out) {
   const std::int64_t width = state_->width();
   std::vector<TokenId> ids;
   std::vector<std::int32_t> q_start;
@@ -223,6 +231,7 @@ void Embedder::run_encoder(std::span<const std::vector<TokenId>> texts, Embeddin
       ++end;
     }
     STILL_CHECK(end > begin);  // a text fits, for batch_tokens >= max_seq_len
+    STILL_TRY_STATUS(check_wanted(options));
     state_->encoder->forward(*state_->exec, ids, q_start, state_->encoder_buffers);
     for (std::size_t i = begin; i < end; ++i) {
       const std::int64_t first = q_start[i - begin], last = q_start[i - begin + 1] - 1;
@@ -240,9 +249,11 @@ void Embedder::run_encoder(std::span<const std::vector<TokenId>> texts, Embeddin
     }
     begin = end;
   }
+  return ok();
 }
 
-Status Embedder::run_decoder(std::span<const std::vector<TokenId>> texts, Embeddings& out) {
+Status Embedder::run_decoder(std::span<const std::vector<TokenId>> texts, const EmbedOptions& options,
+                             Embeddings& out) {
   const std::int64_t width = state_->width();
   std::vector<std::int32_t> positions;
   std::vector<double> sums(static_cast<std::size_t>(width));
@@ -251,6 +262,7 @@ Status Embedder::run_decoder(std::span<const std::vector<TokenId>> texts, Embedd
     float* vector = out.values.data() + static_cast<std::int64_t>(i) * width;
     std::ranges::fill(sums, 0.0);
     for (std::int64_t begin = 0; begin < n; begin += state_->batch_tokens) {
+      STILL_TRY_STATUS(check_wanted(options));
       const std::int64_t end = std::min(begin + state_->batch_tokens, n);
       positions.resize(static_cast<std::size_t>(end - begin));
       std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(begin));

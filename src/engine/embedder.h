@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -26,9 +27,11 @@ struct EmbedderOptions {
 
 struct EmbedOptions {
   bool normalize = true;  // to length 1 (a zero vector stays one)
-  bool truncate = true;   // texts that are too long are cut and told; false: kInvalidArgument
+  bool truncate = true;   // texts that are too long are cut and told; false: kResourceExhausted
   // The first so many elements only, before normalisation (Matryoshka models, arXiv:2205.13147); 0: all.
   std::int64_t dimensions = 0;
+  // Asked before each forward pass; true ends the call with kCancelled. Empty: never.
+  std::function<bool()> is_cancelled;
 };
 
 struct Embeddings {
@@ -61,8 +64,9 @@ class Embedder {
 
   // Ids as embed() takes them, special tokens included, nothing cut.
   std::vector<TokenId> tokenize(std::string_view text) const;
-  // kInvalidArgument for text that is no UTF-8, for `dimensions` above the model's, for a text that is too long without
-  // `truncate`; "the input length exceeds the context length" is part of that sentence. No texts: no vectors.
+  // kInvalidArgument for text that is no UTF-8, for `dimensions` above the model's; kResourceExhausted for a text that
+  // is too long without `truncate`; "the input length exceeds the context length" is part of that sentence. No texts:
+  // no vectors.
   Result<Embeddings> embed(std::span<const std::string> texts, const EmbedOptions& options = {});
   // The same for token ids, as they are (nothing is added). kInvalidArgument for ids outside the vocabulary and for
   // empty lists.
@@ -72,8 +76,8 @@ class Embedder {
   struct State;
   explicit Embedder(std::unique_ptr<State> state);
   Result<Embeddings> run(std::vector<std::vector<TokenId>> texts, const EmbedOptions& options);
-  void run_encoder(std::span<const std::vector<TokenId>> texts, Embeddings& out);
-  Status run_decoder(std::span<const std::vector<TokenId>> texts, Embeddings& out);
+  Status run_encoder(std::span<const std::vector<TokenId>> texts, const EmbedOptions& options, Embeddings& out);
+  Status run_decoder(std::span<const std::vector<TokenId>> texts, const EmbedOptions& options, Embeddings& out);
 
   std::unique_ptr<State> state_;
   std::mutex mutex_;

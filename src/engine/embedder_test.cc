@@ -121,6 +121,20 @@ TEST(Embedder, OptionsAndBadInput) {
   EXPECT_FALSE(embedder->embed_tokens(std::vector<std::vector<TokenId>>{{}}));
 }
 
+TEST(Embedder, EndsWhenNobodyWaitsAnyMore) {
+  for (const char* model : {"embeddings/tiny-bert", "tiny/llama/model.gguf"}) {
+    const auto embedder = open(testdata(model), {.n_threads = 1, .max_batch_tokens = 48});
+    ASSERT_TRUE(embedder) << model;
+    const std::vector<std::string> texts(40, "hello world of text");
+    int n_asked = 0;
+    const auto vectors = embedder->embed(texts, {.is_cancelled = [&] { return ++n_asked == 3; }});
+    ASSERT_FALSE(vectors);
+    EXPECT_EQ(vectors.error().code, Code::kCancelled);
+    EXPECT_EQ(n_asked, 3);
+    EXPECT_TRUE(embedder->embed(std::vector<std::string>{"hello"}));
+  }
+}
+
 TEST(Embedder, ManyThreadsMayAsk) {
   const auto embedder = open(testdata("embeddings/tiny-bert"), {.n_threads = 2});
   const std::vector<std::string> texts = {"hello", "world of text", "a"};

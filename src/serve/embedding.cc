@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "serve/auth.h"
 #include "serve/context.h"
 #include "serve/model_use.h"
 
@@ -85,13 +86,21 @@ Result<std::shared_ptr<Embedder>> EmbeddingService::decoder_of(const std::shared
 
 void EmbeddingService::embed(ServeContext& context, EmbedInput input, std::function<void(Result<Embeddings>)> done) {
   const int n_threads = context.options.engine.n_threads;
+  done = [done = std::move(done), auth = context.auth, user = input.user](Result<Embeddings> made) {
+    if (made && auth != nullptr) auth->count_tokens(user, made->n_tokens);
+    done(std::move(made));
+  };
   const auto busy = [](const std::function<void(Result<Embeddings>)>& told) {
     told(error(Code::kUnavailable, "server busy, please try again.  maximum pending requests exceeded"));
   };
   const Result<Library> library = open_library(context);
   if (!library) return done(tl::unexpected(library.error()));
   const Result<LibraryModel> model = library->find_stored(input.model.name);
-  if (!model) return done(tl::unexpected(Error{Code::kNotFound, model.error().message}));
+  if (!model) {
+    const bool is_absent = model.error().code == Code::kNotFound || model.error().code == Code::kInvalidArgument;
+    return done(is_absent ? error(Code::kNotFound, "{}", library->not_found_sentence(input.model.name))
+                          : tl::unexpected(model.error()));
+  }
   const auto checkpoint = Checkpoint::open(model->path);
   if (!checkpoint) return done(tl::unexpected(checkpoint.error()));
   if (is_encoder(*checkpoint)) {

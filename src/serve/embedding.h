@@ -25,6 +25,7 @@ struct EmbedInput {
   std::vector<std::string> texts;         // either
   std::vector<std::vector<TokenId>> ids;  // or; both empty: no vectors
   EmbedOptions options;
+  std::string user;  // the API key's name: its tokens are counted
 };
 
 class EmbeddingService {

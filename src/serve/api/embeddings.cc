@@ -107,6 +107,8 @@ void create_embeddings(EmbeddingService& service, ServeContext& context, const H
   // Nothing is cut in silence: a text that is too long is an error, unless the client wants it cut.
   input.options.truncate = fields.has("truncate_prompt_tokens") || fields.boolean("truncate").value_or(false);
   if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
+  input.user = request.key;
+  input.options.is_cancelled = [writer] { return writer->is_closed(); };
   const std::string model = input.model.name;
   service.embed(context, std::move(input),
                 [writer, model, is_base64 = format == "base64"](Result<Embeddings> embeddings) {
@@ -179,6 +181,8 @@ void rerank(EmbeddingService& service, ServeContext& context, const HttpRequest&
   if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
   input.texts = documents;
   input.texts.push_back(query);
+  input.user = request.key;
+  input.options.is_cancelled = [writer] { return writer->is_closed(); };
   const std::string model = input.model.name;
   service.embed(
       context, std::move(input),

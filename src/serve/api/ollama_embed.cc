@@ -31,12 +31,14 @@ void send_failure(ResponseWriter& writer, const Error& error, const std::string&
   if (error.code == Code::kNotFound) {
     return send_ollama_error(writer, 404, fmt::format("model \"{}\" not found, try pulling it first", model));
   }
+  if (error.code == Code::kResourceExhausted) return send_ollama_error(writer, 400, error.message);
   send_ollama_error(writer, error, model);
 }
 
 // What all three routes read: model, keep_alive, options (num_ctx), truncate, dimensions.
-Result<EmbedInput> read_common(const OllamaFields& fields) {
-  EmbedInput input;
+Result<EmbedInput> read_common(const OllamaFields& fields, const HttpRequest& request, const WriterPtr& writer) {
+  EmbedInput input{.user = request.key};
+  input.options.is_cancelled = [writer] { return writer->is_closed(); };
   STILL_TRY(input.model.name, fields.model());
   STILL_TRY(input.model.keep_alive, fields.keep_alive());
   STILL_TRY(const JsonObject options, fields.object("options"));
@@ -67,8 +69,9 @@ Result<std::vector<std::string>> read_texts(const Json* given) {
   return texts;
 }
 
-void handle_embed(OllamaService& service, const OllamaFields& fields, const WriterPtr& writer) {
-  Result<EmbedInput> input = read_common(fields);
+void handle_embed(OllamaService& service, const OllamaFields& fields, const HttpRequest& request,
+                  const WriterPtr& writer) {
+  Result<EmbedInput> input = read_common(fields, request, writer);
   if (!input) return send_ollama_error(*writer, input.error(), "");
   Result<std::vector<std::string>> texts = read_texts(fields.find("input"));
   if (!texts) return send_ollama_error(*writer, texts.error(), "");
@@ -94,8 +97,9 @@ void handle_embed(OllamaService& service, const OllamaFields& fields, const Writ
   });
 }
 
-void handle_embeddings(OllamaService& service, const OllamaFields& fields, const WriterPtr& writer) {
-  Result<EmbedInput> input = read_common(fields);
+void handle_embeddings(OllamaService& service, const OllamaFields& fields, const HttpRequest& request,
+                       const WriterPtr& writer) {
+  Result<EmbedInput> input = read_common(fields, request, writer);
   if (!input) return send_ollama_error(*writer, input.error(), "");
   const Result<std::string> prompt = fields.text("prompt");
   if (!prompt) return send_ollama_error(*writer, prompt.error(), "");
@@ -110,8 +114,9 @@ void handle_embeddings(OllamaService& service, const OllamaFields& fields, const
   });
 }
 
-void handle_rerank(OllamaService& service, const OllamaFields& fields, const WriterPtr& writer) {
-  Result<EmbedInput> input = read_common(fields);
+void handle_rerank(OllamaService& service, const OllamaFields& fields, const HttpRequest& request,
+                   const WriterPtr& writer) {
+  Result<EmbedInput> input = read_common(fields, request, writer);
   if (!input) return send_ollama_error(*writer, input.error(), "");
   const Result<std::string> query = fields.text("query");
   if (!query) return send_ollama_error(*writer, query.error(), "");
@@ -158,7 +163,7 @@ void add_ollama_embed_routes(Router& router, const OllamaServicePtr& service) {
         {"POST", path, RouteClass::kCompute, [service, handle](const RequestPtr& request, const WriterPtr& writer) {
            const Result<OllamaFields> fields = OllamaFields::parse(request->body);
            if (!fields) return send_ollama_error(*writer, fields.error(), "");
-           handle(*service, *fields, writer);
+           handle(*service, *fields, *request, writer);
          }});
   };
   add("/api/embed", handle_embed);
