@@ -28,6 +28,38 @@ bool ends_with_closed_block(const Tokenizer& tokenizer, const ThinkTokens& token
   return false;
 }
 
+// A last message of the assistant that goes on and brings its reasoning: no template repeats that, so it is written
+// here behind the beginning of an answer.
+struct BegunAnswer {
+  std::string reasoning, content;
+};
+BegunAnswer take_begun_answer(ChatRequest& chat) {
+  if (!chat.continue_final_message || chat.messages.size() < 2) return {};
+  const auto text_of = [&](std::string_view key) {
+    const JsonObject* message = chat.messages.back().if_object();
+    const Json* value = message != nullptr ? message->if_contains(key) : nullptr;
+    return value != nullptr && value->is_string() ? std::string(value->get_string()) : std::string();
+  };
+  BegunAnswer begun{text_of("reasoning_content"), text_of("content")};
+  if (begun.reasoning.empty() || text_of("role") != "assistant") return {};
+  chat.messages.pop_back();
+  chat.continue_final_message = false;
+  chat.add_generation_prompt = true;
+  return begun;
+}
+
+void append_begun_answer(std::vector<TokenId>& prompt, const Tokenizer& tokenizer, const BegunAnswer& begun) {
+  const auto append_text = [&](std::string_view text) {
+    const std::vector<TokenId> ids = tokenizer.encode(text, {.parse_special = false});
+    prompt.insert(prompt.end(), ids.begin(), ids.end());
+  };
+  if (!prompt_ends_in_thinking(tokenizer, prompt)) append(prompt, tokenizer, "<think>\n");
+  append_text(begun.reasoning);
+  if (begun.content.empty()) return;
+  append(prompt, tokenizer, "\n</think>\n\n");
+  append_text(begun.content);
+}
+
 }  // namespace
 
 Result<ChatTemplate> chat_template_of(const Model& model, std::string_view name) {
@@ -71,10 +103,12 @@ Result<Request> make_chat_request(const Tokenizer& tokenizer, const ChatTemplate
     chat.variables.emplace("enable_thinking", mode == ThinkingMode::kRequired);
     chat.variables.emplace("thinking", mode == ThinkingMode::kRequired);
   }
+  const BegunAnswer begun = tokens.are_tokens() ? take_begun_answer(chat) : BegunAnswer{};
   STILL_TRY(const RenderedChat rendered, render_chat(chat_template, chat));
 
   Request request;
   request.prompt = encode_chat(tokenizer, rendered);
+  if (!begun.reasoning.empty()) append_begun_answer(request.prompt, tokenizer, begun);
   request.thinking.mode = mode;
   request.thinking.budget = mode == ThinkingMode::kForbidden ? -1 : thinking.budget;
   request.thinking.starts_in_thinking = tokens.are_tokens() && prompt_ends_in_thinking(tokenizer, request.prompt);

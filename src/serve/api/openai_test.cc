@@ -1,7 +1,10 @@
 // OpenAI's API over tiny models: what is parsed, what is told, and that a stream tells what a whole answer tells.
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "serve/api/openai_request.h"
+#include "serve/api/openai_schema.h"
 #include "serve/testing.h"
 
 namespace still {
@@ -252,6 +255,23 @@ TEST_F(OpenAi, ContinuesAnAssistantsMessage) {
       R"({"model":"m","max_tokens":3,"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"I am","prefix":true}]})");
 }
 
+// DeepSeek's prefix completion of an answer whose reasoning has begun, or is done.
+TEST_F(OpenAi, ContinuesReasoning) {
+  const auto asked = [](const std::string& content) {
+    return R"({"model":"m","max_tokens":6,"seed":2,"logit_bias":{"315":-100,"316":-100},"messages":[{"role":"user","content":"Hi"},)"
+           R"({"role":"assistant","content":")" +
+           content + R"(","reasoning_content":"They greet </think> me","prefix":true}]})";
+  };
+  const Json thinking = post("/v1/chat/completions", asked(""));
+  EXPECT_NE(text_of(message(thinking), "reasoning_content"), "");
+  EXPECT_EQ(text_of(message(thinking), "content"), "");
+  const Json answering = post("/v1/chat/completions", asked("I am"));
+  EXPECT_EQ(text_of(message(answering), "reasoning_content"), "");
+  EXPECT_NE(text_of(message(answering), "content"), "");
+  const auto n_prompt = [](const Json& answer) { return answer.at("usage").at("prompt_tokens").as_int64(); };
+  EXPECT_GT(n_prompt(answering), n_prompt(thinking));
+}
+
 TEST_F(OpenAi, TurnsTokensToTextAndBack) {
   const Json tokens = post("/tokenize", R"({"prompt":"The sea, \u4f60 <|im_end|>","add_special_tokens":false})");
   const Json text = post("/detokenize", R"({"model":"m","tokens":)" + to_json(tokens.at("tokens")) + "}");
@@ -447,6 +467,40 @@ TEST_F(OpenAi, UsesTheManifestsParametersUnlessTheClientSetsThem) {
   const Json tokens = post("/tokenize", chat(""));
   EXPECT_NE(to_json(post("/detokenize", R"({"tokens":)" + to_json(tokens.at("tokens")) + "}")).find("Be brief."),
             std::string::npos);
+}
+
+// Other spellings of a route (without /v1, under /beta) and routes that only refuse are left out.
+TEST_F(OpenAi, TheDocumentNamesEveryRoute) {
+  router = Router();
+  add_operation_routes(router, context);
+  add_ollama_routes(router, context);
+  add_openai_routes(router, context);
+  add_responses_routes(router, context);
+  add_anthropic_routes(router, context);
+  add_embedding_routes(router, context);
+  const std::set<std::string> left_out = {"/",           "/openapi.json",     "/healthz", "/ping",
+                                          "/v1/health",  "/api/push",         "/api/me",  "/api/signout",
+                                          "/api/status", "/v1/responses/{id}"};
+  const Json document = *parse_json(openapi_document(), "openapi.json");
+  const JsonObject& paths = document.at("paths").as_object();
+  const auto describes = [&](const std::string& path, const std::string& method) {
+    return paths.contains(path) && paths.at(path).as_object().contains(method);
+  };
+  std::size_t n_found = 0;
+  for (const Route& route : router.routes()) {
+    std::string path = route.pattern, method = route.method;
+    if (left_out.contains(path)) continue;
+    if (const std::size_t dots = path.find("..."); dots != std::string::npos) path.erase(dots, 3);
+    for (char& c : method) c = static_cast<char>(std::tolower(c));
+    if (path.starts_with("/beta/")) path = "/v1" + path.substr(5);
+    const bool is_found = describes(path, method) || describes("/v1" + path, method) ||
+                          (path.starts_with("/v1/") && describes(path.substr(3), method));
+    EXPECT_TRUE(is_found) << route.method << " " << route.pattern;
+    n_found += describes(path, method) ? 1 : 0;
+  }
+  std::size_t n_described = 0;
+  for (const auto& [path, methods] : paths) n_described += methods.as_object().size();
+  EXPECT_GE(n_found, n_described);
 }
 
 }  // namespace
