@@ -19,7 +19,8 @@ def main():
         models["thinking"] = f"{folder}/q15think.gguf"
     server = still_server.start(sys.argv[1], models)
     try:
-        return subprocess.run(["node", "node_clients_test.mjs", server.url, "chat:latest", "thinking:latest"], cwd=sys.argv[2]).returncode
+        return subprocess.run(["node", "node_clients_test.mjs", server.url, "chat:latest", "thinking:latest",
+                               "real" if folder else "tiny"], cwd=sys.argv[2]).returncode
     finally:
         server.stop()
 

@@ -244,6 +244,25 @@ class OllamaPython(unittest.TestCase):
         final = self.client.chat(LARGER, history, options={**GREEDY, "num_predict": 60})
         self.assertIn("11", final.message.content)
 
+    def test_embeddings(self):
+        several = self.client.embed(SMALL, ["the sea", "the sky"]).embeddings
+        self.assertEqual(len(several), 2)
+        self.assertAlmostEqual(sum(v * v for v in several[0]), 1, places=4)
+        self.assertEqual(list(self.client.embed(SMALL, "the sea").embeddings[0]), list(several[0]))
+        one = self.client.embeddings(SMALL, "the sea").embedding
+        norm = sum(v * v for v in one) ** 0.5
+        for a, b in zip(one, several[0]):
+            self.assertAlmostEqual(a / norm, b, places=4)
+
+    def test_cancellation(self):
+        stream = self.client.generate(LARGER, "Write a very long story.", stream=True, options={"num_predict": 4000})
+        next(stream)
+        stream.close()
+        deadline = time.monotonic() + 10
+        while json.loads(server.call("/v1/generations")[1])["data"]:
+            self.assertLess(time.monotonic(), deadline, "the request goes on after its client has gone")
+            time.sleep(0.05)
+
     def test_thinking(self):
         if not has_thinker():
             self.skipTest("no q15think.gguf")
@@ -349,6 +368,14 @@ class OllamaPython(unittest.TestCase):
 
 @needs("langchain_ollama")
 class LangChain(unittest.TestCase):
+    def test_errors(self):
+        import ollama
+        from langchain_ollama import ChatOllama, OllamaEmbeddings
+        with self.assertRaises(ollama.ResponseError):
+            ChatOllama(model="nope", base_url=server.url).invoke("x")
+        with self.assertRaises(ollama.ResponseError):
+            OllamaEmbeddings(model="nope", base_url=server.url).embed_query("x")
+
     def test_chat_stream_tools_and_structure(self):
         from langchain_ollama import ChatOllama
         chat = ChatOllama(model=LARGER, base_url=server.url, temperature=0, num_predict=80, validate_model_on_init=True)
@@ -524,7 +551,8 @@ class OllamaJavaScript(unittest.TestCase):
         if not shutil.which("node") or not (pathlib.Path(folder) / "node_modules" / "ollama").is_dir():
             self.skipTest("STILL_TEST_NPM names no folder with node_modules/ollama")
         script = pathlib.Path(__file__).parent / "ollama_npm.mjs"
-        done = subprocess.run(["node", str(script), folder, server.url, SMALL, LARGER], capture_output=True, text=True,
+        thinking = [THINKING] if has_thinker() else []
+        done = subprocess.run(["node", str(script), folder, server.url, SMALL, LARGER, *thinking], capture_output=True, text=True,
                               timeout=300)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 

@@ -46,6 +46,15 @@ def messages(text=PROMPT):
     return [{"role": "user", "content": text}]
 
 
+def ended_within(s, seconds):
+    """Nothing runs any more."""
+    for _ in range(seconds * 20):
+        if not s.server.json("GET", "/v1/generations")["data"]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the request goes on after its client has gone")
+
+
 @needs("openai")
 def openai_chat_and_stream(s):
     client = openai_client(s)
@@ -190,11 +199,7 @@ def openai_cancellation(s):
         if i == 4:
             break
     stream.close()
-    for _ in range(100):
-        if not s.server.json("GET", "/v1/generations")["data"]:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the request goes on after its client has gone")
+    ended_within(s, 5)
 
 
 @needs("langchain_openai")
@@ -216,6 +221,51 @@ def langchain_deepseek_reasoning(s):
     assert whole.additional_kwargs["reasoning_content"], whole
     reasoning = "".join(c.additional_kwargs.get("reasoning_content", "") for c in model.stream("What is 3 + 4?"))
     assert reasoning == whole.additional_kwargs["reasoning_content"]
+
+
+@needs("langchain_deepseek")
+def langchain_deepseek_tools_and_structure(s):
+    import openai
+    from langchain_deepseek import ChatDeepSeek
+    model = ChatDeepSeek(api_base=s.base, api_key="none", model=s.chat, max_tokens=128, temperature=0)
+    schema = {**SCHEMA, "title": "person", "description": "a person"}
+    if s.real:
+        person = model.with_structured_output(schema, method="function_calling").invoke("Invent a person of 30 years.")
+        assert set(person) == {"name", "age"}, person
+        called = model.bind_tools([TOOL]).invoke("What is the weather in Paris?")
+        assert called.tool_calls[0]["name"] == "get_weather" and called.tool_calls[0]["args"] == {"city": "Paris"}, called
+    try:
+        ChatDeepSeek(api_base=s.base, api_key="none", model="nosuch", max_retries=0).invoke("x")
+    except openai.NotFoundError:
+        return
+    raise AssertionError("no error for an unknown model")
+
+
+@needs("litellm")
+def litellm_tools_structure_and_errors(s):
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    import litellm
+    common = {"model": f"openai/{s.chat}", "api_base": s.base, "api_key": "none", "temperature": 0, "max_tokens": 128}
+    answer = litellm.completion(messages=messages("Invent a person."), response_format={
+        "type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}, **common)
+    if answer.choices[0].finish_reason == "stop":
+        assert set(json.loads(answer.choices[0].message.content)) == {"name", "age"}, answer
+    if s.real:
+        answer = litellm.completion(messages=messages("What is the weather in Paris?"), tools=[TOOL], **common)
+        call = answer.choices[0].message.tool_calls[0].function
+        assert call.name == "get_weather" and json.loads(call.arguments) == {"city": "Paris"}, answer
+    for error, arguments in ((litellm.NotFoundError, {"model": "openai/nosuch"}), (litellm.BadRequestError, {"temperature": -1})):
+        try:
+            litellm.completion(**(common | {"messages": messages(), "max_retries": 0} | arguments))
+        except error:
+            continue
+        raise AssertionError(f"no {error.__name__} for {arguments}")
+    stream = litellm.completion(messages=messages("Tell me a long story"), stream=True, extra_body={"ignore_eos": True},
+                                **(common | {"max_tokens": 2000}))
+    next(iter(stream))
+    close = getattr(stream.completion_stream, "close", None) or stream.completion_stream.response.close
+    close()
+    ended_within(s, 10)
 
 
 @needs("litellm")
@@ -289,7 +339,8 @@ def lm_eval_chat_completions(s):
 
 
 TESTS = [openai_chat_and_stream, openai_sampling, openai_completions, openai_tools, openai_forced_tools, openai_structured_output,
-         openai_thinking, openai_errors, openai_cancellation, langchain_openai_chat, langchain_deepseek_reasoning, litellm_paths,
+         openai_thinking, openai_errors, openai_cancellation, langchain_openai_chat, langchain_deepseek_reasoning,
+         langchain_deepseek_tools_and_structure, litellm_paths, litellm_tools_structure_and_errors,
          lm_eval_completions, lm_eval_chat_completions]
 
 

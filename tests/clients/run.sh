@@ -1,7 +1,8 @@
 #!/bin/sh
 # Published clients against a server: installs them outside the repository (PyPI, npm), then runs every test of this folder.
 #   tests/clients/run.sh STILL [FOLDER]   FOLDER keeps the installed clients [$HOME/.cache/still-clients]
-# STILL_TEST_MODELS names a folder of real models (smollm2.gguf, q05.gguf, perhaps q15think.gguf); without it tiny ones serve.
+# STILL_TEST_MODELS names a folder of real models (smollm2.gguf, q05.gguf; perhaps minilm/, and
+# q15think.gguf as tools/make_thinking_model.py makes it); without it tiny ones serve.
 set -eu
 
 still=$(realpath -- "$1")
@@ -20,7 +21,7 @@ if command -v npm >/dev/null; then
 fi
 
 python=$folder/venv/bin/python
-for test in server_test docs_test python_clients_test ollama_clients_test node_clients_test fuzz_test; do
+for test in server_test operation_test load_test docs_test embeddings_test python_clients_test ollama_clients_test node_clients_test fuzz_test; do
   echo "== $test"
   if [ "$test" = node_clients_test ] && ! command -v node >/dev/null; then
     echo "skipped: there is no node"

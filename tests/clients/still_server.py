@@ -24,19 +24,23 @@ def free_port():
 
 
 class Server:
-    """models: {name in the store: path of a model}."""
+    """models: {name in the store: path of a model}; tls: the ssl.SSLContext to speak with, where arguments ask for TLS;
+    headers: sent with each request."""
 
-    def __init__(self, still, models, arguments=()):
+    def __init__(self, still, models, arguments=(), tls=None, headers=None, env=None):
+        self.tls, self.headers = tls, headers or {}
+        self.extra_env = env or {}
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="still-clients-"))
         env = {k: v for k, v in os.environ.items() if not k.startswith(("STILL_", "OLLAMA_"))}
         env["HOME"] = str(self.folder)
         env["STILL_MODELS"] = str(self.folder / "models")
+        env |= self.extra_env
         self.env = env
         self.still = str(still)
         for name, path in models.items():
             subprocess.run([self.still, "pull", f"file:{path}", "--name", name], env=env, check=True, capture_output=True)
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.log = open(self.folder / "serve.log", "wb")
         self.process = subprocess.Popen(
             [self.still, "serve", "--host", f"127.0.0.1:{self.port}", *arguments], env=env, stdout=self.log, stderr=self.log)
@@ -59,9 +63,14 @@ class Server:
     def post(self, path, body, headers=None):
         return self.request("POST", path, body if isinstance(body, (bytes, str)) else json.dumps(body), headers)
 
+    def connect(self):
+        if self.tls:
+            return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=120, context=self.tls)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+
     def request(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        connection.request(method, path, body, headers or {})
+        connection = self.connect()
+        connection.request(method, path, body, self.headers | (headers or {}))
         response = connection.getresponse()
         response.text = response.read().decode("utf-8")
         connection.close()
@@ -100,6 +109,7 @@ class Server:
 
 class ExternalServer(Server):
     def __init__(self, url):
+        self.tls, self.headers = None, {}
         self.url = url.rstrip("/")
         self.port = urllib.parse.urlparse(url).port
         self.process = None

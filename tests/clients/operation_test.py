@@ -1,0 +1,342 @@
+#!/usr/bin/env python3
+"""How the server is operated, and what bad clients do, over real sockets with a tiny model: keys and their limits, TLS,
+origins, packed bodies, large uploads, broken requests, clients that never read or half close, drain.
+
+Only the standard library; TLS needs the openssl command, zstd the zstd command, else they are skipped by name.
+usage: operation_test.py STILL
+"""
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+
+import still_server
+
+MODEL = still_server.TINY / "qwen2" / "model.gguf"
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Tell me of the sea"}], "max_tokens": 8, "seed": 4}
+LONG = CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
+STILL = ""
+
+
+@contextlib.contextmanager
+def serving(arguments=(), **options):
+    server = still_server.Server(STILL, {"tiny": MODEL}, arguments, **options)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.stop()
+        else:
+            shutil.rmtree(server.folder, ignore_errors=True)
+
+
+def raw(server, data, half_close=False, wait=20.0):
+    """What the server answers to these bytes until it closes, or until its answer is whole."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=wait) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(data)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while chunk := connection.recv(65536):
+                answer += chunk
+                # To one that has closed its sending side the server says this, to see whether it is still there.
+                while answer.startswith(b"HTTP/1.1 100 ") and b"\r\n\r\n" in answer:
+                    answer = answer.partition(b"\r\n\r\n")[2]
+                head, found, body = answer.partition(b"\r\n\r\n")
+                length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+                if found and length and len(body) >= int(length[0].split(b":")[1]):
+                    break
+    return answer.decode("utf-8", "replace")
+
+
+def post_bytes(server, body, path="/v1/chat/completions", more=""):
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
+    return head.encode() + body
+
+
+def status(answer):
+    assert answer.startswith("HTTP/1.1 "), answer[:200]
+    return int(answer[9:12])
+
+
+def works(server):
+    assert server.json("POST", "/v1/chat/completions", CHAT)["choices"][0]["message"]["content"] is not None
+
+
+def check_keys_and_limits():
+    with tempfile.TemporaryDirectory() as folder:
+        keys = pathlib.Path(folder, "keys.json")
+        keys.write_text(json.dumps({"keys": [
+            {"name": "root", "key": "sk-root"},
+            {"name": "slow", "sha256": hashlib.sha256(b"sk-slow").hexdigest(), "requests_per_minute": 2, "admin": False},
+            {"name": "few", "key": "sk-few", "tokens_per_minute": 10, "admin": False},
+            {"name": "one", "key": "sk-one", "max_concurrent": 1, "admin": False}]}))
+        with serving(("--keys", str(keys))) as server:
+            bearer = lambda key: {"Authorization": f"Bearer {key}"}
+            for path in ("/api/tags", "/v1/models", "/metrics", "/v1/generations"):
+                assert server.get(path).status == 401, path
+            for path in ("/api/chat", "/v1/chat/completions", "/v1/messages", "/api/pull", "/tokenize"):
+                refused = server.post(path, CHAT)
+                assert refused.status == 401 and "API key" in refused.text, (path, refused.text)
+                assert server.post(path, CHAT, bearer("sk-wrong")).status == 401
+            assert server.get("/").status == 200 and server.get("/health").status == 200
+            assert server.post("/v1/chat/completions", CHAT, {"x-api-key": "sk-root"}).status == 200
+            # A large upload is refused before it is read.
+            refused = raw(server, f"POST /api/blobs/sha256:{'0' * 64} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999999999\r\n\r\n".encode())
+            assert status(refused) == 401, refused
+            # What a key may not do.
+            assert server.request("DELETE", "/api/delete", json.dumps({"model": "tiny"}), bearer("sk-slow")).status == 403
+            # Requests a minute.
+            codes = [server.post("/v1/chat/completions", CHAT, bearer("sk-slow")) for _ in range(3)]
+            assert [c.status for c in codes] == [200, 200, 429], [c.text for c in codes]
+            assert 1 <= int(codes[2].getheader("Retry-After")) <= 60 and "rate_limit_exceeded" in codes[2].text
+            # Tokens a minute: counted when a request is done.
+            assert server.post("/api/chat", CHAT | {"stream": False}, bearer("sk-few")).status == 200
+            assert server.post("/api/chat", CHAT | {"stream": False}, bearer("sk-few")).status == 429
+            # Requests at once; others' generations are not this key's to see.
+            held = server.connect()
+            held.request("POST", "/v1/chat/completions", json.dumps(LONG), bearer("sk-one"))
+            response = held.getresponse()
+            second = server.post("/v1/chat/completions", CHAT, bearer("sk-one"))
+            handle = response.getheader("X-Still-Generation")
+            seen = {key: [g["id"] for g in json.loads(server.get("/v1/generations", bearer(key)).text)["data"]]
+                    for key in ("sk-root", "sk-one", "sk-few")}
+            stolen = server.post(f"/v1/generations/{handle}/cancel", "", bearer("sk-few"))
+            response.read()
+            held.close()
+            assert second.status == 429, second.text
+            assert seen == {"sk-root": [handle], "sk-one": [handle], "sk-few": []}, seen
+            assert stolen.status == 404, stolen.text
+            assert 'still_limited_total{key="slow",limit="requests"}' in server.get("/metrics", bearer("sk-root")).text
+
+
+def check_tls():
+    if shutil.which("openssl") is None:
+        return "there is no openssl command"
+    with tempfile.TemporaryDirectory() as folder:
+        certificate, key = f"{folder}/cert.pem", f"{folder}/key.pem"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
+                        "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", certificate], check=True, capture_output=True)
+        with serving(("--tls-cert", certificate, "--tls-key", key), tls=ssl.create_default_context(cafile=certificate)) as server:
+            works(server)
+            whole = server.json("POST", "/v1/chat/completions", CHAT)["choices"][0]["message"]["content"]
+            chunks = server.stream("/v1/chat/completions", CHAT | {"stream": True})
+            assert "".join(c["delta"].get("content") or "" for chunk in chunks for c in chunk["choices"]) == whole
+            if shutil.which("curl"):
+                done = subprocess.run(["curl", "-s", "--cacert", certificate, f"https://localhost:{server.port}/api/version"], capture_output=True, text=True)
+                assert "version" in done.stdout, done
+            # Plain HTTP, old TLS and rubbish do not disturb it.
+            with contextlib.suppress(OSError):
+                raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", wait=5)
+            with contextlib.suppress(OSError):
+                raw(server, os.urandom(3000), wait=5)
+            old = ssl.create_default_context(cafile=certificate)
+            old.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+            with warnings.catch_warnings(action="ignore") if sys.version_info >= (3, 11) else contextlib.nullcontext():
+                old.maximum_version = ssl.TLSVersion.TLSv1_1
+            try:
+                with socket.create_connection(("127.0.0.1", server.port)) as plain, old.wrap_socket(plain, server_hostname="localhost"):
+                    raise AssertionError("TLS 1.1 was accepted")
+            except (ssl.SSLError, OSError):
+                pass
+            # A client that leaves ends its generation.
+            held = server.connect()
+            held.request("POST", "/v1/chat/completions", json.dumps(LONG))
+            held.getresponse().read(100)
+            held.sock and held.sock.close()
+            held.close()
+            nothing_runs(server)
+            works(server)
+        wrong = subprocess.run([STILL, "serve", "--port", "0", "--tls-cert", key, "--tls-key", key], capture_output=True, text=True, timeout=60)
+        assert wrong.returncode != 0 and "TLS certificate" in wrong.stderr, wrong
+    return None
+
+
+def nothing_runs(server):
+    for _ in range(400):
+        if not server.json("GET", "/v1/generations")["data"]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("generations go on without their clients")
+
+
+def check_origins():
+    with serving(env={"OLLAMA_ORIGINS": "https://*.example.org"}) as server:
+        for origin in ("http://localhost:3000", "https://127.0.0.1", "app://obsidian", "tauri://localhost", "https://chat.example.org"):
+            answer = server.get("/v1/models", {"Origin": origin})
+            assert answer.status == 200 and answer.getheader("Access-Control-Allow-Origin") == origin, origin
+        assert server.get("/v1/models", {"Origin": "https://evil.example"}).status == 403
+        assert server.get("/v1/models", {"Host": "evil.example"}).status == 403
+        preflight = server.request("OPTIONS", "/v1/chat/completions", None, {
+            "Origin": "https://chat.example.org", "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,x-stainless-os,x-stainless-retry-count"})
+        assert preflight.status == 204 and "x-stainless-os" in preflight.getheader("Access-Control-Allow-Headers").lower()
+
+
+def check_packed_bodies():
+    with serving() as server:
+        body = json.dumps(CHAT).encode()
+        wanted = server.json("POST", "/v1/chat/completions", CHAT)["choices"]
+        packers = {"gzip": gzip.compress}
+        if shutil.which("zstd"):
+            packers["zstd"] = lambda data: subprocess.run(["zstd", "-qc"], input=data, capture_output=True, check=True).stdout
+        for name, pack in packers.items():
+            answer = server.post("/v1/chat/completions", pack(body), {"Content-Encoding": name})
+            assert answer.status == 200 and json.loads(answer.text)["choices"] == wanted, (name, answer.text)
+            bomb = server.post("/api/chat", pack(b" " * (40 << 20)), {"Content-Encoding": name})
+            assert bomb.status == 413 and "unpacked" in bomb.text, (name, bomb.text)
+            for broken in (pack(body)[:-3], b"rubbish", b""):
+                answer = server.post("/v1/chat/completions", broken, {"Content-Encoding": name})
+                assert answer.status == 400, (name, answer.text)
+        answer = server.post("/v1/chat/completions", body, {"Content-Encoding": "br"})
+        assert answer.status == 415 and "zstd" in answer.getheader("Accept-Encoding")
+        return None if "zstd" in packers else "there is no zstd command (gzip passed)"
+
+
+def check_large_upload():
+    with serving() as server:
+        partial = server.folder / "models" / "partial"
+        data = os.urandom(1 << 20) * 48  # more than a body in memory may have
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        assert server.request("POST", f"/api/blobs/{digest}", data).status == 201
+        assert server.request("POST", f"/api/blobs/{digest}", data).status == 200  # not read
+        assert server.request("HEAD", f"/api/blobs/{digest}").status == 200
+        assert [file.stat().st_size for file in partial.glob("upload-*")] == [len(data)]
+        wrong = server.request("POST", "/api/blobs/sha256:" + "0" * 64, data)
+        assert wrong.status == 400 and "digest mismatch" in wrong.text, wrong.text
+        assert server.request("POST", "/api/blobs/sha256:xyz", b"x").status == 400
+        # One that breaks off leaves nothing.
+        other = hashlib.sha256(b"other").hexdigest()
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(f"POST /api/blobs/sha256:{other} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data[:9 << 20])
+        for _ in range(200):
+            if len(list(partial.glob("upload-*"))) == 1:
+                break
+            time.sleep(0.05)
+        assert len(list(partial.glob("upload-*"))) == 1, list(partial.iterdir())
+        # One that no disk holds.
+        answer = raw(server, f"POST /api/blobs/sha256:{other} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {1 << 60}\r\n\r\n".encode() + data[:1 << 20])
+        assert status(answer) == 507 and "on disk" in answer, answer
+        # A model of an upload.
+        model = MODEL.read_bytes() + b"\0" * 7
+        digest = "sha256:" + hashlib.sha256(model).hexdigest()
+        assert server.request("POST", f"/api/blobs/{digest}", model).status == 201
+        assert json.loads(server.post("/api/create", {"model": "mine", "files": {"a.gguf": digest}, "stream": False}).text)["status"] == "success"
+        assert server.json("POST", "/v1/chat/completions", CHAT | {"model": "mine"})["choices"]
+        broken = server.post("/api/create", {"model": "bad", "files": {"a.gguf": "sha256:" + hashlib.sha256(data).hexdigest()}})
+        assert broken.status == 400 and "invalid model files" in broken.text, broken.text
+
+
+def check_broken_requests():
+    with serving() as server:
+        body = json.dumps(CHAT).encode()
+        host = f"Host: 127.0.0.1:{server.port}\r\n"
+        cases = [
+            (400, b"rubbish\r\n\r\n"),
+            (400, b"GET / HTTP/1.1\r\n\r\n"),
+            (400, f"GET /%zz HTTP/1.1\r\n{host}\r\n".encode()),
+            (431, f"GET / HTTP/1.1\r\n{host}X: {'x' * 70000}\r\n\r\n".encode()),
+            (431, f"GET / HTTP/1.1\r\n{host}".encode() + b"".join(b"X-%d: y\r\n" % i for i in range(9000)) + b"\r\n"),
+            (413, f"POST /api/chat HTTP/1.1\r\n{host}Content-Length: {40 << 20}\r\n\r\n".encode()),
+            (413, f"POST /api/chat HTTP/1.1\r\n{host}Content-Length: {1 << 62}\r\n\r\n".encode()),
+            (400, f"POST /api/chat HTTP/1.1\r\n{host}Content-Length: -1\r\n\r\n".encode()),
+            (400, f"POST /api/chat HTTP/1.1\r\n{host}Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode()),
+            (400, post_bytes(server, b"")),
+            (400, post_bytes(server, b"{")),
+            (400, post_bytes(server, b"[" * 100000)),
+            (400, post_bytes(server, b'{"model": "\xff"}')),
+            (400, post_bytes(server, b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}], "max_tokens": 1, "temperature": -1}')),
+            (404, post_bytes(server, body, "/v1/nothing")),
+            (405, f"PUT /api/chat HTTP/1.1\r\n{host}\r\n".encode()),
+        ]
+        for wanted, data in cases:
+            answer = raw(server, data)
+            assert status(answer) == wanted, (wanted, data[:100], answer[:400])
+            assert len(answer.partition("\r\n\r\n")[2]) > 10, (data[:100], answer)
+        assert status(raw(server, post_bytes(server, body)[:-20], half_close=True)) == 400
+        answer = raw(server, post_bytes(server, body, more="Connection: close\r\n"), half_close=True)
+        assert status(answer) == 200 and '"finish_reason"' in answer, answer
+        works(server)
+
+
+def check_clients_that_never_read():
+    with serving() as server:
+        sockets = []
+        for _ in range(8):
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            connection.connect(("127.0.0.1", server.port))
+            connection.sendall(post_bytes(server, json.dumps(LONG | {"n": 4, "logprobs": True, "top_logprobs": 20}).encode()))
+            sockets.append(connection)
+        begin = time.monotonic()
+        works(server)
+        wanted = server.json("POST", "/v1/chat/completions", CHAT)["choices"]
+        assert server.json("POST", "/v1/chat/completions", CHAT)["choices"] == wanted
+        assert time.monotonic() - begin < 60
+        for connection in sockets:
+            connection.close()
+        nothing_runs(server)
+
+
+def check_drain():
+    """SIGTERM: what runs ends whole, or with its last line; what comes is refused."""
+    with serving(("--drain", "30")) as server:
+        held = server.connect()
+        held.request("POST", "/v1/chat/completions", json.dumps(LONG | {"max_tokens": 150}))
+        response = held.getresponse()
+        response.read(20)
+        server.process.send_signal(signal.SIGTERM)
+        text = response.read().decode()
+        assert text.endswith("data: [DONE]\n\n") and '"finish_reason":"length"' in text, text[-300:]
+        assert server.process.wait(40) == 0
+    with serving(("--drain", "0", "--context", "2048")) as server:
+        held = server.connect()
+        held.request("POST", "/api/chat", json.dumps({"model": "tiny", "messages": CHAT["messages"], "options": {"num_predict": 100000}}))
+        response = held.getresponse()
+        response.read(20)
+        server.process.send_signal(signal.SIGTERM)
+        lines = [line for line in response.read().decode().splitlines() if line]
+        assert json.loads(lines[-1]).get("done") or "error" in json.loads(lines[-1]), lines[-1]
+        assert server.process.wait(40) == 0
+
+
+CHECKS = [check_keys_and_limits, check_tls, check_origins, check_packed_bodies, check_large_upload, check_broken_requests,
+          check_clients_that_never_read, check_drain]
+
+
+def main():
+    global STILL
+    STILL = sys.argv[1]
+    only = set(sys.argv[2:])
+    failed = n = 0
+    for check in CHECKS:
+        if only and check.__name__ not in only:
+            continue
+        n += 1
+        try:
+            skipped = check()
+            print(f"skip  {check.__name__}: {skipped}" if skipped else f"ok    {check.__name__}")
+        except Exception as failure:  # noqa: BLE001: told, and the others go on
+            failed += 1
+            print(f"FAIL  {check.__name__}: {type(failure).__name__}: {failure}")
+        sys.stdout.flush()
+    print(f"{n - failed} passed, {failed} failed")
+    return 1 if failed or n == 0 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
