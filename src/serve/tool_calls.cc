@@ -18,8 +18,11 @@ std::string new_call_id() {
 
 class ParserReader final : public ToolCallReader {
  public:
-  ParserReader(ToolCallFormat format, bool is_parallel, const Tokenizer& tokenizer)
-      : parser_(format), marks_(tool_call_marks(format)), is_parallel_(is_parallel), tokenizer_(tokenizer) {}
+  ParserReader(ToolCallFormat format, std::vector<std::string> names, bool is_parallel, const Tokenizer& tokenizer)
+      : parser_(format, std::move(names)),
+        marks_(tool_call_marks(format)),
+        is_parallel_(is_parallel),
+        tokenizer_(tokenizer) {}
 
   void add(const TokenEvent& event, GenerationPiece& piece) override {
     if (!event.text.empty()) put(parser_.feed(event.text), piece);
@@ -52,14 +55,16 @@ class ParserReader final : public ToolCallReader {
 
 class ParserPlan final : public ToolCallPlan {
  public:
-  ParserPlan(ToolCallFormat format, bool is_parallel, std::shared_ptr<const Model> model)
-      : format_(format), is_parallel_(is_parallel), model_(std::move(model)) {}
+  ParserPlan(ToolCallFormat format, std::vector<std::string> names, bool is_parallel,
+             std::shared_ptr<const Model> model)
+      : format_(format), names_(std::move(names)), is_parallel_(is_parallel), model_(std::move(model)) {}
   std::unique_ptr<ToolCallReader> make_reader() const override {
-    return std::make_unique<ParserReader>(format_, is_parallel_, model_->tokenizer());
+    return std::make_unique<ParserReader>(format_, names_, is_parallel_, model_->tokenizer());
   }
 
  private:
   ToolCallFormat format_;
+  std::vector<std::string> names_;
   bool is_parallel_;
   std::shared_ptr<const Model> model_;
 };
@@ -168,7 +173,9 @@ std::shared_ptr<const ToolCallPlan> plan_tool_calls(const ToolWish& wish, const 
   if (wish.tools.empty() || wish.choice == ToolWish::Choice::kNone) return nullptr;
   const ToolCallFormat format = detect_tool_call_format(chat_template);
   if (format == ToolCallFormat::kNone) return nullptr;
-  return std::make_shared<ParserPlan>(format, wish.parallel, model);
+  std::vector<std::string> names;
+  for (const JsonObject* function : wanted_functions(wish)) names.emplace_back(function->at("name").as_string());
+  return std::make_shared<ParserPlan>(format, std::move(names), wish.parallel, model);
 }
 
 }  // namespace still

@@ -20,6 +20,7 @@ constexpr std::string_view kSeparator = STILL_MARK("tool" STILL_JOIN "sep");
 constexpr std::string_view kHermesBegin = "<tool_call>", kHermesEnd = "</tool_call>";
 constexpr std::string_view kPythonTag = "<|python_tag|>";
 constexpr std::string_view kToolCalls = "[TOOL_CALLS]", kArgs = "[ARGS]", kCallId = "[CALL_ID]";
+constexpr std::string_view kFence = "```", kJson = "json";
 constexpr std::string_view kSpaces = " \t\r\n";
 constexpr std::size_t kMaxName = 256;
 
@@ -253,6 +254,8 @@ std::size_t ToolCallParser::find_opener(std::size_t& held) const {
   const bool may_be_bare = is_at_beginning() && word < held_.size();
   switch (format_) {
     case ToolCallFormat::kHermes:
+      if (may_be_bare && !names_.empty() && (held_[word] == '{' || match(held_, word, kFence) != Match::kNo))
+        return word;
       return find_mark({kHermesBegin});
     case ToolCallFormat::kLlama3:
       if (may_be_bare && held_[word] == '{') return word;
@@ -314,7 +317,7 @@ void ToolCallParser::run(Events& events, bool is_last) {
 ToolCallParser::Outcome ToolCallParser::read_block(Events& events, bool is_last) {
   switch (format_) {
     case ToolCallFormat::kHermes:
-      return read_hermes(events, is_last);
+      return held_[0] == '<' ? read_hermes(events, is_last) : read_untagged(events, is_last);
     case ToolCallFormat::kLlama3:
       return read_bare_json(events);
     case ToolCallFormat::kMistral:
@@ -340,22 +343,51 @@ ToolCallParser::Outcome ToolCallParser::read_hermes(Events& events, bool is_last
   return Outcome::kCalls;
 }
 
+// An object whose first key is none of a call's is none.
+bool ToolCallParser::may_be_call(std::size_t brace) const {
+  const std::size_t key = skip_spaces(held_, brace + 1);
+  if (key >= held_.size()) return true;
+  if (held_[key] != '"') return false;
+  const std::string_view rest = std::string_view(held_).substr(key);
+  constexpr std::string_view kKeys[] = {"\"name\"",       "\"type\"",      "\"function\"",
+                                        "\"parameters\"", "\"arguments\"", "\"id\""};
+  return std::ranges::any_of(kKeys, [&](std::string_view word) { return match(rest, 0, word) != Match::kNo; });
+}
+
+ToolCallParser::Outcome ToolCallParser::read_untagged(Events& events, bool is_last) {
+  const Match fence = match(held_, 0, kFence);
+  if (fence == Match::kUnknown) return Outcome::kNeedsMore;
+  std::size_t begin = 0;
+  if (fence == Match::kYes) {
+    const Match language = match(held_, kFence.size(), kJson);
+    if (language == Match::kUnknown) return Outcome::kNeedsMore;
+    begin = skip_spaces(held_, kFence.size() + (language == Match::kYes ? kJson.size() : 0));
+  }
+  if (begin == held_.size()) return Outcome::kNeedsMore;
+  if (held_[begin] != '{' || !may_be_call(begin)) return Outcome::kNoCall;
+  if (scan_.pos < begin) scan_.reset(begin);
+  if ((scan_.depth > 0 || scan_.pos == begin) && !scan_.find_end(held_)) return Outcome::kNeedsMore;
+  std::size_t end = scan_.pos;
+  if (fence == Match::kYes) {
+    const std::size_t close = skip_spaces(held_, end);
+    const Match closes = match(held_, close, kFence);
+    if (closes == Match::kUnknown && !is_last) return Outcome::kNeedsMore;
+    if (closes == Match::kYes) end = close + kFence.size();
+  }
+  const std::optional<RawCall> call = read_call_object(std::string_view(held_).substr(begin, scan_.pos - begin));
+  if (!call || std::ranges::find(names_, call->name) == names_.end()) return Outcome::kNoCall;
+  if (!put_named_call(events, call->name, call->arguments, call->id)) return Outcome::kNoCall;
+  drop(end);
+  return Outcome::kCalls;
+}
+
 // Llama 3: an object, perhaps behind the tag, perhaps followed by others behind a semicolon.
 ToolCallParser::Outcome ToolCallParser::read_bare_json(Events& events) {
   const std::size_t tag = held_.starts_with(kPythonTag) ? kPythonTag.size() : 0;
   const std::size_t begin = skip_spaces(held_, tag);
   if (begin == held_.size()) return Outcome::kNeedsMore;
   if (held_[begin] != '{') return Outcome::kNoCall;
-  // An object whose first key is none of a call's is let go at once.
-  const std::size_t key = skip_spaces(held_, begin + 1);
-  if (key < held_.size()) {
-    if (held_[key] != '"') return Outcome::kNoCall;
-    const std::string_view rest = std::string_view(held_).substr(key);
-    constexpr std::string_view kKeys[] = {"\"name\"",       "\"type\"",      "\"function\"",
-                                          "\"parameters\"", "\"arguments\"", "\"id\""};
-    if (std::ranges::none_of(kKeys, [&](std::string_view word) { return match(rest, 0, word) != Match::kNo; }))
-      return Outcome::kNoCall;
-  }
+  if (!may_be_call(begin)) return Outcome::kNoCall;
   if (scan_.pos < begin) scan_.reset(begin);
   if (!scan_.find_end(held_)) return Outcome::kNeedsMore;
   const std::size_t end = scan_.pos;

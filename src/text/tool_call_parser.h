@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "text/chat_template.h"
@@ -43,7 +44,10 @@ class ToolCallParser {
   static ToolCallParser for_template(const ChatTemplate& chat_template) {
     return ToolCallParser(detect_tool_call_format(chat_template));
   }
-  explicit ToolCallParser(ToolCallFormat format) : format_(format) {}
+  // names: of the functions that may be called. With them kHermes also takes what smaller models of that family write,
+  // at the beginning of an answer: the object without its tags, perhaps in a json fence, where it calls one of these.
+  explicit ToolCallParser(ToolCallFormat format, std::vector<std::string> names = {})
+      : format_(format), names_(std::move(names)) {}
 
   // Any pieces; a piece may end inside a character where the caller's texts do.
   std::vector<ToolCallEvent> feed(std::string_view text);
@@ -74,11 +78,14 @@ class ToolCallParser {
   Outcome read_block(Events& events, bool is_last);
   Outcome read_hermes(Events& events, bool is_last);
   Outcome read_bare_json(Events& events);
+  Outcome read_untagged(Events& events, bool is_last);
+  bool may_be_call(std::size_t brace) const;
   Outcome read_deepseek(Events& events, bool is_last);
   Outcome read_mistral(Events& events);
   void drop(std::size_t n_bytes);
 
   ToolCallFormat format_;
+  std::vector<std::string> names_;
   std::string held_;          // not yet given on
   bool in_block_ = false;     // held_ begins with an opener
   bool after_call_ = false;   // white space is dropped

@@ -197,5 +197,43 @@ TEST(ToolCallParser, IsChosenByTheTemplate) {
   EXPECT_EQ(format_of("smollm2"), F::kNone);
 }
 
+// Smaller models forget the tags.
+TEST(ToolCallParser, TakesKnownCallsWithoutTags) {
+  const std::pair<std::string, std::string> untagged[] = {
+      {R"({"name": "f", "arguments": {"a": 1}})", R"(#f({"a": 1}))"},
+      {"\n{\"name\": \"f\"}", "\n#f({})"},
+      {"```json\n{\"name\": \"g\", \"arguments\": {}}\n```\n", "#g({})"},
+      {"```{\"name\": \"g\"}", "#g({})"},
+      {R"({"name": "f"} {"name": "g"})", "#f({})#g({})"},
+      {R"({"name": "f"}<tool_call>{"name": "h"}</tool_call>)", "#f({})#h({})"},
+      {R"({"name": "Bob", "arguments": {"a": 1}})", R"({"name": "Bob", "arguments": {"a": 1}})"},
+      {R"({"age": 3, "name": "f"})", R"({"age": 3, "name": "f"})"},
+      {R"(Call: {"name": "f"})", R"(Call: {"name": "f"})"},
+      {"```python\nprint(1)\n```", "```python\nprint(1)\n```"},
+      {"```json\n[1]\n```", "```json\n[1]\n```"},
+      {"``", "``"},
+      {R"({"name": "f", "argu)", R"({"name": "f", "argu)"},
+      {"{}", "{}"},
+  };
+  for (const auto& [text, wanted] : untagged) {
+    for (std::size_t cut = 0; cut <= text.size(); ++cut) {
+      ToolCallParser parser(F::kHermes, {"f", "g"});
+      Summary summary;
+      summary.add(parser.feed(std::string_view(text).substr(0, cut)));
+      summary.add(parser.feed(std::string_view(text).substr(cut)));
+      summary.add(parser.finish());
+      EXPECT_EQ(summary.text, wanted) << cut;
+    }
+    ToolCallParser bytes(F::kHermes, {"f", "g"});
+    Summary summary;
+    for (const char& c : text) summary.add(bytes.feed({&c, 1}));
+    summary.add(bytes.finish());
+    EXPECT_EQ(summary.text, wanted);
+  }
+  // What cannot become a call goes on at once.
+  ToolCallParser parser(F::kHermes, {"f"});
+  EXPECT_FALSE(parser.feed("{\"age\": ").empty());
+}
+
 }  // namespace
 }  // namespace still
