@@ -50,7 +50,8 @@ BegunAnswer take_begun_answer(ChatRequest& chat) {
 
 void append_begun_answer(std::vector<TokenId>& prompt, const Tokenizer& tokenizer, const BegunAnswer& begun) {
   const auto append_text = [&](std::string_view text) {
-    const std::vector<TokenId> ids = tokenizer.encode(text, {.parse_special = false});
+    const TextRun run{.text = text};  // not trusted: tags in it are text
+    const std::vector<TokenId> ids = tokenizer.encode_runs({&run, 1});
     prompt.insert(prompt.end(), ids.begin(), ids.end());
   };
   if (!prompt_ends_in_thinking(tokenizer, prompt)) append(prompt, tokenizer, "<think>\n");

@@ -368,7 +368,7 @@ TEST_F(OpenAi, RefusesBadRequestsInASentenceThatNamesTheField) {
       {"/v1/chat/completions", "", 400, "", "missing request body"},
       {"/v1/chat/completions", "{", 400, "", "JSON"},
       {"/v1/chat/completions", "[]", 400, "", "object"},
-      {"/v1/chat/completions", "{\"model\":\"\xff\"}", 400, "", "JSON"},
+      {"/v1/chat/completions", "{\"model\":\"\xff\"}", 400, "", "not valid UTF-8"},
       {"/v1/chat/completions", "{}", 400, "model", "required"},
       {"/v1/chat/completions", R"({"model":"m"})", 400, "messages", "required"},
       {"/v1/chat/completions", R"({"model":"m","messages":[]})", 400, "messages", "empty"},
