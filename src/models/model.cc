@@ -174,7 +174,8 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
   STILL_TRY(model->config_, model->arch_->read_config(checkpoint->config()));
   ModelConfig& config = model->config_;
   const bool on_cuda = options.cuda_device >= 0;
-  STILL_CHECK(options.n_host_layers == 0 || (on_cuda && options.rank.count == 1));
+  STILL_CHECK(options.n_host_layers == 0 ||
+              (on_cuda && options.rank.count == 1 && options.n_host_layers < config.n_layers));
   STILL_TRY(const WeightLayout layout, weight_layout(*model->arch_, config, *checkpoint,
                                                      {.is_on_cuda = on_cuda,
                                                       .n_host_layers = options.n_host_layers,

@@ -5,14 +5,15 @@
 namespace still {
 
 namespace {
+// The GPU's part alone.
 Result<LayerSplit> plan_with(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint,
-                             EngineSettings settings, std::int64_t gpu_bytes, std::int64_t host_bytes,
-                             std::int32_t n_gpu_layers, bool to_f8) {
+                             EngineSettings settings, std::int64_t gpu_bytes, std::int32_t n_gpu_layers, bool to_f8,
+                             WeightLayout& layout, std::int64_t& max_k) {
   LayerSplit split{.n_gpu_layers = n_gpu_layers};
   const std::int32_t n_host = config.n_layers - n_gpu_layers;
-  STILL_TRY(const WeightLayout layout,
+  STILL_TRY(layout,
             weight_layout(arch, config, checkpoint, {.is_on_cuda = true, .n_host_layers = n_host, .to_f8 = to_f8}));
-  std::int64_t max_k = 0;
+  max_k = 0;
   settings.has_f32_activations = false;
   for (const WeightLayout::Item& item : layout.items) {
     if (item.source == nullptr || item.spec.role != TensorRole::kMatrix) continue;
@@ -24,9 +25,6 @@ Result<LayerSplit> plan_with(const Arch& arch, const ModelConfig& config, const 
   if (n_host == 0) settings.chunk_tokens = cuda_chunk_tokens(settings);
   settings.memory_limit = gpu_bytes;
   STILL_TRY(split.gpu, plan_memory(config, layout.arena_bytes - layout.host_bytes, max_k, settings));
-  if (n_host > 0) {
-    STILL_TRY(split.host, plan_host_part(config, layout.host_bytes, max_k, split.gpu.settings, host_bytes));
-  }
   return split;
 }
 }  // namespace
@@ -43,9 +41,16 @@ Result<LayerSplit> plan_layer_split(const Arch& arch, const ModelConfig& config,
   std::optional<Error> reason;
   const std::int32_t most = n_gpu_layers.value_or(config.n_layers);
   for (std::int32_t n = most; n >= 1; --n) {
-    Result<LayerSplit> split = plan_with(arch, config, checkpoint, settings, gpu_bytes, host_bytes, n, to_f8);
-    if (split && n == most) return split;
-    if (split && !n_gpu_layers) return split;
+    WeightLayout layout;
+    std::int64_t max_k = 0;
+    Result<LayerSplit> split = plan_with(arch, config, checkpoint, settings, gpu_bytes, n, to_f8, layout, max_k);
+    if (split && (n == most || !n_gpu_layers)) {
+      // Fewer layers on the GPU would be more on the host.
+      if (n < config.n_layers) {
+        STILL_TRY(split->host, plan_host_part(config, layout.host_bytes, max_k, split->gpu.settings, host_bytes));
+      }
+      return split;
+    }
     if (split)
       return error(Code::kResourceExhausted, "{} layers on the GPU: {}; {} of {} layers fit it", *n_gpu_layers,
                    reason->message, n, config.n_layers);
