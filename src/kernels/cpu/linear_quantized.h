@@ -28,19 +28,6 @@ STILL_INLINE int32_t pair_word(int32_t low, int32_t high) {
   return static_cast<int32_t>((static_cast<uint32_t>(low) & 0xffffu) | static_cast<uint32_t>(high) << 16);
 }
 
-// The int16 pair of -kOffset * (sum of q[4v] + q[4v + 1]) and of -kOffset * (sum of q[4v + 2] + q[4v + 3]).
-template <class F>
-STILL_INLINE int32_t offset_word(const uint8_t* q) {
-  __m128i pairs = _mm_setzero_si128();
-  for (int i = 0; i < F::kVectors * 4; i += 16) {
-    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q + i));
-    pairs = _mm_add_epi16(pairs, _mm_maddubs_epi16(_mm_set1_epi8(1), x));
-  }
-  pairs = _mm_add_epi16(pairs, _mm_shuffle_epi32(pairs, 0x4e));
-  pairs = _mm_add_epi16(pairs, _mm_shuffle_epi32(pairs, 0xb1));
-  return _mm_cvtsi128_si32(_mm_mullo_epi16(pairs, _mm_set1_epi16(-F::kOffset)));
-}
-
 template <class F>
 STILL_INLINE void regroup_sums(const int16_t* sums, int32_t* out, int n_columns) {
   if constexpr (F::kBlock == 32) {
@@ -56,6 +43,48 @@ STILL_INLINE void regroup_sums(const int16_t* sums, int32_t* out, int n_columns)
       out[i * n_columns] = F::kVectors == 4
                                ? pair_word(sums[2 * i], sums[2 * i + 1])
                                : pair_word(sums[4 * i] + sums[4 * i + 1], sums[4 * i + 2] + sums[4 * i + 3]);
+    }
+  }
+}
+
+// kOffsetInSums, of a block of one column: the int16 pairs of -kOffset * (sum of q[4v] + q[4v + 1]) and of
+// -kOffset * (sum of q[4v + 2] + q[4v + 3]), for each sub-block.
+template <class F, int kColumns>
+STILL_INLINE void offset_words(const uint8_t* q, int32_t* out) {
+  for (int sub = 0; sub < F::kSubs; ++sub, q += F::kVectors * 4) {
+    __m128i pairs = _mm_setzero_si128();
+    for (int i = 0; i < F::kVectors * 4; i += 16) {
+      const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q + i));
+      pairs = _mm_add_epi16(pairs, _mm_maddubs_epi16(_mm_set1_epi8(1), x));
+    }
+    pairs = _mm_add_epi16(pairs, _mm_shuffle_epi32(pairs, 0x4e));
+    pairs = _mm_add_epi16(pairs, _mm_shuffle_epi32(pairs, 0xb1));
+    out[sub * kColumns] = _mm_cvtsi128_si32(_mm_mullo_epi16(pairs, _mm_set1_epi16(-F::kOffset)));
+  }
+}
+
+// A block of four columns, the first of which goes to out[0].
+template <class F, int kColumns>
+STILL_INLINE void regroup_four(const uint8_t* const* q, int64_t offset, int32_t* out) {
+  const auto put = [&](int at, __m128i words)
+                       STILL_UNROLLED { _mm_storeu_si128(reinterpret_cast<__m128i*>(out + at * kColumns), words); };
+  __m128i pairs = _mm_setzero_si128();
+  for (int piece = 0; piece < F::kBlock / 16; ++piece) {
+    __m128i x[4];
+    for (int c = 0; c < 4; ++c) x[c] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q[c] + offset + 16 * piece));
+    const __m128i low01 = _mm_unpacklo_epi32(x[0], x[1]), high01 = _mm_unpackhi_epi32(x[0], x[1]);
+    const __m128i low23 = _mm_unpacklo_epi32(x[2], x[3]), high23 = _mm_unpackhi_epi32(x[2], x[3]);
+    const __m128i words[4] = {_mm_unpacklo_epi64(low01, low23), _mm_unpackhi_epi64(low01, low23),
+                              _mm_unpacklo_epi64(high01, high23), _mm_unpackhi_epi64(high01, high23)};
+    for (int v = 0; v < 4; ++v) {
+      put(4 * piece + v, words[v]);
+      if constexpr (kOffsetInSums<F>) pairs = _mm_add_epi16(pairs, _mm_maddubs_epi16(_mm_set1_epi8(1), words[v]));
+    }
+    if constexpr (kOffsetInSums<F>) {
+      constexpr int kPieces = F::kVectors / 4;  // of a sub-block
+      if (piece % kPieces != kPieces - 1) continue;
+      put(ColumnLayout<F>::kSumsAt + piece / kPieces, _mm_mullo_epi16(pairs, _mm_set1_epi16(-F::kOffset)));
+      pairs = _mm_setzero_si128();
     }
   }
 }
@@ -81,20 +110,20 @@ void regroup_columns(const QuantizedRows& x, int64_t row, int64_t n_rows, int64_
           b_store_unaligned(out + (4 * piece + decltype(v)::value) * 16, words[decltype(v)::value]);
         });
       }
+    } else if constexpr (kColumns % 4 == 0) {
+      for (int c = 0; c < kColumns; c += 4) regroup_four<F, kColumns>(q + c, b * F::kBlock, out + c);
     } else {
-      for (int c = 0; c < kColumns; ++c)
+      for (int c = 0; c < kColumns; ++c) {
         for (int i = 0; i < F::kBlock / 4; ++i)
           __builtin_memcpy(out + i * kColumns + c, q[c] + b * F::kBlock + 4 * i, 4);
+        if constexpr (kOffsetInSums<F>)
+          offset_words<F, kColumns>(q[c] + b * F::kBlock, out + Layout::kSumsAt * kColumns + c);
+      }
     }
     for (int c = 0; c < kColumns; ++c) {
       __builtin_memcpy(out + Layout::kScaleAt * kColumns + c, x.scale + rows[c] * blocks_of_row + b, 4);
-      int32_t* sums = out + Layout::kSumsAt * kColumns + c;
-      if constexpr (kOffsetInSums<F>) {
-        for (int sub = 0; sub < F::kSubs; ++sub)
-          sums[sub * kColumns] = offset_word<F>(q[c] + b * F::kBlock + sub * F::kVectors * 4);
-      } else {
-        regroup_sums<F>(x.sums + (rows[c] * x.k + b * F::kBlock) / 16, sums, kColumns);
-      }
+      if constexpr (!kOffsetInSums<F>)
+        regroup_sums<F>(x.sums + (rows[c] * x.k + b * F::kBlock) / 16, out + Layout::kSumsAt * kColumns + c, kColumns);
     }
   }
 }
@@ -167,17 +196,15 @@ constexpr int columns_at_once(int n_columns) {
   return n;
 }
 
-// Part `step` of the lines that the block kPrefetchBytes further on will read, into L2: into L1 that many lines at once
-// would wait for its few fill buffers. The distances are measured (docs/cpu-kernels.md).
-template <class F, int kColumns>
-constexpr int64_t kPrefetchBytes = F::kBlock == 32 && kColumns == 1 ? 2 * 1024 : 16 * 1024;
-template <class F, int kColumns>
+// Part `step` of a block's lines into L2: into L1 that many lines at once would wait for its few fill buffers.
+template <class F>
 STILL_INLINE void prefetch_part(const uint8_t* quants, int step) {
   constexpr int kLines = F::kQuantBytes / 64 / F::kSteps;
-  repeat<kLines>([&](auto line) STILL_UNROLLED {
-    prefetch_l2(quants + kPrefetchBytes<F, kColumns> + 64 * (step * kLines + decltype(line)::value));
-  });
+  repeat<kLines>([&](auto line) STILL_UNROLLED { prefetch_l2(quants + 64 * (step * kLines + decltype(line)::value)); });
 }
+// How far ahead, where panels are read front to back. The distances are measured (docs/cpu-kernels.md).
+template <class F, int kColumns>
+constexpr int64_t kPrefetchBytes = F::kBlock == 32 && kColumns == 1 ? 2 * 1024 : 16 * 1024;
 
 // One block of one panel: acc[c] = fma(d * s, f32(dot), acc[c]) and the minimum's part.
 template <class F, bool kUnpacked, int kColumns>
@@ -192,7 +219,7 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
   static_assert(kColumns % kAtOnce == 0);
 
   if constexpr (F::kBlock == 32) {
-    if constexpr (!kUnpacked) prefetch_part<F, kColumns>(quants, 0);
+    if constexpr (!kUnpacked) prefetch_part<F>(quants + kPrefetchBytes<F, kColumns>, 0);
     const auto w = sub_block<F, kUnpacked, 0>(quants, 0);
     repeat<kColumns / kAtOnce>([&](auto group) STILL_UNROLLED {
       constexpr int kFirst = decltype(group)::value * kAtOnce;
@@ -213,7 +240,7 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
     Ints dots[kColumns];
     repeat<kColumns>([&](auto column) STILL_UNROLLED { dots[decltype(column)::value] = i_zero(); });
     for_steps<F::kSteps, kColumns>([&](int step) STILL_UNROLLED {
-      if constexpr (!kUnpacked) prefetch_part<F, kColumns>(quants, step);
+      if constexpr (!kUnpacked) prefetch_part<F>(quants + kPrefetchBytes<F, kColumns>, step);
       repeat<F::kStepSubs>([&](auto j) STILL_UNROLLED {
         const int sub = F::sub(step, decltype(j)::value);
         const Ints sub_scale = scale_half(scale_pairs<F>(scales + sub / 2 * 32), sub % 2);
@@ -335,11 +362,12 @@ void multiply_few(const LinearArgs& args) {
   }
 }
 
+// Asks for the blocks `ahead` bytes further on: those that will be unpacked after these.
 template <class F>
-void unpack_blocks(const uint8_t* quants, int64_t n_blocks, uint8_t* out) {
+void unpack_blocks(const uint8_t* quants, int64_t n_blocks, int64_t ahead, uint8_t* out) {
   for (int64_t b = 0; b < n_blocks; ++b, quants += F::kQuantBytes, out += kPartBytes<F, true>) {
     for_steps<F::kSteps, 1>([&](int step) STILL_UNROLLED {
-      prefetch_part<F, kMaxColumns>(quants, step);
+      prefetch_part<F>(quants + ahead, step);
       repeat<F::kStepSubs>([&](auto sub) STILL_UNROLLED {
         constexpr int J = decltype(sub)::value;
         unpack<F, J>(quants, step).store(out + F::sub(step, J) * F::kVectors * F::Sub::kParts * 64);
@@ -379,7 +407,7 @@ void multiply_many(const LinearArgs& args, int64_t row, int64_t n) {
       for (int p = 0; p < n_panels; ++p) {
         parts[p] = panel_part<F>(args, panel + p, row, block);
         uint8_t* out = unpacked + p * kUnpackedBytes;
-        unpack_blocks<F>(parts[p].quants, count, out);
+        unpack_blocks<F>(parts[p].quants, count, kPanelsAtOnce * args.panel_bytes, out);
         parts[p].quants = out;
       }
       for (int64_t g = 0; g < n_groups; ++g) {
