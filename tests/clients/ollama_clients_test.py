@@ -23,6 +23,7 @@ import unittest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import still_server  # noqa: E402
 
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the network
 MODELS = pathlib.Path(os.environ.get("STILL_TEST_MODELS", ""))
 SMALL, LARGER, THINKING = "smollm2:135m", "qwen2.5:0.5b", "thinker:latest"
 GREEDY_BODY = {"temperature": 0}  # newer releases of anthropic have no argument for it
@@ -454,8 +455,8 @@ class Anthropic(unittest.TestCase):
     def test_thinking(self):
         if not has_thinker():
             self.skipTest("no q15think.gguf")
-        with self.client.messages.stream(model=THINKING, max_tokens=2000,
-                                         thinking={"type": "enabled", "budget_tokens": 1024},
+        with self.client.messages.stream(model=THINKING, max_tokens=300,
+                                         thinking={"type": "enabled", "budget_tokens": 32},
                                          messages=[{"role": "user", "content": "What is 3*5?"}]) as stream:
             message = stream.get_final_message()
         self.assertEqual(message.content[0].type, "thinking")
