@@ -416,7 +416,8 @@ void CudaExec::launch_norm() {
       f8_of_ = nullptr;
     }
   }
-  if (sum_.y != nullptr && sum_.y == x.data && comm_->add_parts_and_norm(stream_.handle(), sum_.y, sum_.is_new, args)) {
+  if (sum_.y != nullptr && sum_.y == norm_.x.data &&
+      comm_->add_parts_and_norm(stream_.handle(), sum_.y, sum_.is_new, args)) {
     sum_ = {};
     return;
   }
