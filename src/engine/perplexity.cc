@@ -105,6 +105,10 @@ Result<PerplexityResult> perplexity(const Model& model, std::string_view text, c
     return error(Code::kInvalidArgument, "context {}: expected 4 to {}", options.n_ctx, model.config().max_seq_len);
   if (model.cuda_device() >= 0 && options.kv_type != KvType::kF16)
     return error(Code::kUnsupported, "KV type: on a GPU keys and values are kept as f16");
+  if (!model.ranks().empty() || model.n_host_layers() > 0)
+    return error(Code::kUnsupported,
+                 "perplexity is measured on one device: leave out --tensor-parallel and "
+                 "--gpu-layers, or take --device cpu");
   const Tokenizer& tokenizer = model.tokenizer();
   std::vector<TokenId> tokens = tokenizer.encode(text, {.add_special = true, .parse_special = false});
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
