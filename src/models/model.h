@@ -35,6 +35,7 @@ struct LoadOptions {
   const CpuKernels* kernels = nullptr;                                  // null: default_cpu_kernels()
   std::function<void(std::int64_t done, std::int64_t total)> progress;  // bytes of the file
   std::int32_t cuda_device = -1;                                        // the GPU that gets the weights; -1: the CPU
+  const CpuTopology* topology = nullptr;                                // as of the engine's threads
 };
 
 // A model of random weights for measurements: the shapes of a real one, its types by tensor, a small vocabulary of
