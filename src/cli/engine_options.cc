@@ -9,6 +9,8 @@ void declare_engine_arguments(Options& options, EngineArguments& arguments, bool
   options.choice(
       "--speculation", &arguments.speculation, {"off", "lookup"},
       "Draft tokens from the text so far and verify them together: same text, faster where it repeats itself");
+  options.value("--draft", &arguments.draft,
+                "A smaller MODEL of the same vocabulary that drafts tokens: same text, faster where it pays");
   options.choice("--device", &arguments.device, {"auto", "cpu", "cuda"}, "What computes; auto: a GPU that it fits on");
   options.choice("--kv-type", &arguments.kv_type, {"f16", "int8"}, "How keys and values are kept");
 }

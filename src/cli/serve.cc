@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/model_ref.h"
 #include "cli/serve_environment.h"
 #include "serve/cors.h"
 #include "serve/server.h"
@@ -19,7 +20,7 @@ namespace {
 struct ServeArguments {
   std::optional<std::string> host, keep_alive, models, keys_file, tls_certificate, tls_key, access_log, unix_socket;
   std::optional<std::int64_t> port, context, parallel, threads, max_models, max_queue, memory, drain_seconds;
-  std::string kv_type;
+  std::string kv_type, speculation = "off", draft;
   std::vector<std::string> origins;
   bool log_prompts = false;
 };
@@ -73,6 +74,11 @@ Result<ServeOptions> to_options(const ServeArguments& arguments, const ServeEnvi
   STILL_TRY(const std::int64_t n_threads, chosen_number("--threads", arguments.threads, {}, 0, 0, 1024));
   options.engine.n_threads = static_cast<int>(n_threads);
   STILL_TRY(options.engine.kv_type, to_kv_type(arguments.kv_type.empty() ? environment.kv_type : arguments.kv_type));
+  if (arguments.speculation == "lookup") options.speculation = Speculation::kLookup;
+  if (!arguments.draft.empty()) {
+    STILL_TRY(const ResolvedModel found, find_model_here(context, arguments.draft));
+    options.draft = found.path;
+  }
   STILL_TRY(const std::int64_t mib, chosen_number("--memory", arguments.memory, {}, 0, 0, std::int64_t{1} << 30));
   options.engine.memory_limit = mib << 20;
   const std::optional<std::string> keep_alive = arguments.keep_alive ? arguments.keep_alive : environment.keep_alive;
@@ -177,6 +183,11 @@ Command::Action declare(Options& options) {
                 "How long an idle model stays loaded: 5m, 300, -1 for ever [5m; OLLAMA_KEEP_ALIVE]");
   options.value("--kv-type", &chosen->kv_type, "How keys and values are kept: f16 or int8 [f16; OLLAMA_KV_CACHE_TYPE]");
   options.value("-t,--threads", &chosen->threads, "Threads [the physical cores]");
+  options.choice(
+      "--speculation", &chosen->speculation, {"off", "lookup"},
+      "Draft tokens from the text so far and verify them together: same text, faster where it repeats itself");
+  options.value("--draft", &chosen->draft,
+                "A small MODEL that drafts tokens for larger ones of its vocabulary: same text, faster where it pays");
   options.value("--memory", &chosen->memory, "MiB that all models together may take [what is available]");
   options.value("--max-models", &chosen->max_models, "Models loaded at once [what fits; OLLAMA_MAX_LOADED_MODELS]");
   options.value("--max-queue", &chosen->max_queue, "Requests that wait; the next gets 503 [512; OLLAMA_MAX_QUEUE]");

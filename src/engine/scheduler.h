@@ -67,7 +67,7 @@ class Scheduler {
   bool ensure_blocks(Sequence& sequence, std::int64_t n_tokens, bool may_preempt);
   Sequence* find_victim(const Sequence& for_whom) const;
   void schedule_decodes();
-  void schedule_drafts(Drafter& drafter);
+  void schedule_drafts();
   void schedule_prefills(std::int64_t budget, std::vector<Sequence*>& admitted);
   bool admit(Sequence& sequence);
   void give_chunk(Sequence& sequence, std::int64_t& budget);
@@ -84,6 +84,9 @@ class Scheduler {
   std::vector<Sequence*> waiting_, running_;
   std::vector<Sequence*> prefilling_;  // scratch of one step
   std::vector<StepSlot> slots_;
+  Drafter* drafter_ = nullptr;  // of this step
+  std::vector<DraftTask> draft_tasks_;
+  double draft_seconds_ = 0;  // that the drafter took of this step
   std::vector<User> users_;
   std::uint64_t turn_ = 0;
   std::int64_t n_preemptions_ = 0;

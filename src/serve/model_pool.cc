@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "engine/chat.h"
+#include "engine/model_drafter.h"
 #include "engine/vocab.h"
 #include "models/arch.h"
 
@@ -60,11 +61,11 @@ struct Headers {
   std::shared_ptr<const Checkpoint> checkpoint;
   ModelConfig config;
   std::int64_t weight_bytes = 0, max_k = 0;
+  std::shared_ptr<const Headers> draft;  // of the model that drafts for it; null: none
 };
 
-Result<Headers> read_headers(const LibraryModel& model) {
-  if (!model.problem.empty()) return error(Code::kUnsupported, "{}", model.problem);
-  STILL_TRY(Checkpoint opened, Checkpoint::open(model.path));
+Result<Headers> read_headers(const std::filesystem::path& path) {
+  STILL_TRY(Checkpoint opened, Checkpoint::open(path));
   Headers headers;
   headers.checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
   STILL_TRY(const Arch* arch, find_arch(headers.checkpoint->architecture()));
@@ -78,8 +79,19 @@ Result<Headers> read_headers(const LibraryModel& model) {
   return headers;
 }
 
+// Whether the model at `path` can draft for this one.
+Result<std::shared_ptr<const Headers>> read_draft(const std::filesystem::path& path, const Headers& model) {
+  STILL_TRY(Headers draft, read_headers(path));
+  if (draft.weight_bytes >= model.weight_bytes)
+    return error(Code::kInvalidArgument, "the draft model is not smaller than the model");
+  STILL_TRY(const Tokenizer tokenizer, load_tokenizer(*model.checkpoint));
+  STILL_TRY(const Tokenizer draft_tokenizer, load_tokenizer(*draft.checkpoint));
+  STILL_TRY_STATUS(check_same_vocabulary(tokenizer, draft_tokenizer));
+  return std::make_shared<const Headers>(std::move(draft));
+}
+
 Result<std::unique_ptr<ServedModel>> make_served(const LibraryModel& source, const Headers& headers,
-                                                 const EngineOptions& options) {
+                                                 EngineOptions options) {
   auto served = std::make_unique<ServedModel>();
   served->name = source.name;
   served->digest = source.digest;
@@ -89,6 +101,9 @@ Result<std::unique_ptr<ServedModel>> make_served(const LibraryModel& source, con
   served->system = source.system;
   if (!source.licences.empty()) served->licence = source.licences[0];
   STILL_TRY(served->model, Model::load(headers.checkpoint, {.n_threads = options.settings.n_threads}));
+  if (headers.draft != nullptr) {
+    STILL_TRY(options.draft, Model::load(headers.draft->checkpoint, {.n_threads = options.settings.n_threads}));
+  }
   STILL_TRY(served->engine, Engine::create(served->model, options));
   const std::string what = "chat template of " + source.name;
   const TemplateLanguage language =
@@ -476,6 +491,10 @@ Result<MemoryPlan> PoolState::make_room(std::unique_lock<std::mutex>& lock, cons
     if (is_stopped) return tl::unexpected(draining_error());
     if (!has_waiter(name)) return error(Code::kCancelled, "nobody waits for {} any more", name);
     EngineSettings wanted = options.engine;
+    if (headers.draft != nullptr) {
+      wanted.draft = std::make_shared<const DraftShape>(DraftShape{
+          .config = headers.draft->config, .weight_bytes = headers.draft->weight_bytes, .max_k = headers.draft->max_k});
+    }
     for (const Waiter& waiter : waiters) {
       if (waiter.source.name == name) wanted.context = std::max(wanted.context, waiter.wish.context);
     }
@@ -513,7 +532,14 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
   entries[name] = {.state = Entry::State::kLoading, .source = source};
   lock.unlock();
   const auto start = Clock::now();
-  Result<Headers> headers = read_headers(source);
+  Result<Headers> headers = error(Code::kUnsupported, "{}", source.problem);
+  if (source.problem.empty()) headers = read_headers(source.path);
+  if (headers && !options.draft.empty()) {
+    if (auto draft = read_draft(options.draft, *headers))
+      headers->draft = std::move(*draft);
+    else
+      log(fmt::format("nothing drafts for {}: {}", name, draft.error().message));
+  }
   lock.lock();
 
   Result<std::unique_ptr<ServedModel>> served = error(Code::kInternal, "not loaded");
@@ -530,6 +556,7 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
     // Loading rounds some sizes up; everything large is settled by the plan.
     engine.settings.memory_limit = n_bytes + kRounding;
     engine.max_queue = options.max_queue;
+    engine.speculation = options.speculation;
     lock.unlock();
     log(fmt::format("loading {}: {:.2f} GiB, a context of {} tokens", name,
                     static_cast<double>(n_bytes) / (std::int64_t{1} << 30), engine.settings.context));

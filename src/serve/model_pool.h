@@ -4,6 +4,7 @@
 #pragma once
 
 #include <chrono>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -83,6 +84,8 @@ class ModelPool {
 struct ModelPoolOptions {
   LibraryOptions library;
   EngineSettings engine;  // memory_limit: of all models together; 0: what the machine has available
+  Speculation speculation = Speculation::kOff;
+  std::filesystem::path draft;  // a model that drafts for larger ones of its vocabulary; empty: none
   std::chrono::nanoseconds keep_alive = std::chrono::minutes(5);
   std::int64_t max_models = 0;                  // 0: as many as fit
   std::int64_t max_queue = 512;                 // requests that wait for a model
