@@ -205,8 +205,7 @@ Status run(const Arguments& arguments, std::int64_t n_ranks) {
   EngineOptions options;
   options.prefix_cache = false;
   options.max_queue = 4096;
-  options.step_target = std::chrono::milliseconds(0);
-  options.max_stall = 0;
+  options.step = {.target_s = 0, .max_stall = 0};
   const std::int64_t most = std::max(*std::max_element(arguments.seqs.begin(), arguments.seqs.end()),
                                      arguments.prefill > 0 ? arguments.prompts : 1);
   options.settings.max_seqs = most;

@@ -16,12 +16,12 @@
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
-#include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/check.h"
+#include "base/topology.h"
 
 namespace still {
 
@@ -68,23 +68,6 @@ bool spin_until(Done&& done, std::chrono::microseconds limit) {
   return true;
 }
 
-// Logical CPUs of this process, one of each physical core.
-std::vector<int> usable_core_cpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  std::vector<int> cpus;
-  if (::sched_getaffinity(0, sizeof(set), &set) != 0) return cpus;
-  std::set<std::string> seen;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &set)) continue;
-    std::ifstream file(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
-    std::string siblings;
-    if (!std::getline(file, siblings)) siblings = fmt::format("cpu {}", cpu);
-    if (seen.insert(siblings).second) cpus.push_back(cpu);
-  }
-  return cpus;
-}
-
 // Cores' worth of time that a control group allows; a large number where none limits. Version 2 keeps "quota period" or
 // "max period" in cpu.max of each level, version 1 two files.
 double cgroup_quota() {
@@ -125,17 +108,10 @@ double cgroup_quota() {
   }
   return quota;
 }
-
-void pin_to(int cpu) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(cpu, &set);
-  ::sched_setaffinity(0, sizeof(set), &set);  // refused by the system: the thread stays where the scheduler puts it
-}
 }  // namespace
 
 int usable_cores() {
-  const int cores = std::max<int>(1, static_cast<int>(usable_core_cpus().size()));
+  const int cores = std::max(1, CpuTopology::machine().n_cores());
   const double quota = cgroup_quota();
   return quota >= cores ? cores : std::max(1, static_cast<int>(std::floor(quota + 0.01)));
 }
@@ -152,6 +128,19 @@ struct ThreadPool::State {
   alignas(64) std::atomic<int> barrier_arrived{0};
   alignas(64) std::atomic<std::int64_t> task{0};
   std::vector<std::thread> workers;
+  std::vector<ThreadPlace> places;         // by thread
+  std::vector<std::pair<int, int>> nodes;  // threads of each node
+
+  const ThreadPlace& place(int thread_idx) const { return places[static_cast<std::size_t>(thread_idx)]; }
+
+  // On several nodes the caller, too, must be where its share of the memory is. On one it stays free.
+  void bind_caller() const {
+    if (nodes.size() < 2 || places[0].cpus.empty()) return;
+    thread_local std::vector<int> bound;
+    if (bound == places[0].cpus) return;
+    bound = places[0].cpus;
+    bind_thread(bound);
+  }
 
   void work(int thread_idx) {
     std::uint32_t seen = 0;
@@ -184,12 +173,18 @@ ThreadPool::ThreadPool(const Options& options) : state_(std::make_unique<State>(
   const int cores = usable_cores();
   state_->n_threads = options.n_threads > 0 ? options.n_threads : cores;
   state_->spin = std::chrono::microseconds(options.spin_us);
-  // A team smaller than the machine is left to the scheduler: pinned, two processes could share cores beside idle ones.
-  const std::vector<int> cpus = usable_core_cpus();
-  const bool pin = options.pin && state_->n_threads > 1 && state_->n_threads == static_cast<int>(cpus.size());
+  state_->places =
+      place_threads(options.topology != nullptr ? *options.topology : CpuTopology::machine(), state_->n_threads);
+  for (int i = 0; i < state_->n_threads; ++i) {
+    const bool is_first = i == 0 || state_->place(i).node != state_->place(i - 1).node;
+    if (is_first) state_->nodes.emplace_back(i, i);
+    state_->nodes.back().second = i + 1;
+  }
+  if (!options.pin)
+    for (ThreadPlace& place : state_->places) place.cpus.clear();
   for (int i = 1; i < state_->n_threads; ++i) {
-    state_->workers.emplace_back([state = state_.get(), i, cpu = pin ? cpus[static_cast<std::size_t>(i)] : -1] {
-      if (cpu >= 0) pin_to(cpu);
+    state_->workers.emplace_back([state = state_.get(), i] {
+      bind_thread(state->place(i).cpus);
       state->work(i);
     });
   }
@@ -205,11 +200,24 @@ int ThreadPool::size() const {
   return state_->n_threads;
 }
 
+int ThreadPool::n_nodes() const {
+  return static_cast<int>(state_->nodes.size());
+}
+int ThreadPool::node_of(int thread_idx) const {
+  int node = 0;
+  while (thread_idx >= state_->nodes[static_cast<std::size_t>(node)].second) ++node;
+  return node;
+}
+std::pair<int, int> ThreadPool::node_threads(int node) const {
+  return state_->nodes[static_cast<std::size_t>(node)];
+}
+
 void ThreadPool::run_erased(Function function, void* context) {
   if (state_->n_threads == 1) {
     function(context, 0);
     return;
   }
+  state_->bind_caller();
   state_->function = function;
   state_->context = context;
   state_->running.value.store(static_cast<std::uint32_t>(state_->n_threads - 1), std::memory_order_relaxed);

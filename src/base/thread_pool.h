@@ -5,15 +5,19 @@
 #include <cstdint>
 #include <memory>
 #include <type_traits>
+#include <utility>
 
 namespace still {
+
+struct CpuTopology;  // base/topology.h
 
 class ThreadPool {
  public:
   struct Options {
-    int n_threads = 0;  // 0: the physical cores this process may use
-    bool pin = true;    // one core per thread where the system allows it
-    int spin_us = 200;  // how long an idle thread spins before it sleeps
+    int n_threads = 0;                      // 0: the physical cores this process may use
+    bool pin = true;                        // one core per thread where the system allows it
+    int spin_us = 200;                      // how long an idle thread spins before it sleeps
+    const CpuTopology* topology = nullptr;  // null: this machine's
   };
   explicit ThreadPool(const Options& options);
   ~ThreadPool();
@@ -21,6 +25,16 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int size() const;
+  // NUMA nodes that the team lies on, and their threads [begin, end): a node's follow one another.
+  int n_nodes() const;
+  int node_of(int thread_idx) const;
+  std::pair<int, int> node_threads(int node) const;
+  // Of n things in a row those that the threads of a node take, so that who first touches memory and who reads it
+  // later are near to it. With one node all.
+  std::pair<std::int64_t, std::int64_t> node_share(std::int64_t n, int node) const {
+    const auto [begin, end] = node_threads(node);
+    return {n * begin / size(), n * end / size()};
+  }
 
   // Runs body(thread_idx) on every thread, 0 <= thread_idx < size(), and returns when all are done.
   template <class Body>

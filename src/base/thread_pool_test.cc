@@ -7,7 +7,10 @@
 #include <chrono>
 #include <cstdio>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include "base/topology.h"
 
 namespace still {
 namespace {
@@ -28,6 +31,28 @@ TEST(ThreadPool, CallerIsThreadZero) {
   ThreadPool pool({.n_threads = 3});
   const std::thread::id caller = std::this_thread::get_id();
   pool.run([&](int i) { EXPECT_EQ(std::this_thread::get_id() == caller, i == 0); });
+}
+
+TEST(ThreadPool, PartsWorkAmongNodes) {
+  const CpuTopology two{{{0, {0}}, {1, {0, 0, 0}}}};  // the same CPU under other names
+  ThreadPool pool({.n_threads = 8, .topology = &two});
+  ASSERT_EQ(pool.n_nodes(), 2);
+  EXPECT_EQ(pool.node_threads(0), std::pair(0, 2));
+  EXPECT_EQ(pool.node_threads(1), std::pair(2, 8));
+  EXPECT_EQ(pool.node_of(1), 0);
+  EXPECT_EQ(pool.node_of(2), 1);
+  for (const std::int64_t n : {0, 1, 7, 8, 1000}) {
+    EXPECT_EQ(pool.node_share(n, 0).first, 0);
+    EXPECT_EQ(pool.node_share(n, 0).second, pool.node_share(n, 1).first);
+    EXPECT_EQ(pool.node_share(n, 1).second, n);
+  }
+  std::atomic<int> n_calls{0};
+  std::thread([&] {
+    for (int round = 0; round < 20; ++round) pool.run([&](int) { ++n_calls; });
+  }).join();
+  EXPECT_EQ(n_calls, 160);
+  ThreadPool one({.n_threads = 3});
+  EXPECT_EQ(one.node_share(10, one.node_of(2)), (std::pair<std::int64_t, std::int64_t>(0, 10)));
 }
 
 TEST(ThreadPool, WakesThreadsThatSleep) {

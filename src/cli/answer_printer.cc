@@ -127,6 +127,7 @@ void print_stats(const GenerateResult& result, double load_seconds) {
   fmt::print(stderr, "prompt eval rate:     {:.2f} tokens/s\n", rate(usage.n_prompt - usage.n_cached, prefill));
   fmt::print(stderr, "eval count:           {} token(s)", usage.n_completion);
   if (usage.n_reasoning > 0) fmt::print(stderr, ", {} of them thinking", usage.n_reasoning);
+  if (usage.n_drafted > 0) fmt::print(stderr, ", {} of {} drafted ones accepted", usage.n_accepted, usage.n_drafted);
   fmt::print(stderr, "\neval duration:        {:.3f}s\n", decode);
   // The first token belongs to the prompt's time.
   fmt::print(stderr, "eval rate:            {:.2f} tokens/s\n",

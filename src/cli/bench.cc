@@ -167,6 +167,7 @@ Status bench(const BenchOptions& options, const Context& context) {
   }
   settings.kv_tokens = std::max(kv_tokens, settings.context);
   engine_options.prefix_cache = false;
+  STILL_TRY(engine_options.draft, load_draft(context, options.engine));
   STILL_TRY(const std::unique_ptr<Engine> engine, Engine::create(model, engine_options));
   const int n_threads = engine->plan().settings.n_threads;
   STILL_TRY(const Limits limits, measure_limits(context, *model, n_threads));

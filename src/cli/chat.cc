@@ -198,6 +198,7 @@ Result<Chat> Chat::open(const Context& context, const ResolvedModel& found, cons
   Chat chat;
   chat.found_ = found;
   STILL_TRY(chat.model_, load_model(context, found, options.settings.n_threads, &arguments));
+  STILL_TRY(options.draft, load_draft(context, arguments));
   STILL_TRY(chat.engine_, Engine::create(chat.model_, options));
   chat.load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return chat;

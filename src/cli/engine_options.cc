@@ -13,6 +13,8 @@ void declare_engine_arguments(Options& options, EngineArguments& arguments, bool
   options.choice(
       "--speculation", &arguments.speculation, {"off", "lookup"},
       "Draft tokens from the text so far and verify them together: same text, faster where it repeats itself");
+  options.value("--draft", &arguments.draft,
+                "A smaller MODEL of the same vocabulary that drafts tokens: same text, faster where it pays");
   options.choice("--device", &arguments.device, {"auto", "cpu", "cuda"}, "What computes; auto: a GPU that it fits on");
   options.flag("--reproducible", &arguments.reproducible,
                "On a GPU: the same bits whatever is computed at the time; the CPU's always are");

@@ -1,4 +1,4 @@
-// The options that every command with an engine has: threads, context, KV type.
+// The options that every command with an engine has: threads, context, KV type, speculation.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@ struct EngineArguments {
   std::optional<std::int64_t> context;
   std::string kv_type = "f16";
   std::string speculation = "off";
+  std::string draft;  // a model; empty: none
   std::string device = "auto";
   bool reproducible = false;
   std::string gpu_layers = "auto";

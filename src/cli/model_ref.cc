@@ -295,4 +295,10 @@ Result<std::shared_ptr<const Model>> load_model(const Context& context, const Re
   return model;
 }
 
+Result<std::shared_ptr<const Model>> load_draft(const Context& context, const EngineArguments& arguments) {
+  if (arguments.draft.empty()) return std::shared_ptr<const Model>();
+  STILL_TRY(const ResolvedModel found, find_model_here(context, arguments.draft));
+  return load_model(context, found, static_cast<int>(arguments.threads.value_or(0)));
+}
+
 }  // namespace still

@@ -54,5 +54,7 @@ Result<PullReport> pull_with_progress(const Context& context, Store& store, cons
 // explain_failure()'s.
 Result<std::shared_ptr<const Model>> load_model(const Context& context, const ResolvedModel& found, int n_threads,
                                                 const EngineArguments* arguments = nullptr);
+// The model that --draft names, which must be here; null where it names none.
+Result<std::shared_ptr<const Model>> load_draft(const Context& context, const EngineArguments& arguments);
 
 }  // namespace still

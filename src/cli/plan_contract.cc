@@ -63,8 +63,10 @@ class LastEvent : public EventSink {
 // Every sequence prefills and ends together with the others, so that their KV lies side by side.
 std::string fill(Engine& engine, std::int64_t fill_tokens) {
   const EngineSettings& settings = engine.plan().settings;
-  const std::int64_t each =
-      std::min({settings.context - 2, settings.kv_tokens / settings.max_seqs - 2, fill_tokens / settings.max_seqs});
+  // With a draft model some tokens more, so that it has steps to compute what it is behind.
+  const std::int64_t n_gen = settings.draft != nullptr ? 24 : 2;
+  const std::int64_t each = std::min(
+      {settings.context - n_gen, settings.kv_tokens / settings.max_seqs - n_gen, fill_tokens / settings.max_seqs});
   const std::int64_t vocab_size = std::min(engine.model().config().vocab_size, engine.model().tokenizer().vocab_size());
   std::vector<std::shared_ptr<LastEvent>> sinks;
   for (std::int64_t i = 0; i < settings.max_seqs; ++i) {
@@ -72,7 +74,7 @@ std::string fill(Engine& engine, std::int64_t fill_tokens) {
     Rng rng(static_cast<std::uint64_t>(i) + 1);
     for (std::int64_t j = 0; j < std::max<std::int64_t>(1, each); ++j)
       request.prompt.push_back(static_cast<TokenId>(rng.below(vocab_size)));
-    request.max_tokens = 2;
+    request.max_tokens = n_gen;
     request.sampling.temperature = 0;
     request.sampling.ignore_eos = true;
     request.thinking.mode = ThinkingMode::kUntracked;
@@ -96,7 +98,8 @@ void refuse(Report& report, const std::string& text) {
   std::strncpy(report.refusal, text.empty() ? "unknown" : text.c_str(), sizeof report.refusal - 1);
 }
 
-Report run_child(const std::filesystem::path& path, const MemoryPlan& plan, std::int64_t fill_tokens) {
+Report run_child(const std::filesystem::path& path, const std::filesystem::path& draft, const MemoryPlan& plan,
+                 std::int64_t fill_tokens) {
   Report report;
   const ProcessMemory before = process_memory();
   // No more than the plan: an allocation beyond it fails here and is a refusal. Loading threads and the engine's have
@@ -113,6 +116,14 @@ Report run_child(const std::filesystem::path& path, const MemoryPlan& plan, std:
     }
     EngineOptions options{.settings = plan.settings, .step = {.target_s = 0}};
     options.settings.memory_limit = plan.total_bytes();  // exactly what was planned must do
+    if (!draft.empty()) {
+      auto loaded = Model::load(draft, {.n_threads = plan.settings.n_threads});
+      if (!loaded) {
+        refuse(report, loaded.error().message);
+        return report;
+      }
+      options.draft = *loaded;
+    }
     auto engine = Engine::create(*model, options);
     if (!engine) {
       refuse(report, engine.error().message);
@@ -132,6 +143,19 @@ Report run_child(const std::filesystem::path& path, const MemoryPlan& plan, std:
   return report;
 }
 
+// What a model's header says.
+struct Planned {
+  ModelConfig config;
+  HostWeights weights;
+};
+Result<Planned> read_planned(const std::filesystem::path& path) {
+  STILL_TRY(const Checkpoint checkpoint, Checkpoint::open(path, {.allow_missing_data = true}));
+  STILL_TRY(const ModelShape shape, shape_from_checkpoint(checkpoint, path.filename().string()));
+  STILL_TRY(const Quantisation own, find_quantisation("own"));
+  STILL_TRY(const HostWeights weights, plan_host_weights(shape, own));
+  return Planned{.config = shape.config, .weights = weights};
+}
+
 bool is_near(std::int64_t planned, std::int64_t found) {
   return std::abs(planned - found) <= std::max(kSlack, planned / 100);
 }
@@ -144,15 +168,19 @@ bool ContractRun::holds() const {
 }
 
 Result<ContractRun> run_contract(const std::filesystem::path& path, const EngineSettings& settings,
-                                 std::int64_t fill_tokens) {
+                                 std::int64_t fill_tokens, const std::filesystem::path& draft) {
   ContractRun run;
   {
-    STILL_TRY(const Checkpoint checkpoint, Checkpoint::open(path, {.allow_missing_data = true}));
-    STILL_TRY(const ModelShape shape, shape_from_checkpoint(checkpoint, path.filename().string()));
-    STILL_TRY(const Quantisation own, find_quantisation("own"));
-    STILL_TRY(const HostWeights weights, plan_host_weights(shape, own));
-    STILL_TRY(run.plan, plan_memory(shape.config, weights.arena_bytes, weights.max_k, settings));
-    run.mapped_max = weights.mapped_bytes;
+    EngineSettings wanted = settings;
+    STILL_TRY(const Planned model, read_planned(path));
+    run.mapped_max = model.weights.mapped_bytes;
+    if (!draft.empty()) {
+      STILL_TRY(const Planned drafting, read_planned(draft));
+      wanted.draft = std::make_shared<const DraftShape>(DraftShape{
+          .config = drafting.config, .weight_bytes = drafting.weights.arena_bytes, .max_k = drafting.weights.max_k});
+      run.mapped_max += drafting.weights.mapped_bytes;
+    }
+    STILL_TRY(run.plan, plan_memory(model.config, model.weights.arena_bytes, model.weights.max_k, wanted));
   }
   int ends[2];
   if (::pipe(ends) != 0) return error(Code::kInternal, "pipe: {}", std::strerror(errno));
@@ -160,7 +188,7 @@ Result<ContractRun> run_contract(const std::filesystem::path& path, const Engine
   if (child < 0) return error(Code::kInternal, "fork: {}", std::strerror(errno));
   if (child == 0) {
     ::close(ends[0]);
-    const Report report = run_child(path, run.plan, fill_tokens);
+    const Report report = run_child(path, draft, run.plan, fill_tokens);
     const bool is_written = ::write(ends[1], &report, sizeof report) == static_cast<ssize_t>(sizeof report);
     ::_exit(is_written ? 0 : 1);
   }

@@ -24,8 +24,9 @@ struct ContractRun {
 
 // Loads `path` under `settings` in a child process that may not take more than the plan says (and 32 MiB), fills the
 // KV cache with sequences (of at most fill_tokens in all), and reports. kInvalidArgument and what plan_memory gives.
+// draft: a model that drafts for it, which is planned and filled, too.
 Result<ContractRun> run_contract(const std::filesystem::path& path, const EngineSettings& settings,
-                                 std::int64_t fill_tokens);
+                                 std::int64_t fill_tokens, const std::filesystem::path& draft = {});
 
 // Settings that differ in context, sequences, KV type, chunk and threads, for a model of this context.
 std::vector<EngineSettings> contract_settings(std::int64_t max_context, std::int64_t fill_tokens);

@@ -12,12 +12,13 @@
 namespace still {
 namespace {
 
-void expect_contract(const std::filesystem::path& path, std::int64_t max_context, std::int64_t fill_tokens) {
+void expect_contract(const std::filesystem::path& path, std::int64_t max_context, std::int64_t fill_tokens,
+                     const std::filesystem::path& draft = {}) {
   SCOPED_TRACE(path);
   int i = 0;
   for (const EngineSettings& settings : contract_settings(max_context, fill_tokens)) {
     SCOPED_TRACE(i++);
-    const auto run = run_contract(path, settings, fill_tokens);
+    const auto run = run_contract(path, settings, fill_tokens, draft);
     ASSERT_TRUE(run) << run.error().message;
     EXPECT_TRUE(run->refusal.empty()) << "said to fit, but: " << run->refusal;
     EXPECT_TRUE(run->holds()) << "planned " << run->plan.total_bytes() << ", allocated " << run->allocated
@@ -45,6 +46,7 @@ TEST(MemoryContract, HoldsForTinyModels) {
   const std::string tiny = std::string(STILL_SOURCE_DIR) + "/testdata/tiny/";
   for (const char* name : {"llama/model.gguf", "llama_tied", "qwen2", "qwen2_tied/model.gguf"})
     expect_contract(tiny + name, 256, 256);
+  expect_contract(tiny + "llama/model.gguf", 256, 256, tiny + "llama_tied/model.gguf");
 }
 
 TEST(MemoryContract, HoldsForRealModels) {
@@ -54,6 +56,7 @@ TEST(MemoryContract, HoldsForRealModels) {
   expect_contract(std::string(folder) + "/smollm2.gguf", 8192, 2048);
   expect_contract(std::string(folder) + "/q05.gguf", 32768, 1024);
   expect_contract(std::string(folder) + "/q15.gguf", 32768, 512);
+  expect_contract(std::string(folder) + "/q15.gguf", 32768, 512, std::string(folder) + "/q05.gguf");
 }
 
 // Random settings under random limits: what is said to fit does, in a process that cannot take more than the plan.

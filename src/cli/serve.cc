@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/model_ref.h"
 #include "cli/serve_environment.h"
 #include "serve/cors.h"
 #include "serve/server.h"
@@ -20,7 +21,7 @@ struct ServeArguments {
   std::optional<std::string> host, keep_alive, models, keys_file, tls_certificate, tls_key, access_log, unix_socket;
   std::optional<std::int64_t> port, context, parallel, threads, max_models, max_queue, memory, drain_seconds,
       tensor_parallel;
-  std::string kv_type, device = "auto";
+  std::string kv_type, device = "auto", speculation = "off", draft;
   bool reproducible = false;
   std::vector<std::string> origins;
   bool log_prompts = false;
@@ -88,6 +89,17 @@ Result<ServeOptions> to_options(const ServeArguments& arguments, const ServeEnvi
   // Who asks for several GPUs does not want the CPU.
   if (n_ranks > 1) options.device = DeviceChoice::kCuda;
   options.engine.n_ranks = static_cast<std::int32_t>(n_ranks);
+  if (arguments.speculation == "lookup") options.speculation = Speculation::kLookup;
+  if (!arguments.draft.empty()) {
+    STILL_TRY(const ResolvedModel found, find_model_here(context, arguments.draft));
+    options.draft = found.path;
+  }
+  const bool cannot_repeat = arguments.reproducible && options.speculation != Speculation::kOff;
+  if (options.device == DeviceChoice::kCuda && cannot_repeat)
+    return error(Code::kInvalidArgument, "--reproducible: on a GPU not with --speculation {}", arguments.speculation);
+  if (options.device == DeviceChoice::kCuda && !arguments.draft.empty())
+    return error(Code::kInvalidArgument, "--draft: a draft model works on the CPU only");
+  if (options.device == DeviceChoice::kAuto && cannot_repeat) options.device = DeviceChoice::kCpu;
   STILL_TRY(const std::int64_t mib, chosen_number("--memory", arguments.memory, {}, 0, 0, std::int64_t{1} << 30));
   options.engine.memory_limit = mib << 20;
   const std::optional<std::string> keep_alive = arguments.keep_alive ? arguments.keep_alive : environment.keep_alive;
@@ -196,6 +208,11 @@ Command::Action declare(Options& options) {
                  "What computes; auto: a GPU for each model that fits there");
   options.value("--tensor-parallel", &chosen->tensor_parallel, "GPUs that share each model [1]");
   options.flag("--reproducible", &chosen->reproducible, "On a GPU: no answer depends on the others of its time");
+  options.choice(
+      "--speculation", &chosen->speculation, {"off", "lookup"},
+      "Draft tokens from the text so far and verify them together: same text, faster where it repeats itself");
+  options.value("--draft", &chosen->draft,
+                "A small MODEL that drafts tokens for larger ones of its vocabulary: same text, faster where it pays");
   options.value("--memory", &chosen->memory, "MiB that all models together may take [what is available]");
   options.value("--max-models", &chosen->max_models, "Models loaded at once [what fits; OLLAMA_MAX_LOADED_MODELS]");
   options.value("--max-queue", &chosen->max_queue, "Requests that wait; the next gets 503 [512; OLLAMA_MAX_QUEUE]");

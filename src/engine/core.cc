@@ -79,7 +79,8 @@ Result<RequestId> EngineCore::submit(Request request, std::shared_ptr<EventSink>
     s.tokens.assign(s.request.prompt.begin(), s.request.prompt.end());
     s.blocks.reserve(static_cast<std::size_t>(s.max_length / options_.scheduler.block_size + 2));
     s.draft.reserve(static_cast<std::size_t>(options_.scheduler.max_draft));
-    s.draft_length = DraftLength(options_.scheduler.max_draft);
+    s.draft_strengths.reserve(static_cast<std::size_t>(options_.scheduler.max_draft));
+    s.draft_record = DraftRecord(options_.scheduler.max_draft);
     s.thinking = ThinkingState(s.request.thinking, vocab_);
     s.text = TextStream(s.request.stop);
     if (s.request.thinking.starts_in_thinking) s.text.skip_newlines();
@@ -369,6 +370,7 @@ void EngineCore::sample_all() {
 void EngineCore::advance(SampleTask& task, const StepSlot& slot, std::int64_t first_row) {
   Sequence& sequence = *slot.sequence;
   const auto n_draft = static_cast<std::int64_t>(sequence.draft.size());
+  const std::int64_t length_before = sequence.length();
   std::int64_t n_accepted = 0;
   for (std::int64_t i = 0; i <= n_draft; ++i) {
     const auto forced = sequence.thinking.forced_tokens();
@@ -391,12 +393,15 @@ void EngineCore::advance(SampleTask& task, const StepSlot& slot, std::int64_t fi
     ++n_accepted;
   }
   sequence.n_computed_before = std::max(sequence.n_computed_before, sequence.n_computed);
-  sequence.draft_length.update(sequence.draft_strength, n_draft, n_accepted);
+  // What the drafter computed beyond the tokens that came true is of other tokens.
+  sequence.n_drafter_computed = std::min(sequence.n_drafter_computed, length_before + n_accepted);
+  sequence.draft_record.update(sequence.draft_strengths, n_accepted);
   sequence.usage.n_drafted += n_draft;
   sequence.usage.n_accepted += n_accepted;
   counters_.drafted_tokens += n_draft;
   counters_.accepted_tokens += n_accepted;
   sequence.draft.clear();
+  sequence.draft_strengths.clear();
 }
 
 bool EngineCore::accept_forced(Sequence& sequence, std::span<const TokenId> ids) {
@@ -684,7 +689,12 @@ void EngineCore::step_on_host() {
   bool is_abandoned = false;
   const Status ran = run_forward(is_abandoned);
   if (is_abandoned) {
-    for (const StepSlot& slot : slots_) slot.sequence->draft.clear();
+    for (const StepSlot& slot : slots_) {
+      Sequence& sequence = *slot.sequence;
+      sequence.draft.clear();
+      sequence.draft_strengths.clear();
+      sequence.n_drafter_computed = std::min(sequence.n_drafter_computed, sequence.length());
+    }
     return;
   }
   if (!ran) {

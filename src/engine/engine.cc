@@ -4,6 +4,7 @@
 
 #include "engine/core.h"
 #include "engine/host_layers.h"
+#include "engine/model_drafter.h"
 #include "engine/parallel_forward.h"
 #include "kernels/dispatch.h"
 #include "ops/cuda_exec.h"
@@ -16,18 +17,18 @@ namespace {
 class ModelForward : public ForwardPass {
  public:
   static Result<std::unique_ptr<ModelForward>> create(std::shared_ptr<const Model> model, const MemoryPlan& plan,
-                                                      const CpuKernels* kernels) {
-    auto forward = std::unique_ptr<ModelForward>(new ModelForward);
-    const EngineSettings& settings = plan.settings;
+                                                      const CpuKernels* kernels, const CpuTopology* topology) {
     ExecOptions options = exec_options(model->config(), model->max_k(), plan);
     options.kernels = kernels;
-    STILL_TRY(forward->exec_, Exec::create(options));
-    STILL_TRY(forward->cache_, KvCache::create(kv_geometry(model->config(), settings), plan.n_blocks));
-    STILL_TRY(forward->buffers_,
-              StepBuffers::create(model->config(), settings.chunk_tokens, plan.max_logit_rows, forward->arena_));
-    forward->rope_ = RopeTable(model->config().rope, settings.context);
-    forward->model_ = std::move(model);
-    return forward;
+    options.topology = topology;
+    STILL_TRY(std::shared_ptr<Exec> exec, Exec::create(options));
+    return create_with(std::move(exec), std::move(model), plan, plan.settings.chunk_tokens, plan.max_logit_rows,
+                       plan.settings.context);
+  }
+  // The draft model's, which runs between the other's steps on the same threads and scratch.
+  Result<std::unique_ptr<ModelForward>> create_draft(std::shared_ptr<const Model> draft, const MemoryPlan& plan) const {
+    return create_with(exec_, std::move(draft), plan, draft_chunk_tokens(plan.settings), plan.settings.max_seqs,
+                       draft_context(plan.settings));
   }
 
   Result<float*> run(const RaggedBatch& batch) override {
@@ -40,8 +41,21 @@ class ModelForward : public ForwardPass {
 
  private:
   ModelForward() = default;
+  static Result<std::unique_ptr<ModelForward>> create_with(std::shared_ptr<Exec> exec,
+                                                           std::shared_ptr<const Model> model, const MemoryPlan& plan,
+                                                           std::int64_t max_tokens, std::int64_t max_logit_rows,
+                                                           std::int64_t context) {
+    auto forward = std::unique_ptr<ModelForward>(new ModelForward);
+    STILL_TRY(forward->cache_, KvCache::create(kv_geometry(model->config(), plan.settings), plan.n_blocks));
+    STILL_TRY(forward->buffers_, StepBuffers::create(model->config(), max_tokens, max_logit_rows, forward->arena_));
+    forward->rope_ = RopeTable(model->config().rope, context);
+    forward->exec_ = std::move(exec);
+    forward->model_ = std::move(model);
+    return forward;
+  }
+
   std::shared_ptr<const Model> model_;
-  std::unique_ptr<Exec> exec_;
+  std::shared_ptr<Exec> exec_;
   KvCache cache_;
   Arena arena_;
   StepBuffers buffers_;
@@ -136,7 +150,38 @@ Result<std::unique_ptr<ForwardPass>> create_ranks(const std::shared_ptr<const Mo
   return make_parallel_forward(std::move(forwards), std::move(group));
 }
 
+// The drafter that the options ask for; null: none.
+Result<std::unique_ptr<Drafter>> make_drafter(const Model& model, const EngineOptions& options, const MemoryPlan& plan,
+                                              const CpuKernels* kernels, const ModelForward* forward) {
+  std::unique_ptr<Drafter> drafter;
+  if (options.speculation == Speculation::kLookup) drafter = make_lookup_drafter();
+  if (options.draft == nullptr) return drafter;
+  const EngineSettings& settings = plan.settings;
+  const auto ends = model.tokenizer().end_of_generation();
+  ModelDrafterOptions draft{
+      .vocab_size = options.draft->config().vocab_size,
+      .n_tokens = std::min(options.draft->config().vocab_size, model.config().vocab_size),
+      .n_blocks = plan.n_blocks,
+      .block_size = settings.block_size,
+      .context = draft_context(settings),
+      .max_seqs = settings.max_seqs,
+      .chunk_tokens = draft_chunk_tokens(settings),
+      .max_blocks = (settings.context + settings.block_size - 1) / settings.block_size,
+      .kernels = kernels,
+      .end_tokens = {ends.begin(), ends.end()},
+  };
+  STILL_TRY(std::unique_ptr<ModelForward> draft_forward, forward->create_draft(options.draft, plan));
+  std::unique_ptr<Drafter> by_model = make_model_drafter(draft, std::move(draft_forward));
+  if (drafter == nullptr) return by_model;
+  return make_chained_drafter(std::move(drafter), std::move(by_model));
+}
+
 }  // namespace
+
+std::shared_ptr<const DraftShape> draft_shape(const Model& draft) {
+  return std::make_shared<const DraftShape>(
+      DraftShape{.config = draft.config(), .weight_bytes = draft.weight_bytes(), .max_k = draft.max_k()});
+}
 
 struct Engine::State {
   std::shared_ptr<const Model> model;
@@ -152,9 +197,17 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
     return error(Code::kInvalidArgument, "draft {}: expected 0 or more tokens", options.max_draft);
   auto state = std::make_unique<State>();
   EngineSettings settings = options.settings;
-  if (model->cuda_device() >= 0 && settings.reproducible && options.speculation != Speculation::kOff)
+  const bool drafts = options.speculation != Speculation::kOff || options.draft != nullptr;
+  if (model->cuda_device() >= 0 && settings.reproducible && drafts)
     return error(Code::kUnsupported,
                  "speculation: on a GPU drafted tokens are computed in another order, so it cannot be reproducible");
+  settings.draft = nullptr;
+  if (options.draft != nullptr) {
+    if (model->cuda_device() >= 0 || options.draft->cuda_device() >= 0)
+      return error(Code::kUnsupported, "a draft model works on the CPU only: choose the CPU, or no draft model");
+    STILL_TRY_STATUS(check_same_vocabulary(model->tokenizer(), options.draft->tokenizer()));
+    settings.draft = draft_shape(*options.draft);
+  }
   // The weights are loaded already: what is available now does not count them, the plan does.
   const bool on_cuda = model->cuda_device() >= 0;
   settings.cuda_device = model->cuda_device();
@@ -177,7 +230,10 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
     if (rank->weight_bytes() > fullest->weight_bytes()) fullest = rank;
   }
   if (!settings.rank_devices.empty()) settings.rank_columns.push_back(model->config().vocab_size);
-  if (settings.memory_limit <= 0) settings.memory_limit = available_memory() + model->weight_bytes();
+  if (settings.memory_limit <= 0) {
+    settings.memory_limit = available_memory() + model->weight_bytes();
+    if (options.draft != nullptr) settings.memory_limit += options.draft->weight_bytes();
+  }
   STILL_TRY(state->plan, plan_memory(fullest->config(), fullest->weight_bytes(), fullest->max_k(), settings));
   const MemoryPlan& plan = state->plan;
   const CpuKernels* kernels = options.kernels;
@@ -192,12 +248,18 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
     STILL_TRY(host_layers, HostLayers::create(model, host_plan, kernels));
   }
   std::unique_ptr<ForwardPass> forward;
-  if (!settings.rank_devices.empty()) {
-    STILL_TRY(forward, create_ranks(model, plan));
-  } else if (on_cuda) {
-    STILL_TRY(forward, CudaForward::create(model, plan, nullptr, std::move(host_layers)));
+  std::unique_ptr<Drafter> drafter;
+  if (on_cuda) {
+    if (!settings.rank_devices.empty()) {
+      STILL_TRY(forward, create_ranks(model, plan));
+    } else {
+      STILL_TRY(forward, CudaForward::create(model, plan, nullptr, std::move(host_layers)));
+    }
+    STILL_TRY(drafter, make_drafter(*model, options, plan, kernels, nullptr));
   } else {
-    STILL_TRY(forward, ModelForward::create(model, plan, kernels));
+    STILL_TRY(std::unique_ptr<ModelForward> on_cpu, ModelForward::create(model, plan, kernels, options.topology));
+    STILL_TRY(drafter, make_drafter(*model, options, plan, kernels, on_cpu.get()));
+    forward = std::move(on_cpu);
   }
   CoreOptions core;
   core.scheduler = {.max_seqs = plan.settings.max_seqs,
@@ -205,7 +267,7 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
                     .max_logit_rows = plan.max_logit_rows,
                     .block_size = plan.settings.block_size,
                     .step = options.step,
-                    .max_draft = options.speculation == Speculation::kOff ? 0 : options.max_draft,
+                    .max_draft = drafter == nullptr ? 0 : options.max_draft,
                     .answers_by_token = on_cuda && settings.reproducible};
   core.n_blocks = plan.n_blocks;
   core.context = plan.settings.context;
@@ -216,9 +278,8 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
   core.run_ahead = options.run_ahead && plan.settings.n_host_layers == 0;
   core.kernels = kernels;
   core.seed = static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
-  state->core =
-      std::make_unique<EngineCore>(core, make_vocab(model->tokenizer(), model->config().vocab_size), std::move(forward),
-                                   options.speculation == Speculation::kLookup ? make_lookup_drafter() : nullptr);
+  state->core = std::make_unique<EngineCore>(core, make_vocab(model->tokenizer(), model->config().vocab_size),
+                                             std::move(forward), std::move(drafter));
   state->options = options;
   state->model = std::move(model);
   return std::unique_ptr<Engine>(new Engine(std::move(state)));

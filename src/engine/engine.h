@@ -20,19 +20,25 @@ namespace still {
 
 class ForwardPass;  // engine/model_runner.h
 
+// What a plan must know of a draft model.
+std::shared_ptr<const DraftShape> draft_shape(const Model& draft);
+
 enum class Speculation : std::uint8_t { kOff, kLookup };
 
 struct EngineOptions {
   EngineSettings settings;
   bool prefix_cache = true;
   Speculation speculation = Speculation::kOff;
+  // A smaller model of the same vocabulary, which drafts where lookup (if it is on) finds nothing. null: none.
+  std::shared_ptr<const Model> draft;
   std::int64_t max_draft = 8;    // tokens drafted for a sequence in a step
   std::int64_t max_queue = 256;  // requests that wait; the next is refused with kResourceExhausted "queue full"
   StepLimits step;               // how long a step with prefill may take
   // For tests: other answers must not come of these.
-  bool run_ahead = true;                // on a GPU: steps overlap (core.h)
-  bool preempt_every_step = false;      // each sequence that got a token is preempted
-  const CpuKernels* kernels = nullptr;  // null: default_cpu_kernels()
+  bool run_ahead = true;                  // on a GPU: steps overlap (core.h)
+  bool preempt_every_step = false;        // each sequence that got a token is preempted
+  const CpuKernels* kernels = nullptr;    // null: default_cpu_kernels()
+  const CpuTopology* topology = nullptr;  // where threads run; null: this machine's
 };
 
 class Engine {

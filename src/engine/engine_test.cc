@@ -13,6 +13,7 @@
 
 #include "base/json.h"
 #include "base/rng.h"
+#include "base/topology.h"
 #include "engine/bench.h"
 #include "engine/chat.h"
 #include "engine/generate.h"
@@ -49,7 +50,19 @@ EngineOptions base_options(std::int64_t context) {
   return options;
 }
 
-std::vector<Setting> settings(std::int64_t context) {
+// Two nodes of this machine's first core: one that has but one core can be told so, too.
+const CpuTopology& two_nodes() {
+  static const CpuTopology topology = [] {
+    const int cpu = CpuTopology::machine().nodes.at(0).cpus.at(0);
+    return CpuTopology{{{0, {cpu}}, {1, {cpu}}}};
+  }();
+  return topology;
+}
+
+// drafts: models that may draft, by what they are to the one that is tested.
+using Drafts = std::vector<std::pair<std::string, std::shared_ptr<const Model>>>;
+
+std::vector<Setting> settings(std::int64_t context, const Drafts& drafts) {
   std::vector<Setting> all;
   const auto add = [&](std::string name, const std::function<void(EngineOptions&)>& change) {
     Setting setting{std::move(name), base_options(context)};
@@ -69,6 +82,25 @@ std::vector<Setting> settings(std::int64_t context) {
     o.settings.max_seqs = 1;
   });
   add("speculation", [](EngineOptions& o) { o.speculation = Speculation::kLookup; });
+  for (const auto& [name, draft] : drafts) {
+    add("drafts of " + name, [&](EngineOptions& o) { o.draft = draft; });
+    add("drafts of " + name + ", alone", [&](EngineOptions& o) {
+      o.draft = draft;
+      o.settings.max_seqs = 1;
+      o.settings.n_threads = 2;
+    });
+    add("drafts of " + name + " and lookup, few blocks, preempted", [&](EngineOptions& o) {
+      o.draft = draft;
+      o.speculation = Speculation::kLookup;
+      o.prefix_cache = true;
+      o.preempt_every_step = true;
+      o.settings.kv_tokens = context + 64;
+    });
+  }
+  add("two nodes", [](EngineOptions& o) {
+    o.settings.n_threads = 3;
+    o.topology = &two_nodes();
+  });
   add("blocks of 96", [](EngineOptions& o) { o.settings.block_size = 96; });
   for (const std::string& isa : available_isas())
     add("ISA " + isa, [&](EngineOptions& o) { o.kernels = *select_cpu_kernels(isa); });
@@ -147,10 +179,10 @@ std::vector<Answer> answers(const std::shared_ptr<const Model>& model, const Eng
 }
 
 void expect_same_answers(const std::shared_ptr<const Model>& model, int n, std::int64_t max_prompt, std::int64_t n_gen,
-                         std::int64_t context) {
+                         std::int64_t context, const Drafts& drafts) {
   const auto requests = requests_for(*model, n, max_prompt, n_gen);
   const auto want = answers(model, base_options(context), requests, false);
-  for (const Setting& setting : settings(context)) {
+  for (const Setting& setting : settings(context, drafts)) {
     SCOPED_TRACE(setting.name);
     const auto got = answers(model, setting.options, requests, setting.together);
     ASSERT_EQ(got.size(), want.size());
@@ -166,7 +198,12 @@ class TinyModel : public ::testing::TestWithParam<const char*> {};
 TEST_P(TinyModel, SameAnswerWhateverTheSettings) {
   const auto model = load(tiny_path(GetParam()) + "/model.gguf");
   ASSERT_TRUE(model);
-  expect_same_answers(model, 16, 120, 20, std::min<std::int64_t>(192, model->config().max_seq_len));
+  // Of the same vocabulary: itself, and the same shape with other weights.
+  const std::string other = std::string(GetParam()).starts_with("llama") ? "llama" : "qwen2";
+  const auto sibling = load(tiny_path(other + (other == GetParam() ? "_tied" : "")) + "/model.gguf");
+  ASSERT_TRUE(sibling);
+  expect_same_answers(model, 16, 120, 20, std::min<std::int64_t>(192, model->config().max_seq_len),
+                      {{"itself", model}, {"another", sibling}});
 }
 
 TEST_P(TinyModel, GreedyEqualsTheReference) {
@@ -195,6 +232,39 @@ TEST_P(TinyModel, GreedyEqualsTheReference) {
 
 INSTANTIATE_TEST_SUITE_P(All, TinyModel, ::testing::Values("llama", "llama_tied", "qwen2", "qwen2_tied"),
                          [](const auto& info) { return std::string(info.param); });
+
+TEST(Engine, ADraftOfAnotherVocabularyIsRefusedInASentence) {
+  const auto model = load(tiny_path("qwen2") + "/model.gguf"), other = load(tiny_path("llama") + "/model.gguf");
+  ASSERT_TRUE(model && other);
+  EngineOptions options = base_options(128);
+  options.draft = other;
+  const auto engine = Engine::create(model, options);
+  ASSERT_FALSE(engine);
+  EXPECT_EQ(engine.error().code, Code::kInvalidArgument);
+  EXPECT_THAT(engine.error().message, HasSubstr("the draft model"));
+  EXPECT_THAT(engine.error().message, HasSubstr("vocabulary"));
+}
+
+TEST(Engine, ADraftModelIsInThePlan) {
+  const auto model = load(tiny_path("qwen2") + "/model.gguf"), draft = load(tiny_path("qwen2_tied") + "/model.gguf");
+  ASSERT_TRUE(model && draft);
+  EngineOptions options = base_options(128);
+  const auto plain = Engine::create(model, options);
+  options.draft = draft;
+  const auto with = Engine::create(model, options);
+  ASSERT_TRUE(plain && with);
+  const MemoryPlan& plan = (*with)->plan();
+  EXPECT_EQ(plan.draft_weight_bytes, draft->weight_bytes());
+  EXPECT_GE(plan.draft_kv_bytes, plan.n_blocks * kv_geometry(draft->config(), plan.settings).block_bytes());
+  EXPECT_GT(plan.total_bytes(), (*plain)->plan().total_bytes() + plan.draft_weight_bytes + plan.draft_kv_bytes);
+  // One byte less than the plan is refused.
+  options.settings.memory_limit = plan.total_bytes();
+  EXPECT_TRUE(Engine::create(model, options));
+  options.settings.memory_limit -= 1;
+  const auto refused = Engine::create(model, options);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Code::kResourceExhausted);
+}
 
 TEST(Engine, CancelledInTheMiddleFreesItsBlocks) {
   const auto model = load(tiny_path("qwen2") + "/model.gguf");
@@ -399,7 +469,7 @@ TEST(RealModel, SameBitsWhateverTheSettings) {
   if (!std::filesystem::exists(path)) GTEST_SKIP() << "no " << path;
   const auto model = load(path);
   ASSERT_TRUE(model);
-  expect_same_answers(model, 8, 100, 12, 256);
+  expect_same_answers(model, 8, 100, 12, 256, {});
 }
 
 }  // namespace

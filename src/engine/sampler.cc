@@ -67,8 +67,11 @@ void Sampler::apply_penalties(const SampleInput& input) {
   const std::int64_t first =
       params.penalty_last_n < 0 ? 0 : std::max<std::int64_t>(0, n_tokens - params.penalty_last_n);
   counts_.resize(std::max(counts_.size(), input.logits.size()), 0);
+  const auto n_logits = static_cast<TokenId>(input.logits.size());
   for (std::int64_t i = first; i < n_tokens; ++i) {
-    std::int32_t& count = counts_[static_cast<std::size_t>(input.tokens[static_cast<std::size_t>(i)])];
+    const TokenId id = input.tokens[static_cast<std::size_t>(i)];
+    if (id >= n_logits) continue;
+    std::int32_t& count = counts_[static_cast<std::size_t>(id)];
     if (i >= input.n_prompt)
       ++count;
     else
@@ -76,6 +79,7 @@ void Sampler::apply_penalties(const SampleInput& input) {
   }
   for (std::int64_t i = first; i < n_tokens; ++i) {
     const TokenId id = input.tokens[static_cast<std::size_t>(i)];
+    if (id >= n_logits) continue;
     std::int32_t& count = counts_[static_cast<std::size_t>(id)];
     if (count == 0) continue;  // done at its first occurrence
     float& logit = input.logits[static_cast<std::size_t>(id)];
@@ -87,10 +91,12 @@ void Sampler::apply_penalties(const SampleInput& input) {
 }
 
 void Sampler::adjust(const SampleInput& input) {
-  for (const auto& [id, bias] : input.params->logit_bias) input.logits[static_cast<std::size_t>(id)] += bias;
+  const auto n_logits = static_cast<TokenId>(input.logits.size());
+  for (const auto& [id, bias] : input.params->logit_bias)
+    if (id < n_logits) input.logits[static_cast<std::size_t>(id)] += bias;
   apply_penalties(input);
   const auto ban = [&](TokenId id) {
-    if (id >= 0) input.logits[static_cast<std::size_t>(id)] = kMinusInfinity;
+    if (id >= 0 && id < n_logits) input.logits[static_cast<std::size_t>(id)] = kMinusInfinity;
   };
   for (const TokenId id : input.banned) ban(id);
   for (const TokenId id : input.banned_ends) ban(id);

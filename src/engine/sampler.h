@@ -15,7 +15,7 @@
 namespace still {
 
 struct SampleInput {
-  std::span<float> logits;  // [vocab_size], overwritten
+  std::span<float> logits;  // [vocab_size], overwritten; a draft model's may be fewer than there are ids
   const SamplingParams* params = nullptr;
   std::span<const TokenId> tokens;  // the sequence so far; the new token's position is tokens.size()
   std::int64_t n_prompt = 0;        // of them

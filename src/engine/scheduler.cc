@@ -14,6 +14,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, PrefixCache& cache)
   prefilling_.reserve(static_cast<std::size_t>(options.max_seqs));
   slots_.reserve(static_cast<std::size_t>(options.max_seqs));
   copies_.reserve(static_cast<std::size_t>(options.max_seqs));
+  draft_tasks_.reserve(static_cast<std::size_t>(options.max_seqs));
 }
 
 void Scheduler::add(Sequence* sequence) {
@@ -66,6 +67,8 @@ void Scheduler::release_blocks(Sequence& sequence) {
   for (auto block = sequence.blocks.rbegin(); block != sequence.blocks.rend(); ++block) cache_.release(*block);
   sequence.blocks.clear();
   sequence.draft.clear();
+  sequence.draft_strengths.clear();
+  sequence.n_drafter_computed = -1;
   sequence.n_computed = 0;
   sequence.n_registered = 0;
   sequence.key = {};
@@ -112,11 +115,18 @@ Sequence* Scheduler::find_victim(const Sequence& for_whom) const {
   return youngest;
 }
 
+// What a drafter has in the block is of other tokens.
+std::int32_t Scheduler::allocate_block() {
+  const std::int32_t block = cache_.allocate();
+  if (block >= 0 && drafter_ != nullptr) drafter_->forget_block(block);
+  return block;
+}
+
 // Blocks for n_tokens tokens in all. False: not even by preempting the younger ones; what was allocated stays.
 bool Scheduler::ensure_blocks(Sequence& sequence, std::int64_t n_tokens, bool may_preempt) {
   const std::int64_t n_blocks = blocks_for(n_tokens);
   while (static_cast<std::int64_t>(sequence.blocks.size()) < n_blocks) {
-    const std::int32_t block = cache_.allocate();
+    const std::int32_t block = allocate_block();
     if (block >= 0) {
       sequence.blocks.push_back(block);
       continue;
@@ -139,24 +149,36 @@ void Scheduler::schedule_decodes() {
   // One that found none waits with its blocks for an older one to finish; it is the youngest, so others go on.
 }
 
-void Scheduler::schedule_drafts(Drafter& drafter) {
-  std::int64_t tokens_left = options_.chunk_tokens - static_cast<std::int64_t>(slots_.size());
-  for (StepSlot& slot : slots_) {
+void Scheduler::schedule_drafts() {
+  const auto n_decode = static_cast<std::int64_t>(slots_.size());
+  // A row is left for one that waits: drafts do not keep it from beginning.
+  const std::int64_t max_total = std::min(rows_left_ - (waiting_.empty() ? 0 : 1), options_.chunk_tokens - n_decode);
+  draft_tasks_.clear();
+  if (max_total <= 0 || draft_cost_.wants_plain(n_decode)) return;
+  for (const StepSlot& slot : slots_) {
     Sequence& sequence = *slot.sequence;
-    const std::int64_t room = std::min({rows_left_, tokens_left, sequence.max_length - sequence.length() - 1});
-    const std::int64_t most = std::min(sequence.draft_length.max(), room);
+    const std::int64_t most =
+        std::min({sequence.draft_record.max(), max_total, sequence.max_length - sequence.length() - 1});
     if (most <= 0) continue;
-    sequence.draft.resize(static_cast<std::size_t>(most));
-    const Proposal proposal = drafter.propose(sequence.tokens, sequence.draft);
-    std::int64_t n = 0;
-    if (proposal.n_tokens > 0)
-      n = std::min(proposal.n_tokens, sequence.draft_length.choose(proposal.strength, draft_cost_.relative()));
-    sequence.draft.resize(static_cast<std::size_t>(n));
-    sequence.draft_strength = proposal.strength;
-    if (n > 0 && !ensure_blocks(sequence, sequence.length() + n, false)) sequence.draft.clear();
-    rows_left_ -= static_cast<std::int64_t>(sequence.draft.size());
-    tokens_left -= static_cast<std::int64_t>(sequence.draft.size());
+    // Drafters may write keys and values of the draft; where blocks are short, it is as long as those at hand hold.
+    ensure_blocks(sequence, sequence.length() + most, false);
+    const std::int64_t held = static_cast<std::int64_t>(sequence.blocks.size()) * options_.block_size;
+    const std::int64_t room = std::min(most, held - sequence.length());
+    if (room <= 0) continue;
+    draft_tasks_.push_back({.tokens = &sequence.tokens,
+                            .sampling = &sequence.request.sampling,
+                            .seed = sequence.seed,
+                            .n_prompt = sequence.n_prompt,
+                            .blocks = sequence.blocks,
+                            .record = &sequence.draft_record,
+                            .room = room,
+                            .n_computed = &sequence.n_drafter_computed,
+                            .draft = &sequence.draft,
+                            .strengths = &sequence.draft_strengths});
   }
+  if (draft_tasks_.empty()) return;
+  drafter_->propose({.tasks = draft_tasks_, .n_decode = n_decode, .max_total = max_total, .cost = &draft_cost_});
+  draft_seconds_ = drafter_->seconds();
 }
 
 std::int64_t Scheduler::prefill_budget(std::int64_t n_decode) const {
@@ -167,6 +189,8 @@ std::int64_t Scheduler::prefill_budget(std::int64_t n_decode) const {
 }
 
 void Scheduler::observe_step(std::int64_t n_decode, std::int64_t n_drafted, std::int64_t n_prefill, double seconds) {
+  // What the drafter took is not a step's, with or without prefill: it may be catching up with a prompt.
+  seconds = std::max(0.0, seconds - draft_seconds_);
   if (n_prefill == 0) draft_cost_.observe(n_decode, n_drafted, seconds);
   step_time_.observe(n_decode, n_prefill, seconds);
 }
@@ -203,7 +227,8 @@ void Scheduler::take_tail(Sequence& sequence) {
   const PrefixCache::Tail tail =
       cache_.match_tail(sequence.key, known.subspan(static_cast<std::size_t>(sequence.n_computed)));
   if (tail.block < 0) return;
-  const std::int32_t own = cache_.allocate();
+  // The drafter's keys and values are not copied: it computes the tail again.
+  const std::int32_t own = allocate_block();
   if (own < 0) {
     cache_.release(tail.block);
     return;
@@ -261,13 +286,19 @@ void Scheduler::schedule_prefills(std::int64_t budget, std::vector<Sequence*>& a
 std::span<const StepSlot> Scheduler::schedule(Drafter* drafter, std::vector<Sequence*>& admitted) {
   slots_.clear();
   admitted.clear();
-  for (Sequence* sequence : running_) sequence->draft.clear();
+  drafter_ = drafter;
+  draft_seconds_ = 0;
+  for (Sequence* sequence : running_) {
+    sequence->draft.clear();
+    sequence->draft_strengths.clear();
+  }
   rows_left_ = options_.max_logit_rows - static_cast<std::int64_t>(running_.size());
   schedule_decodes();
   const auto n_decode = static_cast<std::int64_t>(slots_.size());
-  if (drafter != nullptr) schedule_drafts(*drafter);
+  if (drafter != nullptr && n_decode > 0) schedule_drafts();
   std::int64_t n_drafted = 0;
   for (const StepSlot& slot : slots_) n_drafted += static_cast<std::int64_t>(slot.sequence->draft.size());
+  rows_left_ -= n_drafted;
   schedule_prefills(std::min(prefill_budget(n_decode), options_.chunk_tokens - n_decode - n_drafted), admitted);
   return slots_;
 }

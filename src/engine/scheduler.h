@@ -74,10 +74,11 @@ class Scheduler {
   bool goes_before(const Sequence& a, const Sequence& b) const;
   bool is_younger(const Sequence& a, const Sequence& b) const;
   Sequence* next_waiting() const;
+  std::int32_t allocate_block();  // -1: none
   bool ensure_blocks(Sequence& sequence, std::int64_t n_tokens, bool may_preempt);
   Sequence* find_victim(const Sequence& for_whom) const;
   void schedule_decodes();
-  void schedule_drafts(Drafter& drafter);
+  void schedule_drafts();
   void schedule_prefills(std::int64_t budget, std::vector<Sequence*>& admitted);
   bool admit(Sequence& sequence);
   void take_tail(Sequence& sequence);
@@ -96,6 +97,9 @@ class Scheduler {
   std::vector<Sequence*> prefilling_;  // scratch of one step
   std::vector<StepSlot> slots_;
   std::vector<BlockCopy> copies_;  // the blocks copied from are referenced
+  Drafter* drafter_ = nullptr;     // of this step
+  std::vector<DraftTask> draft_tasks_;
+  double draft_seconds_ = 0;  // that the drafter took of this step
   std::vector<User> users_;
   std::uint64_t turn_ = 0;
   std::int64_t n_preemptions_ = 0;

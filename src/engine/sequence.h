@@ -36,9 +36,10 @@ struct Sequence {
   ThinkingState thinking;
   TextStream text;
   std::vector<TokenId> draft;  // proposals of this step
-  DraftLength draft_length;
-  int draft_strength = 0;       // of `draft`
-  bool is_constrained = false;  // the constraint has begun
+  std::vector<std::uint8_t> draft_strengths;
+  DraftRecord draft_record;
+  std::int64_t n_drafter_computed = -1;  // DraftTask::n_computed
+  bool is_constrained = false;           // the constraint has begun
 
   // Scheduling.
   std::uint64_t arrival = 0;  // order of submission

@@ -224,7 +224,10 @@ Result<std::shared_ptr<const Model>> Model::load(std::shared_ptr<const Checkpoin
 
 Status Model::load_on_host(const WeightLayout& layout, const LoadOptions& options, const CpuKernels& kernels) {
   STILL_TRY(arena_, Arena::create(options.cuda_device >= 0 ? layout.host_bytes : layout.arena_bytes, "weights"));
-  std::vector<PackTask> tasks;
+  // By node: the threads that will multiply with a panel are near the one that packs it, which is the first to touch
+  // its memory.
+  ThreadPool threads({.n_threads = options.n_threads, .topology = options.topology});
+  std::vector<std::vector<PackTask>> tasks(static_cast<std::size_t>(threads.n_nodes()));
   std::vector<std::vector<std::int64_t>> row_maps;
   row_maps.reserve(layout.items.size());
   std::int64_t total_file_bytes = 0;
@@ -268,19 +271,24 @@ Status Model::load_on_host(const WeightLayout& layout, const LoadOptions& option
     }
     const std::int64_t n_panels = (n_out + kPanelRows - 1) / kPanelRows;
     const std::int64_t step = std::max<std::int64_t>(1, kPackTaskBytes / panel_bytes);
-    for (std::int64_t begin = 0; begin < n_panels; begin += step)
-      tasks.push_back(
-          {&item, reinterpret_cast<std::uint8_t*>(memory), format, begin, std::min(begin + step, n_panels), row_map});
+    for (int node = 0; node < threads.n_nodes(); ++node) {
+      const auto [first, last] = threads.node_share(n_panels, node);
+      for (std::int64_t begin = first; begin < last; begin += step)
+        tasks[static_cast<std::size_t>(node)].push_back(
+            {&item, reinterpret_cast<std::uint8_t*>(memory), format, begin, std::min(begin + step, last), row_map});
+    }
     total_file_bytes += item.file_bytes;
   }
 
-  ThreadPool threads({.n_threads = options.n_threads});
   std::atomic<std::int64_t> done_bytes{0};
   threads.run([&](int thread_idx) {
+    const int node = threads.node_of(thread_idx);
+    const auto [first_thread, last_thread] = threads.node_threads(node);
+    const std::vector<PackTask>& own = tasks[static_cast<std::size_t>(node)];
     // Interleaved, so that all threads read the file front to back together.
-    for (std::size_t i = static_cast<std::size_t>(thread_idx); i < tasks.size();
-         i += static_cast<std::size_t>(threads.size())) {
-      const PackTask& task = tasks[i];
+    for (auto i = static_cast<std::size_t>(thread_idx - first_thread); i < own.size();
+         i += static_cast<std::size_t>(last_thread - first_thread)) {
+      const PackTask& task = own[i];
       pack(task, kernels);
       const std::int64_t bytes =
           (task.panel_end - task.panel_begin) * packed_panel_bytes(task.format, task.item->spec.shape[1]);

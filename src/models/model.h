@@ -59,6 +59,7 @@ struct LoadOptions {
   std::int32_t n_host_layers = 0;                                       // with a GPU: layers that the CPU computes
   Rank rank;                                                            // of several that share the model
   bool to_f8 = false;                                                   // on a GPU: weight_layout's
+  const CpuTopology* topology = nullptr;                                // as of the engine's threads
 };
 
 // A model of random weights for measurements: the shapes of a real one, its types by tensor, a small vocabulary of

@@ -1,12 +1,19 @@
 // Forward passes against the published implementation's logits (testdata/tiny/SOURCE.md), from both file types, and the
 // rule that the result does not depend on how a prompt is cut, on the batch, or on the number of threads.
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <map>
+#include <mutex>
+#include <numeric>
 #include <sstream>
+#include <thread>
 
+#include "base/topology.h"
 #include "kernels/dispatch.h"
 #include "models/model.h"
 #include "models/registry.h"
@@ -178,6 +185,99 @@ TEST(ModelLoad, AllocatesWhatTheLayoutSays) {
     ASSERT_TRUE(layout);
     EXPECT_EQ((*model)->weight_bytes(), Arena::rounded(layout->arena_bytes));
   }
+}
+
+// Who packs a panel is near who multiplies with it: kernels that note the CPU they run on, told that two CPUs of this
+// machine are two nodes.
+namespace placement {
+const CpuKernels* real = nullptr;
+std::mutex mutex;
+std::map<const std::uint8_t*, int> packed_on, used_on;  // a panel's memory, the CPU
+int n_moved = 0;                                        // panels that two CPUs used
+
+void note(std::map<const std::uint8_t*, int>& cpus, const std::uint8_t* memory, std::int64_t panel_bytes,
+          std::int64_t begin, std::int64_t end) {
+  const int cpu = ::sched_getcpu();
+  const std::lock_guard lock(mutex);
+  for (std::int64_t panel = begin; panel < end; ++panel) {
+    const auto [at, is_new] = cpus.emplace(memory + panel * panel_bytes, cpu);
+    n_moved += is_new || at->second == cpu ? 0 : 1;
+  }
+}
+template <std::size_t Format>
+void pack(const PackArgs& args) {
+  note(packed_on, args.packed, args.panel_bytes, args.panel_begin, args.panel_end);
+  real->pack[Format](args);
+}
+template <std::size_t Format>
+void linear(const LinearArgs& args) {
+  note(used_on, args.weights, args.panel_bytes, args.panel_begin, args.panel_end);
+  real->linear[Format](args);
+}
+template <std::size_t... Format>
+CpuKernels noting(std::index_sequence<Format...>) {
+  CpuKernels kernels = *real;
+  ((kernels.pack[Format] = pack<Format>, kernels.linear[Format] = linear<Format>), ...);
+  return kernels;
+}
+}  // namespace placement
+
+TEST(ModelLoad, PanelsLieNearTheThreadsThatUseThem) {
+  const std::vector<CpuTopology::Node>& nodes = CpuTopology::machine().nodes;
+  std::vector<int> cpus;
+  for (const CpuTopology::Node& node : nodes) cpus.insert(cpus.end(), node.cpus.begin(), node.cpus.end());
+  if (cpus.size() < 2) GTEST_SKIP() << "one core only";
+  const CpuTopology two{{{0, {cpus[0]}}, {1, {cpus[1]}}}};
+  placement::real = *select_cpu_kernels("ref");
+  const CpuKernels kernels = placement::noting(std::make_index_sequence<kPackedFormatCount>());
+  // On a thread of its own, which is bound; this one stays free.
+  std::thread([&] {
+    auto model = Model::load(kTiny + "qwen2/model.gguf", {.n_threads = 2, .kernels = &kernels, .topology = &two});
+    ASSERT_TRUE(model) << model.error().message;
+    const ModelConfig& config = (*model)->config();
+    auto exec = Exec::create({.n_threads = 2,
+                              .kernels = &kernels,
+                              .max_tokens = 64,
+                              .max_k = (*model)->max_k(),
+                              .max_attention_parts = config.n_heads,
+                              .head_dim = config.head_dim,
+                              .n_heads = config.n_heads,
+                              .topology = &two});
+    ASSERT_TRUE(exec);
+    const KvGeometry geometry{config.n_layers, config.n_kv_heads, config.head_dim, 32, KvType::kF32};
+    auto cache = KvCache::create(geometry, 4);
+    ASSERT_TRUE(cache);
+    Arena arena;
+    auto buffers = StepBuffers::create(config, 64, 4, arena);
+    ASSERT_TRUE(buffers);
+    const RopeTable rope(config.rope, 128);
+    std::vector<TokenId> ids(64, 7);
+    std::vector<std::int32_t> positions(64), q_start = {0, 64}, kv_len = {64}, blocks = {0, 1, 2, 3}, rows = {63};
+    std::iota(positions.begin(), positions.end(), 0);
+    ASSERT_TRUE((*model)->forward(**exec,
+                                  {.ids = ids,
+                                   .positions = positions,
+                                   .q_start = q_start,
+                                   .kv_len = kv_len,
+                                   .block_tables = blocks,
+                                   .max_blocks = 4,
+                                   .logit_rows = rows},
+                                  *cache, rope, *buffers));
+  }).join();
+  EXPECT_EQ(placement::n_moved, 0);
+  int n_elsewhere = 0;
+  std::map<int, int> n_by_cpu;
+  for (const auto& [memory, cpu] : placement::used_on) {
+    const auto packed = placement::packed_on.find(memory);
+    ASSERT_NE(packed, placement::packed_on.end());
+    n_elsewhere += packed->second == cpu ? 0 : 1;
+    ++n_by_cpu[cpu];
+  }
+  EXPECT_GT(placement::used_on.size(), 20u);
+  // What is too little to wake a thread for is done by the first, wherever it lies.
+  std::printf("%zu panels, %d used on another node than they lie on\n", placement::used_on.size(), n_elsewhere);
+  EXPECT_EQ(n_elsewhere, 0);
+  EXPECT_EQ(n_by_cpu.size(), 2u);
 }
 
 TEST(Registry, NamesTheArchitecturesItKnows) {

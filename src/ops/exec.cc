@@ -69,7 +69,8 @@ Result<std::unique_ptr<Exec>> Exec::create(const ExecOptions& options) {
                                                exec->arena_.allocate_array<std::int16_t>(sizes.sums / 2)};
   }
   exec->attention_partials_ = exec->arena_.allocate_array<float>(partial_bytes(options) / 4);
-  exec->threads_ = std::make_unique<ThreadPool>(ThreadPool::Options{.n_threads = n_threads});
+  exec->threads_ =
+      std::make_unique<ThreadPool>(ThreadPool::Options{.n_threads = n_threads, .topology = options.topology});
   return exec;
 }
 

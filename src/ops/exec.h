@@ -29,8 +29,9 @@ struct ExecOptions {
   std::int64_t max_attention_parts =
       0;  // most (sequence, query head, segment) partial results of one attention call; more are not split
   std::int32_t head_dim = 0, n_heads = 0;
-  std::optional<CudaOptions> cuda;  // absent: the CPU
-  Comm* comm = nullptr;             // where several ranks share the model; lives longer than the Exec
+  std::optional<CudaOptions> cuda;        // absent: the CPU
+  Comm* comm = nullptr;                   // where several ranks share the model; lives longer than the Exec
+  const CpuTopology* topology = nullptr;  // where the threads run; null: this machine's
 };
 
 // Activations of one linear, quantised: as in QuantizedRows, for max_tokens rows of max_k.

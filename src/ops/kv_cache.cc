@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/topology.h"
 
 namespace still {
 
@@ -37,6 +38,8 @@ Result<KvCache> KvCache::create(const KvGeometry& geometry, std::int64_t n_block
   cache.geometry_ = geometry;
   cache.n_blocks_ = n_blocks;
   STILL_TRY(cache.arena_, Arena::create(n_blocks * geometry.block_bytes(), "KV cache"));
+  // Which thread reads a block is not known: on several nodes the memory is spread over all.
+  interleave_memory(cache.arena_.data(), cache.arena_.size());
   for (std::int32_t layer = 0; layer < geometry.n_layers; ++layer)
     cache.layers_.push_back(cache.arena_.allocate_array<std::uint8_t>(n_blocks * geometry.layer_block_bytes()));
   return cache;

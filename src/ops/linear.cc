@@ -1,9 +1,11 @@
 // One parallel region per call: quantise the activations (each thread a share, then a barrier), then each thread takes
 // a contiguous range of panels, equal in bytes over all matrices of the group, and finishes its own slice of the output
-// (bias, sum, SwiGLU) while that is in its cache. Who computes a panel does not change a bit of it.
+// (bias, sum, SwiGLU) while that is in its cache. On several NUMA nodes each matrix is first parted among them, as the
+// loader did when it placed the weights. Who computes a panel does not change a bit of it.
 #include "ops/linear.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 #include "kernels/packing.h"
@@ -66,18 +68,36 @@ class LinearCall {
         quantize(need, thread_idx, n_threads);
         exec_.threads().barrier();
       }
-      const std::int64_t share_begin = total_bytes * thread_idx / n_threads;
-      const std::int64_t share_end = total_bytes * (thread_idx + 1) / n_threads;
+      // The node's part of each matrix, and of all parts together the thread's share.
+      const ThreadPool& threads = exec_.threads();
+      const int node = n_threads == 1 ? 0 : threads.node_of(thread_idx);
+      const bool is_parted = n_threads > 1 && threads.n_nodes() > 1;
+      const auto part = [&](std::int64_t n_panels) {
+        return is_parted ? threads.node_share(n_panels, node) : std::pair<std::int64_t, std::int64_t>(0, n_panels);
+      };
+      std::int64_t node_bytes = total_bytes, first_thread = 0, team = n_threads;
+      if (is_parted) {
+        node_bytes = 0;
+        each([&](const Product& product) {
+          const auto [first, last] = part(product.n_panels());
+          node_bytes += (last - first) * product.panel_bytes();
+        });
+        first_thread = threads.node_threads(node).first;
+        team = threads.node_threads(node).second - first_thread;
+      }
+      const std::int64_t share_begin = node_bytes * (thread_idx - first_thread) / team;
+      const std::int64_t share_end = node_bytes * (thread_idx - first_thread + 1) / team;
       std::int64_t offset = 0;
       each([&](const Product& product) {
         // A panel belongs to the thread in whose share it begins.
-        const std::int64_t bytes = product.panel_bytes(), n_panels = product.n_panels();
+        const auto [first, last] = part(product.n_panels());
+        const std::int64_t bytes = product.panel_bytes(), n_panels = last - first;
         const auto first_from = [&](std::int64_t at) {
           return std::clamp<std::int64_t>((at - offset + bytes - 1) / bytes, 0, n_panels);
         };
         const std::int64_t begin = share_begin <= offset ? 0 : first_from(share_begin);
         const std::int64_t end = share_end <= offset ? 0 : first_from(share_end);
-        if (begin < end) multiply(product, begin, end, thread_idx);
+        if (begin < end) multiply(product, first + begin, first + end, thread_idx);
         offset += n_panels * bytes;
       });
     };

@@ -13,6 +13,8 @@ namespace {
 // models of docs/plan.md.
 constexpr std::int64_t kRuntimeBytes = std::int64_t{8} << 20;
 constexpr std::int64_t kRuntimeBytesOfWord = 176;
+// A draft model's prompt is computed in smaller steps: its activations are memory, and others wait for it.
+constexpr std::int64_t kDraftChunkTokens = 256;
 // On a GPU: the library's workspace, captured steps and the allocator's slack.
 constexpr std::int64_t kCudaRuntimeBytes = std::int64_t{512} << 20;
 // NCCL's buffers: an estimate.
@@ -64,7 +66,27 @@ MemoryPlan with_blocks(const ModelConfig& config, std::int64_t weight_bytes, std
   plan.runtime_bytes =
       settings.cuda_device >= 0 ? kCudaRuntimeBytes : kRuntimeBytes + kRuntimeBytesOfWord * config.vocab_size;
   if (settings.cuda_device >= 0 && !settings.rank_devices.empty()) plan.runtime_bytes += kNcclBytes;
+  if (settings.draft != nullptr) {
+    const ModelConfig& draft = settings.draft->config;
+    plan.draft_weight_bytes = Arena::reserved(settings.draft->weight_bytes);
+    plan.draft_kv_bytes = Arena::reserved(plan.n_blocks * kv_geometry(draft, settings).block_bytes());
+    plan.draft_workspace_bytes =
+        Arena::reserved(StepBuffers::bytes(draft, draft_chunk_tokens(settings), settings.max_seqs)) +
+        RopeTable::bytes(draft.rope, draft_context(settings));
+    plan.runtime_bytes += kRuntimeBytesOfWord * draft.vocab_size;
+  }
   return plan;
+}
+
+// Of one block: the draft model's keys and values lie in as many.
+std::int64_t all_block_bytes(const ModelConfig& config, const EngineSettings& settings) {
+  const std::int64_t bytes = kv_geometry(config, settings).block_bytes();
+  return settings.draft == nullptr ? bytes : bytes + kv_geometry(settings.draft->config, settings).block_bytes();
+}
+
+// What rounding may add to the caches when their blocks become more.
+std::int64_t cache_slack(const EngineSettings& settings) {
+  return (settings.draft == nullptr ? 1 : 2) * Arena::reserved(1 << 21);
 }
 
 // The longest context (a multiple of a block) for which one sequence fits into `limit`; 0 if none does.
@@ -111,6 +133,14 @@ KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings
           .type = settings.kv_type};
 }
 
+std::int64_t draft_chunk_tokens(const EngineSettings& settings) {
+  return std::max(std::min(settings.chunk_tokens, kDraftChunkTokens), settings.max_seqs);
+}
+
+std::int64_t draft_context(const EngineSettings& settings) {
+  return std::min(settings.context, settings.draft->config.max_seq_len);
+}
+
 ActivationLayout activation_layout(const EngineSettings& settings) {
   if (settings.cuda_device < 0) return {};
   return {.is_joined = true, .type = settings.has_f32_activations ? DType::kF32 : DType::kBF16};
@@ -142,12 +172,21 @@ ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const Me
   }
   // A decode is split over KV segments only where there are fewer (sequence, head) pairs than threads can use.
   const std::int64_t split_seqs = std::min<std::int64_t>(settings.max_seqs, settings.n_threads);
-  return {.n_threads = settings.n_threads,
-          .max_tokens = std::max(settings.chunk_tokens, settings.max_seqs),
-          .max_k = max_k,
-          .max_attention_parts = split_seqs * config.n_heads * ceil_div(settings.context, kKvSegment),
-          .head_dim = config.head_dim,
-          .n_heads = config.n_heads};
+  ExecOptions options{.n_threads = settings.n_threads,
+                      .max_tokens = std::max(settings.chunk_tokens, settings.max_seqs),
+                      .max_k = max_k,
+                      .max_attention_parts = split_seqs * config.n_heads * ceil_div(settings.context, kKvSegment),
+                      .head_dim = config.head_dim,
+                      .n_heads = config.n_heads};
+  if (settings.draft != nullptr) {
+    const ModelConfig& draft = settings.draft->config;
+    options.max_k = std::max(options.max_k, settings.draft->max_k);
+    options.max_attention_parts = std::max(options.max_attention_parts,
+                                           split_seqs * draft.n_heads * ceil_div(draft_context(settings), kKvSegment));
+    options.head_dim = std::max(options.head_dim, draft.head_dim);
+    options.n_heads = std::max(options.n_heads, draft.n_heads);
+  }
+  return options;
 }
 
 CudaGroupOptions group_options(const ModelConfig& config, const EngineSettings& settings, std::int64_t max_logit_rows) {
@@ -206,8 +245,9 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
   if (plan.total_bytes() > settings.memory_limit) {
     if (wanted_tokens >= 2 * settings.context) {
       // One context would fit: what is too much is the number of tokens for all sequences together.
-      const std::int64_t block_bytes = kv_geometry(config, settings).block_bytes();
-      const std::int64_t room = settings.memory_limit - (plan.total_bytes() - plan.kv_bytes) - Arena::reserved(1 << 21);
+      const std::int64_t block_bytes = all_block_bytes(config, settings);
+      const std::int64_t room =
+          settings.memory_limit - (plan.total_bytes() - plan.kv_bytes - plan.draft_kv_bytes) - cache_slack(settings);
       const std::int64_t fitting = std::max<std::int64_t>(0, room / block_bytes) * settings.block_size;
       if (fitting >= settings.context)
         return error(
@@ -227,8 +267,8 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
   }
   if (wanted.kv_tokens == 0 && settings.max_seqs > 1) {
     // Room for every sequence's whole context, or as much of it as fits.
-    const std::int64_t block_bytes = kv_geometry(config, settings).block_bytes();
-    const std::int64_t spare = settings.memory_limit - plan.total_bytes() - Arena::reserved(1 << 21);
+    const std::int64_t block_bytes = all_block_bytes(config, settings);
+    const std::int64_t spare = settings.memory_limit - plan.total_bytes() - cache_slack(settings);
     const std::int64_t spare_blocks = std::max<std::int64_t>(0, spare / block_bytes);
     const std::int64_t all_blocks = ceil_div(settings.context, settings.block_size) * settings.max_seqs;
     settings.kv_tokens = std::min(all_blocks, plan.n_blocks + spare_blocks) * settings.block_size;

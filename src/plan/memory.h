@@ -2,12 +2,19 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "base/result.h"
 #include "dist/cuda_group.h"
 #include "models/model.h"
 
 namespace still {
+
+// A smaller model of the same vocabulary that drafts tokens: what its headers say.
+struct DraftShape {
+  ModelConfig config;
+  std::int64_t weight_bytes = 0, max_k = 0;
+};
 
 struct EngineSettings {
   int n_threads = 0;                // 0: the physical cores
@@ -34,6 +41,7 @@ struct EngineSettings {
   std::int32_t n_ranks = 1;
   std::vector<std::int32_t> rank_devices;
   std::vector<std::int64_t> rank_columns;
+  std::shared_ptr<const DraftShape> draft = nullptr;  // null: no model drafts
 };
 
 struct MemoryPlan {
@@ -42,18 +50,27 @@ struct MemoryPlan {
   std::int64_t kv_bytes = 0;
   std::int64_t workspace_bytes = 0;  // activations, logits, kernels' scratch
   std::int64_t rope_bytes = 0;
+  // The draft model's: weights; keys and values, in blocks of the same number; activations and rope.
+  std::int64_t draft_weight_bytes = 0, draft_kv_bytes = 0, draft_workspace_bytes = 0;
   std::int64_t runtime_bytes = 0;  // tokenizer, stacks, the program itself: an estimate, the only one here
   std::int64_t kv_bytes_per_token = 0;
   std::int64_t n_blocks = 0;
   std::int64_t max_logit_rows = 0;
-  std::int64_t total_bytes() const { return weight_bytes + kv_bytes + workspace_bytes + rope_bytes + runtime_bytes; }
+  std::int64_t draft_bytes() const { return draft_weight_bytes + draft_kv_bytes + draft_workspace_bytes; }
+  std::int64_t total_bytes() const {
+    return weight_bytes + kv_bytes + workspace_bytes + rope_bytes + draft_bytes() + runtime_bytes;
+  }
 };
 
 // Tokens of a step on a GPU where the caller left the number to us: it is filled by more rows than a CPU.
 std::int64_t cuda_chunk_tokens(const EngineSettings& settings);
 KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings);
 ActivationLayout activation_layout(const EngineSettings& settings);
+// Of the operators' scratch, which a draft model shares.
 ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const MemoryPlan& plan);
+// Tokens of one step of the draft model, and positions it can reach: beyond them it drafts nothing.
+std::int64_t draft_chunk_tokens(const EngineSettings& settings);
+std::int64_t draft_context(const EngineSettings& settings);
 
 // Of settings with ranks.
 CudaGroupOptions group_options(const ModelConfig& config, const EngineSettings& settings, std::int64_t max_logit_rows);

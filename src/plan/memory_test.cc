@@ -49,6 +49,28 @@ TEST(PlanMemory, TooManySequencesAreToldTheTokensThatFit) {
   EXPECT_FALSE(plan_memory(small_config(), 1 << 20, 128, settings_of(32768, 64, fitting + 65536)));
 }
 
+// What is left for more sequences is shared by both models' caches.
+TEST(PlanMemory, ADraftModelsKeysAndValuesAreCountedForAllSequences) {
+  EngineSettings settings = settings_of(32768, 64, 0);
+  DraftShape draft{.config = small_config(), .weight_bytes = 1 << 20, .max_k = 128};
+  draft.config.n_layers = 1;
+  settings.draft = std::make_shared<const DraftShape>(draft);
+  const auto plan = plan_memory(small_config(), 1 << 20, 128, settings);
+  ASSERT_TRUE(plan) << plan.error().message;
+  EXPECT_LE(plan->total_bytes(), settings.memory_limit);
+  EXPECT_GT(plan->total_bytes(), settings.memory_limit - (std::int64_t{8} << 20));
+  EXPECT_LT(plan->settings.kv_tokens, 64 * 32768) << "all would fit: the test shows nothing";
+  EXPECT_GE(plan->draft_kv_bytes, plan->kv_bytes / 2);
+  // More than fits: what it says fits does.
+  settings.kv_tokens = 64 * 32768;
+  const auto refused = plan_memory(small_config(), 1 << 20, 128, settings);
+  ASSERT_FALSE(refused);
+  const std::size_t at = refused.error().message.find("are available: ");
+  ASSERT_NE(at, std::string::npos);
+  settings.kv_tokens = std::stoll(refused.error().message.substr(at + 15));
+  EXPECT_TRUE(plan_memory(small_config(), 1 << 20, 128, settings));
+}
+
 TEST(PlanMemory, OneSequenceIsToldTheLongestContext) {
   EngineSettings settings = settings_of(65536, 1, 0);
   settings.memory_limit = std::int64_t{20} << 20;

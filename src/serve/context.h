@@ -31,7 +31,9 @@ struct ServeOptions {
   std::filesystem::path models;         // root of the store
   std::filesystem::path ollama_models;  // root of Ollama's store, read in place; empty: none
   HubOptions hub;                       // of /api/pull
-  EngineSettings engine;                // of each model that is loaded; max_seqs: sequences decoded together
+  Speculation speculation = Speculation::kOff;
+  std::filesystem::path draft;  // ModelPoolOptions
+  EngineSettings engine;        // of each model that is loaded; max_seqs: sequences decoded together
   DeviceChoice device = DeviceChoice::kCpu;
   std::chrono::nanoseconds keep_alive = std::chrono::minutes(5);  // negative: for ever
   std::int64_t max_models = 0;                                    // 0: as many as fit

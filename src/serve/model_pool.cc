@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "engine/chat.h"
+#include "engine/model_drafter.h"
 #include "engine/vocab.h"
 #include "models/arch.h"
 
@@ -65,12 +66,12 @@ struct Headers {
   ModelConfig gpu_config;
   std::int64_t gpu_weight_bytes = 0;
   std::vector<std::int64_t> rank_columns;
-  bool has_f32_activations = false;  // on a GPU
+  bool has_f32_activations = false;      // on a GPU
+  std::shared_ptr<const Headers> draft;  // of the model that drafts for it; null: none
 };
 
-Result<Headers> read_headers(const LibraryModel& model, std::int32_t n_ranks) {
-  if (!model.problem.empty()) return error(Code::kUnsupported, "{}", model.problem);
-  STILL_TRY(Checkpoint opened, Checkpoint::open(model.path));
+Result<Headers> read_headers(const std::filesystem::path& path, std::int32_t n_ranks) {
+  STILL_TRY(Checkpoint opened, Checkpoint::open(path));
   Headers headers;
   headers.checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
   STILL_TRY(const Arch* arch, find_arch(headers.checkpoint->architecture()));
@@ -94,8 +95,19 @@ Result<Headers> read_headers(const LibraryModel& model, std::int32_t n_ranks) {
   return headers;
 }
 
+// Whether the model at `path` can draft for this one.
+Result<std::shared_ptr<const Headers>> read_draft(const std::filesystem::path& path, const Headers& model) {
+  STILL_TRY(Headers draft, read_headers(path, 1));
+  if (draft.weight_bytes >= model.weight_bytes)
+    return error(Code::kInvalidArgument, "the draft model is not smaller than the model");
+  STILL_TRY(const Tokenizer tokenizer, load_tokenizer(*model.checkpoint));
+  STILL_TRY(const Tokenizer draft_tokenizer, load_tokenizer(*draft.checkpoint));
+  STILL_TRY_STATUS(check_same_vocabulary(tokenizer, draft_tokenizer));
+  return std::make_shared<const Headers>(std::move(draft));
+}
+
 Result<std::unique_ptr<ServedModel>> make_served(const LibraryModel& source, const Headers& headers,
-                                                 const EngineOptions& options) {
+                                                 EngineOptions options) {
   auto served = std::make_unique<ServedModel>();
   served->name = source.name;
   served->digest = source.digest;
@@ -113,6 +125,9 @@ Result<std::unique_ptr<ServedModel>> make_served(const LibraryModel& source, con
               }));
   } else {
     STILL_TRY(served->model, Model::load(headers.checkpoint, load));
+  }
+  if (headers.draft != nullptr && load.cuda_device < 0) {
+    STILL_TRY(options.draft, Model::load(headers.draft->checkpoint, load));
   }
   STILL_TRY(served->engine, Engine::create(served->model, options));
   const std::string what = "chat template of " + source.name;
@@ -524,6 +539,10 @@ Result<MemoryPlan> PoolState::make_room(std::unique_lock<std::mutex>& lock, cons
     if (is_stopped) return tl::unexpected(draining_error());
     if (!has_waiter(name)) return error(Code::kCancelled, "nobody waits for {} any more", name);
     EngineSettings wanted = on_gpu ? settings_on_gpu(options.engine, *gpu, headers) : options.engine;
+    if (headers.draft != nullptr && !on_gpu) {
+      wanted.draft = std::make_shared<const DraftShape>(DraftShape{
+          .config = headers.draft->config, .weight_bytes = headers.draft->weight_bytes, .max_k = headers.draft->max_k});
+    }
     for (const Waiter& waiter : waiters) {
       if (waiter.source.name == name) wanted.context = std::max(wanted.context, waiter.wish.context);
     }
@@ -565,7 +584,14 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
   entries[name] = {.state = Entry::State::kLoading, .source = source};
   lock.unlock();
   const auto start = Clock::now();
-  Result<Headers> headers = read_headers(source, options.engine.n_ranks);
+  Result<Headers> headers = error(Code::kUnsupported, "{}", source.problem);
+  if (source.problem.empty()) headers = read_headers(source.path, options.engine.n_ranks);
+  if (headers && !options.draft.empty()) {
+    if (auto draft = read_draft(options.draft, *headers))
+      headers->draft = std::move(*draft);
+    else
+      log(fmt::format("nothing drafts for {}: {}", name, draft.error().message));
+  }
   lock.lock();
 
   Result<std::unique_ptr<ServedModel>> served = error(Code::kInternal, "not loaded");
@@ -584,9 +610,11 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
     // Loading rounds some sizes up; everything large is settled by the plan.
     engine.settings.memory_limit = n_bytes + kRounding;
     engine.max_queue = options.max_queue;
+    engine.speculation = options.speculation;
     lock.unlock();
     log(fmt::format("loading {}{}: {:.2f} GiB, a context of {} tokens", name, on_gpu ? " on the GPU" : "",
                     static_cast<double>(n_bytes) / (std::int64_t{1} << 30), engine.settings.context));
+    if (on_gpu && headers->draft != nullptr) log(fmt::format("nothing drafts for {} on the GPU", name));
     served = make_served(source, *headers, engine);
     lock.lock();
     if (!served) entries.at(name).plan_bytes = 0;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <chrono>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -90,6 +91,8 @@ struct ModelPoolOptions {
   // made.
   EngineSettings engine;
   DeviceChoice device = DeviceChoice::kCpu;
+  Speculation speculation = Speculation::kOff;
+  std::filesystem::path draft;  // a model that drafts for larger ones of its vocabulary; empty: none
   std::chrono::nanoseconds keep_alive = std::chrono::minutes(5);
   std::int64_t max_models = 0;                  // 0: as many as fit
   std::int64_t max_queue = 512;                 // requests that wait for a model

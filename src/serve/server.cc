@@ -193,6 +193,8 @@ Result<std::unique_ptr<Server>> Server::create(ServeOptions options) {
             make_model_pool({.library = {.store = context.options.models, .ollama = context.options.ollama_models},
                              .engine = context.options.engine,
                              .device = context.options.device,
+                             .speculation = context.options.speculation,
+                             .draft = context.options.draft,
                              .keep_alive = context.options.keep_alive,
                              .max_models = context.options.max_models,
                              .max_queue = context.options.max_queue,

@@ -35,6 +35,7 @@ class Arena {
     return bytes >= kHugePage ? (bytes + kHugePage - 1) / kHugePage * kHugePage : rounded(bytes);
   }
 
+  std::byte* data() { return data_; }
   std::int64_t size() const { return size_; }
   std::int64_t used() const { return used_; }
 
