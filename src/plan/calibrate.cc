@@ -143,7 +143,7 @@ class Runner {
     std::vector<double> runs;
     for (int i = 0; i <= n_runs; ++i) {
       const double start = now_s();
-      arch_->forward({*exec_, config_, *bound_, rope_, steps.batch(), cache_, buffers_});
+      arch_->forward({*exec_, config_, *bound_, rope_, steps.batch(), cache_, buffers_, 0, config_.n_layers});
       if (i > 0 || n_runs == 0) runs.push_back(now_s() - start);
     }
     return quantile(std::move(runs), 0.5);
