@@ -15,7 +15,7 @@ struct StepLimits {
   std::int64_t good_chunk = 128;
   // A step with prefill takes about so many times as long as one without, for those that decode; 0: no limit.
   double max_stall = 2.3;
-  std::int64_t min_chunk = 16;  // prefill goes on by this many tokens whatever the limits say
+  std::int64_t min_chunk = 4;  // prefill goes on by this many tokens whatever the limits say
 };
 
 class StepTime {

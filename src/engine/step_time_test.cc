@@ -52,7 +52,7 @@ TEST(StepTime, ManyThatWaitForTheirFirstTokenOutweighFewThatDecode) {
 }
 
 TEST(StepTime, DecodesOfAnotherNumberAreRemembered) {
-  StepTime time({.target_s = 10, .max_stall = 2});
+  StepTime time({.target_s = 10, .max_stall = 2, .min_chunk = 16});
   const Machine machine{.base = 0.001, .rate = 1000};
   const double one = run(time, machine, 1, 0, 20), many = run(time, machine, 16, 0, 20);
   EXPECT_GT(many, 5 * one);
