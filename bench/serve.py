@@ -470,13 +470,15 @@ class Bench:
         args = self.args
         for n in args.share:
             over_http, inside, ratio = [], [], []
+            # The server stays, idle while the process without it computes: the two take turns of seconds, so that both
+            # meet the same neighbours.
+            server = await self.start_still(n)
+            await self.calibrate(server)
             for i in range(args.rounds):
                 command = [self.still, "bench", "--json", "--threads", str(args.threads), "--repeat", "1", "--prefill", "0",
                            "--decode", str(args.answer), "--depth", str(args.prompt), "--seqs", str(n), args.models[0]]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 inside.append(json.loads(done.stdout)[-1]["tokens_per_s"]["median"])
-                server = await self.start_still(n)
-                await self.calibrate(server)
                 # All decode together once the last has its first token; as many more as that may take.
                 bodies = [self.body(self.prompt(server, args.prompt, f"share {i} {k}"), 1900) for k in range(n)]
                 answers = await recorded_streams(server.port, bodies, args.answer)
@@ -488,7 +490,7 @@ class Bench:
                     n_steps = max(sum(start < t <= end for t in a.times) for a in answers)
                     over_http.append(n * n_steps / (end - start))
                     ratio.append(100 * over_http[-1] / inside[-1])
-                self.stop_all()
+            self.stop_all()
             self.add(f"decode, {n} streams over HTTP", "tokens/s", {"still": over_http})
             self.add(f"decode, {n} sequences in the process", "tokens/s", {"still": inside})
             self.add(f"share over HTTP, {n}", "%", {"still": ratio}, ">= 97" if n == 1 else ">= 95")

@@ -446,7 +446,7 @@ class Anthropic(unittest.TestCase):
         self.assertEqual(calls[0].input, {"city": "Paris"})
         self.assertEqual(message.stop_reason, "tool_use")
         final = self.client.messages.create(
-            model=LARGER, max_tokens=60, extra_body=GREEDY_BODY, tools=tools,
+            model=LARGER, max_tokens=60, extra_body=GREEDY_BODY, tools=tools, tool_choice={"type": "none"},
             messages=WEATHER + [{"role": "assistant", "content": message.content},
                                 {"role": "user", "content": [{"type": "tool_result", "tool_use_id": calls[0].id,
                                                               "content": "rain, 11 degrees"}]}])
@@ -509,7 +509,7 @@ class Responses(unittest.TestCase):
         call = [item for item in response.output if item.type == "function_call"][0]
         self.assertEqual(json.loads(call.arguments), {"city": "Paris"})
         final = self.client.responses.create(
-            model=LARGER, temperature=0, tools=tools, max_output_tokens=60,
+            model=LARGER, temperature=0, tools=tools, tool_choice="none", max_output_tokens=60,
             input=WEATHER + [call.model_dump(), {"type": "function_call_output", "call_id": call.call_id,
                                                  "output": "rain, 11 degrees"}])
         self.assertIn("11", final.output_text)
