@@ -1,6 +1,7 @@
 // Dispatch: the caller publishes a function and raises an epoch that the workers watch. A waiting thread first spins
-// with pause, then with sched_yield (another thread may want the core), then sleeps in a futex. Who raises a value and
-// who goes to sleep on it meet through `sleepers` in sequentially consistent order, so that no wake-up is lost.
+// with pause, after a while also with sched_yield (another thread may want the core), then sleeps in a futex. Who
+// raises a value and who goes to sleep on it meet through `sleepers` in sequentially consistent order, so that no
+// wake-up is lost.
 #include "base/thread_pool.h"
 
 #include <fmt/core.h>
@@ -51,19 +52,27 @@ struct alignas(64) Signal {
   }
 };
 
+// How long a thread waits in each way: pausing, then also yielding, then asleep. Who yields to a busy machine's other
+// work, of however low a priority, loses the core for milliseconds, hundreds of regions' worth; so the usual wait for a
+// team's slower thread is shorter than the first part.
+struct Patience {
+  std::chrono::microseconds pausing, total;
+};
+
 // Spins until done() holds or the time is over; true: done() holds.
 template <class Done>
-bool spin_until(Done&& done, std::chrono::microseconds limit) {
-  constexpr int kPausesBeforeYield = 200;  // some microseconds
-  for (int i = 0; i < kPausesBeforeYield; ++i) {
+bool spin_until(Done&& done, const Patience& patience) {
+  constexpr int kPausesBeforeClock = 200;  // some microseconds
+  for (int i = 0; i < kPausesBeforeClock; ++i) {
     if (done()) return true;
     pause_cpu();
   }
-  const auto end = std::chrono::steady_clock::now() + limit;
+  const auto begin = std::chrono::steady_clock::now();
   while (!done()) {
     for (int i = 0; i < 20 && !done(); ++i) pause_cpu();
-    ::sched_yield();
-    if (std::chrono::steady_clock::now() > end) return done();
+    const auto waited = std::chrono::steady_clock::now() - begin;
+    if (waited > patience.total) return done();
+    if (waited > patience.pausing) ::sched_yield();
   }
   return true;
 }
@@ -123,7 +132,7 @@ struct ThreadPool::State {
   void* context = nullptr;
   bool stop = false;
   int n_threads = 1;
-  std::chrono::microseconds spin{200};
+  Patience patience{};
   alignas(64) std::atomic<std::uint32_t> barrier_round{0};
   alignas(64) std::atomic<int> barrier_arrived{0};
   alignas(64) std::atomic<std::int64_t> task{0};
@@ -146,7 +155,7 @@ struct ThreadPool::State {
     std::uint32_t seen = 0;
     for (;;) {
       const auto raised = [&] { return epoch.value.load(std::memory_order_acquire) != seen; };
-      if (!spin_until(raised, spin)) epoch.sleep_while(seen);
+      if (!spin_until(raised, patience)) epoch.sleep_while(seen);
       ++seen;
       if (stop) return;
       function(context, thread_idx);
@@ -159,7 +168,7 @@ struct ThreadPool::State {
 
   void wait_for_workers() {
     const auto done = [&] { return running.value.load(std::memory_order_acquire) == 0; };
-    if (spin_until(done, spin)) return;
+    if (spin_until(done, patience)) return;
     running.sleepers.fetch_add(1, std::memory_order_seq_cst);
     for (std::uint32_t left = running.value.load(std::memory_order_seq_cst); left != 0;
          left = running.value.load(std::memory_order_seq_cst)) {
@@ -172,7 +181,9 @@ struct ThreadPool::State {
 ThreadPool::ThreadPool(const Options& options) : state_(std::make_unique<State>()) {
   const int cores = usable_cores();
   state_->n_threads = options.n_threads > 0 ? options.n_threads : cores;
-  state_->spin = std::chrono::microseconds(options.spin_us);
+  // A team larger than the machine waits for threads that wait for its cores.
+  state_->patience.pausing = std::chrono::microseconds(state_->n_threads <= cores ? 50 : 0);
+  state_->patience.total = std::chrono::microseconds(options.spin_us);
   state_->places =
       place_threads(options.topology != nullptr ? *options.topology : CpuTopology::machine(), state_->n_threads);
   for (int i = 0; i < state_->n_threads; ++i) {
@@ -235,7 +246,7 @@ void ThreadPool::barrier() {
     return;
   }
   const auto passed = [&] { return state_->barrier_round.load(std::memory_order_acquire) != round; };
-  while (!spin_until(passed, state_->spin)) {
+  while (!spin_until(passed, state_->patience)) {
   }
 }
 

@@ -8,7 +8,7 @@
 //   kSteps         a block is unpacked in steps of kStepSubs sub-blocks; steps of a block may be a loop at run time
 //   sub(step, j)   which sub-block is the step's j-th;  vector<j, i>(quants, step): its i-th vector of weights, from a
 //                  tile's quants;  order(i): the vector to take i-th, so that those made from the same bytes are
-//                  neighbours
+//                  neighbours;  place(i): where vector i of the file's bytes lies in the tile (4 neighbours stay such)
 #pragma once
 
 namespace still {
@@ -24,6 +24,7 @@ struct Format {
   static constexpr int kStepSubs = kSubs == 1 ? 1 : 2, kSteps = kSubs / kStepSubs;
   static constexpr int sub(int step, int j) { return step * kStepSubs + j; }
   static constexpr int order(int i) { return i; }
+  static constexpr int place(int i) { return i; }
   static constexpr bool kHasMin = kMinimum;
   static constexpr int kBlock = kSubs * kVectors * 4;
   static constexpr int kQuantBytes = kQuantVectors * 64;
@@ -114,12 +115,16 @@ struct SixteenWide : Format<16, 4, kMaxWeight, kMinimum, kWeightOffset, kQuantVe
   static constexpr int sub(int step, int j) { return step / 2 * 8 + 2 * j + step % 2; }
 };
 
+// Its vectors lie in the order in which they are used, twelve a step: 4 of ql for the first two parts' weights (low
+// nibbles) and the last two's, 4 of the next part's, 4 of qh.
 struct Q6_K : SixteenWide<63, false, 32, 48> {
+  static constexpr int place(int i) {
+    return i < 32 ? (i / 16 * 2 + i / 4 % 2) * 12 + i / 8 % 2 * 4 + i % 4 : (i / 4 - 8) * 12 + 8 + i % 4;
+  }
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
-    const int half = step / 2, first = step % 2 * 4;
-    const Bytes low = field(quants, half * 16 + J % 2 * 8 + first + I, J / 2 * 4, 15);
-    const Bytes high = b_load(quants + 64 * (32 + half * 8 + first + I));
+    const Bytes low = field(quants, step * 12 + J % 2 * 4 + I, J / 2 * 4, 15);
+    const Bytes high = b_load(quants + 64 * (step * 12 + 8 + I));
     return b_or(low, b_and(b_shift_right<2 * J - 4>(high), 0x30));
   }
 };

@@ -325,6 +325,24 @@ __attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_block
   });
 }
 
+}  // namespace
+}  // namespace still
+
+#include "kernels/cpu/linear_one.h"
+
+namespace still {
+namespace {
+
+template <class F, int kPanels, int kColumns>
+STILL_INLINE void multiply_packed(const PanelPart* panels, int64_t n_blocks, const int32_t* x,
+                                  const ColumnRange& columns) {
+  if constexpr (kFewRegisters && kColumns == 1 && kSideBySide<F> > 1) {
+    multiply_panels<F, kPanels>(panels, n_blocks, x, columns.is_first);
+  } else {
+    multiply<F, false, kPanels, kColumns>(panels, n_blocks, x, columns);
+  }
+}
+
 template <class F>
 STILL_INLINE PanelPart panel_part(const LinearArgs& args, int64_t panel, int64_t row, int64_t block) {
   const uint8_t* start = args.weights + panel * args.panel_bytes;
@@ -332,10 +350,14 @@ STILL_INLINE PanelPart panel_part(const LinearArgs& args, int64_t panel, int64_t
           args.y + row * args.y_stride + panel * kPanelRows, min_of(kPanelRows, args.n_out - panel * kPanelRows)};
 }
 
-// Parts of the weights that are read side by side. For one column, where DRAM is the bound, the small tiles of 32-wide
-// formats are read best in four streams, the large ones of K-quants in one with a far prefetch.
+// Parts of the weights that are read side by side. For one column, where DRAM is the bound, few registers take as many
+// as linear_one.h says; else the small tiles of 32-wide formats are read best in four streams, the large ones of
+// K-quants in one with a far prefetch.
 template <class F, int kColumns>
-constexpr int kStreams = F::kBlock == 32 && kColumns == 1 ? 4 : 1;
+constexpr int kStreams = kColumns > 1      ? 1
+                         : kFewRegisters   ? kSideBySide<F>
+                         : F::kBlock == 32 ? 4
+                                           : 1;
 
 // Rows [0, n_rows) of activations, at most kColumns.
 template <class F, int kColumns>
@@ -353,11 +375,11 @@ void multiply_few(const LinearArgs& args) {
     for (int64_t i = 0; i < part_panels; ++i) {
       PanelPart parts[kParts];
       for (int p = 0; p < kParts; ++p) parts[p] = panel_part<F>(args, args.panel_begin + p * part_panels + i, 0, block);
-      multiply<F, false, kParts, kColumns>(parts, count, x, columns);
+      multiply_packed<F, kParts, kColumns>(parts, count, x, columns);
     }
     for (int64_t panel = args.panel_begin + kParts * part_panels; panel < args.panel_end; ++panel) {
       const PanelPart part = panel_part<F>(args, panel, 0, block);
-      multiply<F, false, 1, kColumns>(&part, count, x, columns);
+      multiply_packed<F, 1, kColumns>(&part, count, x, columns);
     }
   }
 }

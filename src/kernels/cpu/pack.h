@@ -164,26 +164,26 @@ template <class P>
 STILL_INLINE void pack_tile(const uint8_t* const* blocks, int n_rows, uint8_t* quants, uint8_t* scales) {
   using F = typename P::F;
   constexpr FileBlock kFile = P::kFile;
-  const auto put_vectors = [&](int offset, int n_bytes, uint8_t* out) STILL_UNROLLED {
+  const auto put_vectors = [&](int offset, int n_bytes, int first) STILL_UNROLLED {
     for (int at = 0; at < n_bytes; at += 16) {
       Bytes pieces[4];
       gather_pieces(blocks, offset + at, pieces);
+      uint8_t* out = quants + 64 * F::place(first + at / 4);
       repeat<4>([&](auto v) STILL_UNROLLED {
         constexpr int kVector = decltype(v)::value;
         if constexpr (F::kBlock == 32 && F::kQuantBytes == 512) pieces[kVector] = b_flip_signs(pieces[kVector]);
-        b_store(out + 16 * at + 64 * kVector, pieces[kVector]);
+        b_store(out + 64 * kVector, pieces[kVector]);
       });
     }
   };
-  put_vectors(kFile.quants, kFile.quant_bytes, quants);
-  uint8_t* more = quants + 16 * kFile.quant_bytes;
+  put_vectors(kFile.quants, kFile.quant_bytes, 0);
   if constexpr (kFile.more_bytes == 4) {
     uint32_t words[kPanelRows];
     for (int lane = 0; lane < kPanelRows; ++lane) __builtin_memcpy(&words[lane], blocks[lane] + kFile.more, 4);
     for (uint32_t& word : words) word = fifth_bits(word);
-    __builtin_memcpy(more, words, sizeof words);
+    __builtin_memcpy(quants + 16 * kFile.quant_bytes, words, sizeof words);
   } else if constexpr (kFile.more_bytes > 0) {
-    put_vectors(kFile.more, kFile.more_bytes, more);
+    put_vectors(kFile.more, kFile.more_bytes, kFile.quant_bytes / 4);
   }
   put_f16(blocks, kFile.d, scales + F::kDAt);
   if constexpr (F::kHasMin) put_f16(blocks, kFile.second, scales + F::kMAt);

@@ -103,8 +103,13 @@ void pack_block(const BlockQ5_K& block, const TileRow& row) {
   pack_scales_k4(block.scales, block.d, block.dmin, row);
 }
 void pack_block(const BlockQ6_K& block, const TileRow& row) {
-  row.put_quants(0, block.ql, 128);
-  row.put_quants(32, block.qh, 64);
+  // Four steps of 16 bytes of each part: the first 16 of a half's parts of 32, then the second.
+  for (int step = 0; step < 4; ++step) {
+    const std::uint8_t* low = block.ql + step / 2 * 64 + step % 2 * 16;
+    row.put_quants(step * 12, low, 16);
+    row.put_quants(step * 12 + 4, low + 32, 16);
+    row.put_quants(step * 12 + 8, block.qh + step / 2 * 32 + step % 2 * 16, 16);
+  }
   row.put_pairs(0, block.scales, 16);
   row.put_f16(256, block.d);
 }

@@ -79,9 +79,10 @@ int weight_256(PackedFormat format, const TileRow& row, int i) {
       return low | (((row.quant(128 + i % 32) >> (i / 32)) & 1) << 4);
     }
     case PackedFormat::kQ6_K: {
-      const int byte = row.quant(chunk128 * 64 + i % 64);
-      const int low = i % 128 < 64 ? byte & 15 : byte >> 4;
-      const int high = (row.quant(128 + chunk128 * 32 + i % 32) >> (i % 128 / 32 * 2)) & 3;
+      const int part = i % 128 / 32, step = chunk128 * 2 + i % 32 / 16;  // 48 bytes a step
+      const int byte = row.quant(step * 48 + part % 2 * 16 + i % 16);
+      const int low = part < 2 ? byte & 15 : byte >> 4;
+      const int high = (row.quant(step * 48 + 32 + i % 16) >> (2 * part)) & 3;
       return (low | (high << 4)) - 32;
     }
     case PackedFormat::kIQ4_XS: {

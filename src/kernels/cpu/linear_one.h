@@ -1,0 +1,141 @@
+// One column of activations, where a panel's sums need few registers: several panels go side by side, a vector of each
+// at a time. So each word of activations is loaded once for all of them, and memory sees as many streams, each read
+// line by line from front to back, which the hardware's prefetchers follow better than any prefetch instruction
+// (docs/cpu-kernels.md). Included by linear_quantized.h.
+#pragma once
+
+namespace still {
+namespace {
+
+// How many panels; 1: this way is slower (Q3_K's shifts depend on the step, which is a loop here). Few where a vector
+// costs many instructions, or the two nibbles of a weight share a costly one and are multiplied together.
+template <class F>
+constexpr int kSideBySide = 4;
+template <>
+constexpr int kSideBySide<Q6_K> = 3;
+template <>
+constexpr int kSideBySide<Q5_K> = 2;
+template <>
+constexpr int kSideBySide<Q2_K> = 2;
+template <>
+constexpr int kSideBySide<IQ4_NL> = 2;
+template <>
+constexpr int kSideBySide<IQ4_XS> = 2;
+template <>
+constexpr int kSideBySide<Q3_K> = 1;
+
+// One block of each panel: acc[p] = fma(d * s, f32(dot), acc[p]) and the minimum's part.
+template <class F, int kPanels>
+STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_t* const* scales, const int32_t* x,
+                                      Floats* acc) {
+  using Layout = ColumnLayout<F>;
+  constexpr bool kFromOffsets = kOffsetInSums<F>;
+  constexpr int kParts = F::Sub::kParts, kPartsAtOnce = kPanels <= 2 ? kParts : 1;
+  constexpr int kRun = !kFromOffsets && kInt16Steps<F::kMax> < F::kVectors ? kInt16Steps<F::kMax> : F::kVectors;
+  const int32_t* sums_of_x = x + Layout::kSumsAt;
+  Ints dots[kPanels];
+  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+    dots[decltype(panel)::value] = F::kBlock == 256 || F::kHasMin || kFromOffsets ? i_zero() : i_broadcast(sums_of_x);
+  });
+  // A loop, since the code of all steps and panels would not fit the instruction cache.
+  for (int step = 0; step < F::kSteps; ++step) {
+    repeat<F::kStepSubs>([&](auto j) STILL_UNROLLED {
+      constexpr int J = decltype(j)::value;
+      const int sub = F::sub(step, J);
+      const int32_t* q = x + sub * F::kVectors;
+      repeat<kParts / kPartsAtOnce>([&](auto pass) STILL_UNROLLED {
+        constexpr int kFirstPart = decltype(pass)::value;
+        repeat<F::kVectors / kRun>([&](auto run) STILL_UNROLLED {
+          Pairs sums[kPartsAtOnce][kPanels];
+          repeat<kRun>([&](auto i) STILL_UNROLLED {
+            constexpr int kVector = F::order(decltype(run)::value * kRun + decltype(i)::value);
+            const Ints word = i_broadcast(q + kVector);
+            repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+              const LazyWeights<F, J> w{quants[decltype(panel)::value], step};
+              repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
+                const Pairs product = maddubs(w.template get<kFirstPart + decltype(part)::value, kVector>(), word);
+                Pairs& sum = sums[decltype(part)::value][decltype(panel)::value];
+                if constexpr (decltype(i)::value > 0) {
+                  sum = p_add(sum, product);
+                } else if constexpr (kFromOffsets) {
+                  sum = p_add(i_broadcast(sums_of_x + sub), product);
+                } else {
+                  sum = product;
+                }
+                p_keep(sum);
+              });
+            });
+          });
+          repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+            repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
+              constexpr int kPanel = decltype(panel)::value, kPart = decltype(part)::value;
+              Pairs factor = p_ones();
+              if constexpr (F::kBlock == 256)
+                factor = scale_half(scale_pairs<F>(scales[kPanel] + sub / 2 * 32), sub % 2);
+              if constexpr (kFirstPart + kPart == 1) factor = p_shift_left<4>(factor);
+              dots[kPanel] = p_dot(dots[kPanel], sums[kPart][kPanel], factor);
+            });
+          });
+        });
+      });
+    });
+  }
+  const Floats s = f_broadcast(x + Layout::kScaleAt);
+  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+    constexpr int kPanel = decltype(panel)::value;
+    const uint8_t* scale = scales[kPanel];
+    const Floats d = f_from_f16(scale + F::kDAt);
+    if constexpr (F::kBlock == 256 && !F::kHasMin && !kFromOffsets) {
+      Ints sum = i_zero();
+      repeat<F::kSubs / 2>([&](auto pair) STILL_UNROLLED {
+        constexpr int kPair = decltype(pair)::value;
+        sum = p_dot(sum, scale_pairs<F>(scale + 32 * kPair), i_broadcast(sums_of_x + kPair));
+      });
+      dots[kPanel] = i_sub(dots[kPanel], i_shift_left<log2_of(F::kOffset)>(sum));
+    }
+    acc[kPanel] = f_fma(f_mul(d, s), f_from_ints(dots[kPanel]), acc[kPanel]);
+    if constexpr (F::kHasMin) {
+      Floats m = f_from_f16(scale + F::kMAt);
+      if constexpr (F::kBlock == 32) {
+        acc[kPanel] = f_fma(f_mul(m, s), f_broadcast(sums_of_x), acc[kPanel]);
+      } else {
+        Ints sum = i_zero();
+        repeat<F::kSubs / 2>([&](auto pair) STILL_UNROLLED {
+          constexpr int kPair = decltype(pair)::value;
+          sum = p_dot(sum, scale_pairs<F>(scale + F::kMinAt + 32 * kPair), i_broadcast(sums_of_x + kPair));
+        });
+        acc[kPanel] = f_fma(f_mul(f_neg(m), s), f_from_ints(sum), acc[kPanel]);  // -(dmin * s) = (-dmin) * s
+      }
+    }
+  });
+}
+
+// y of kPanels panels over n_blocks blocks.
+template <class F, int kPanels>
+__attribute__((noinline)) void multiply_panels(const PanelPart* panels, int64_t n_blocks, const int32_t* x,
+                                               bool is_first) {
+  Floats acc[kPanels];
+  const uint8_t *quants[kPanels], *scales[kPanels];
+  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+    constexpr int kPanel = decltype(panel)::value;
+    const PanelPart& part = panels[kPanel];
+    quants[kPanel] = part.quants;
+    scales[kPanel] = part.scales;
+    acc[kPanel] = is_first ? f_zero() : f_load_some(part.y, part.n_lanes);
+  });
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    add_block_of_panels<F, kPanels>(quants, scales, x, acc);
+    repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+      quants[decltype(panel)::value] += F::kQuantBytes;
+      scales[decltype(panel)::value] += F::kScaleBytes;
+    });
+    x += ColumnLayout<F>::kWords;
+  }
+  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+    constexpr int kPanel = decltype(panel)::value;
+    f_store_some(panels[kPanel].y, acc[kPanel], panels[kPanel].n_lanes);
+  });
+}
+
+}  // namespace
+}  // namespace still
