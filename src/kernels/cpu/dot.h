@@ -149,5 +149,24 @@ STILL_INLINE void add_scaled_dots(Ints* acc, const W& w, const int32_t* q, int q
   }
 }
 
+// acc[c] += sum of w * q for weights above 63 as int16, where registers are few: as many instructions as two nibbles,
+// but no sums to widen. Of a vector of 4 weights x 16 rows the first half holds weights 0 and 2, the second 1 and 3. q:
+// [N][2][q_stride] int16 pairs.
+template <int kColumns, class W>
+STILL_INLINE void add_wide_dots(Ints* acc, const W& w, const int32_t* q, int q_stride) {
+  repeat<W::kVectors>([&](auto i) STILL_UNROLLED {
+    constexpr int kVector = W::order(decltype(i)::value);
+    Pairs halves[2];
+    w.template get<kVector>(halves);
+    repeat<2>([&](auto half) STILL_UNROLLED {
+      repeat<kColumns>([&](auto column) STILL_UNROLLED {
+        constexpr int kHalf = decltype(half)::value, kColumn = decltype(column)::value;
+        acc[kColumn] = p_dot(acc[kColumn], halves[kHalf], i_broadcast(q + (2 * kVector + kHalf) * q_stride + kColumn));
+        p_keep(acc[kColumn]);
+      });
+    });
+  });
+}
+
 }  // namespace
 }  // namespace still

@@ -174,5 +174,19 @@ struct LazyWeights {
   }
 };
 
+// The same as int16 (dot.h, add_wide_dots), for formats of 32-wide blocks.
+template <class F>
+struct WideWeights {
+  static constexpr int kVectors = F::kVectors;
+  const uint8_t* quants;
+  static constexpr int order(int i) { return F::order(i); }
+  template <int I>
+  STILL_INLINE void get(Pairs (&halves)[2]) const {
+    const Bytes x = F::template vector<0, I>(quants, 0);
+    halves[0] = p_even_bytes(x);
+    halves[1] = b_shift_right<8>(x);
+  }
+};
+
 }  // namespace
 }  // namespace still

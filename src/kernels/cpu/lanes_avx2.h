@@ -290,6 +290,10 @@ STILL_INLINE Pairs p_add(Pairs x, Pairs y) {
 STILL_INLINE void p_keep(Pairs& x) {
   asm("" : "+x"(x.a), "+x"(x.b));
 }
+STILL_INLINE Pairs p_even_bytes(Bytes x) {
+  const __m256i low = _mm256_set1_epi16(0xff);
+  return {_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)};
+}
 STILL_INLINE Pairs p_zero() {
   return i_zero();
 }

@@ -271,6 +271,10 @@ STILL_INLINE Pairs p_add(Pairs a, Pairs b) {
   return _mm512_add_epi16(a, b);
 }
 STILL_INLINE void p_keep(Pairs&) {}
+// The first and third byte of each lane, unsigned.
+STILL_INLINE Pairs p_even_bytes(Bytes x) {
+  return _mm512_and_si512(x, _mm512_set1_epi16(0xff));
+}
 STILL_INLINE Pairs p_zero() {
   return _mm512_setzero_si512();
 }

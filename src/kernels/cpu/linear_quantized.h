@@ -18,9 +18,13 @@ namespace {
 template <class F>
 constexpr bool kOffsetInSums =
     kFewRegisters && !F::kHasMin && F::kMax <= 63 && 2 * F::kVectors * F::kOffset * 127 < 32768;
-template <class F>
+// kWide: a word of q is two int16 instead, [kBlock / 4][2][kColumns]: q[4v] and q[4v + 2], then q[4v + 1] and q[4v +
+// 3].
+template <class F, int kColumns>
+constexpr bool kWide = kFewRegisters && kColumns >= 4 && F::kBlock == 32 && F::kMax > 63;
+template <class F, int kColumns = 1>
 struct ColumnLayout {
-  static constexpr int kScaleAt = F::kBlock / 4, kSumsAt = kScaleAt + 1;
+  static constexpr int kScaleAt = F::kBlock / (kWide<F, kColumns> ? 2 : 4), kSumsAt = kScaleAt + 1;
   static constexpr int kWords = kSumsAt + (F::kBlock == 32 ? 1 : kOffsetInSums<F> ? F::kSubs : F::kSubs / 2);
 };
 
@@ -77,13 +81,18 @@ STILL_INLINE void regroup_four(const uint8_t* const* q, int64_t offset, int32_t*
     const __m128i words[4] = {_mm_unpacklo_epi64(low01, low23), _mm_unpackhi_epi64(low01, low23),
                               _mm_unpacklo_epi64(high01, high23), _mm_unpackhi_epi64(high01, high23)};
     for (int v = 0; v < 4; ++v) {
-      put(4 * piece + v, words[v]);
+      if constexpr (kWide<F, kColumns>) {
+        put(2 * (4 * piece + v), _mm_srai_epi16(_mm_slli_epi16(words[v], 8), 8));
+        put(2 * (4 * piece + v) + 1, _mm_srai_epi16(words[v], 8));
+      } else {
+        put(4 * piece + v, words[v]);
+      }
       if constexpr (kOffsetInSums<F>) pairs = _mm_add_epi16(pairs, _mm_maddubs_epi16(_mm_set1_epi8(1), words[v]));
     }
     if constexpr (kOffsetInSums<F>) {
       constexpr int kPieces = F::kVectors / 4;  // of a sub-block
       if (piece % kPieces != kPieces - 1) continue;
-      put(ColumnLayout<F>::kSumsAt + piece / kPieces, _mm_mullo_epi16(pairs, _mm_set1_epi16(-F::kOffset)));
+      put(ColumnLayout<F, kColumns>::kSumsAt + piece / kPieces, _mm_mullo_epi16(pairs, _mm_set1_epi16(-F::kOffset)));
       pairs = _mm_setzero_si128();
     }
   }
@@ -93,7 +102,7 @@ STILL_INLINE void regroup_four(const uint8_t* const* q, int64_t offset, int32_t*
 template <class F, int kColumns>
 void regroup_columns(const QuantizedRows& x, int64_t row, int64_t n_rows, int64_t block, int64_t n_blocks,
                      int32_t* out) {
-  using Layout = ColumnLayout<F>;
+  using Layout = ColumnLayout<F, kColumns>;
   const int64_t blocks_of_row = x.k / F::kBlock;
   const uint8_t* q[kColumns];
   int64_t rows[kColumns];
@@ -134,6 +143,9 @@ struct PanelPart {
   const uint8_t* scales;
   float* y;         // element of the first row of the panel, first column
   int64_t n_lanes;  // rows of the panel that exist
+  // What to ask for meanwhile, ahead_lines of 64 bytes with each block: [ahead, ahead_end).
+  const uint8_t *ahead = nullptr, *ahead_end = nullptr;
+  int64_t ahead_lines = 0;
 };
 struct ColumnRange {
   int64_t n;  // columns that exist
@@ -207,9 +219,9 @@ template <class F, int kColumns>
 constexpr int64_t kPrefetchBytes = F::kBlock == 32 && kColumns == 1 ? 2 * 1024 : 16 * 1024;
 
 // One block of one panel: acc[c] = fma(d * s, f32(dot), acc[c]) and the minimum's part.
-template <class F, bool kUnpacked, int kColumns>
+template <class F, bool kUnpacked, int kColumns, bool kPrefetch = !kUnpacked>
 STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const int32_t* x, Floats* acc) {
-  using Layout = ColumnLayout<F>;
+  using Layout = ColumnLayout<F, kColumns>;
   const Floats d = f_from_f16(scales + F::kDAt);
   Floats m;
   if constexpr (F::kHasMin) m = f_from_f16(scales + F::kMAt);
@@ -219,7 +231,20 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
   static_assert(kColumns % kAtOnce == 0);
 
   if constexpr (F::kBlock == 32) {
-    if constexpr (!kUnpacked) prefetch_part<F>(quants + kPrefetchBytes<F, kColumns>, 0);
+    if constexpr (kPrefetch) prefetch_part<F>(quants + kPrefetchBytes<F, kColumns>, 0);
+    if constexpr (kWide<F, kColumns>) {
+      Ints dots[kColumns];
+      repeat<kColumns>([&](auto column) STILL_UNROLLED {
+        constexpr int kColumn = decltype(column)::value;
+        dots[kColumn] = i_broadcast(sums + kColumn);
+      });
+      add_wide_dots<kColumns>(dots, WideWeights<F>{quants}, x, kColumns);
+      repeat<kColumns>([&](auto column) STILL_UNROLLED {
+        constexpr int kColumn = decltype(column)::value;
+        acc[kColumn] = f_fma(f_mul(d, f_broadcast(scale + kColumn)), f_from_ints(dots[kColumn]), acc[kColumn]);
+      });
+      return;
+    }
     const auto w = sub_block<F, kUnpacked, 0>(quants, 0);
     repeat<kColumns / kAtOnce>([&](auto group) STILL_UNROLLED {
       constexpr int kFirst = decltype(group)::value * kAtOnce;
@@ -240,7 +265,7 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
     Ints dots[kColumns];
     repeat<kColumns>([&](auto column) STILL_UNROLLED { dots[decltype(column)::value] = i_zero(); });
     for_steps<F::kSteps, kColumns>([&](int step) STILL_UNROLLED {
-      if constexpr (!kUnpacked) prefetch_part<F>(quants + kPrefetchBytes<F, kColumns>, step);
+      if constexpr (kPrefetch) prefetch_part<F>(quants + kPrefetchBytes<F, kColumns>, step);
       repeat<F::kStepSubs>([&](auto j) STILL_UNROLLED {
         const int sub = F::sub(step, decltype(j)::value);
         const Ints sub_scale = scale_half(scale_pairs<F>(scales + sub / 2 * 32), sub % 2);
@@ -285,8 +310,8 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
   }
 }
 
-// y of kPanels panels and kColumns columns, over n_blocks blocks.
-template <class F, bool kUnpacked, int kPanels, int kColumns>
+// y of kPanels panels and kColumns columns, over n_blocks blocks. kAhead: prefetches what the parts name.
+template <class F, bool kUnpacked, int kPanels, int kColumns, bool kAhead = false>
 __attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_blocks, const int32_t* x,
                                         const ColumnRange& columns) {
   Floats acc[kPanels][kColumns];
@@ -305,11 +330,17 @@ __attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_block
   for (int64_t b = 0; b < n_blocks; ++b) {
     repeat<kPanels>([&](auto panel) STILL_UNROLLED {
       constexpr int kPanel = decltype(panel)::value;
-      add_block<F, kUnpacked, kColumns>(quants[kPanel], scales[kPanel], x, acc[kPanel]);
+      if constexpr (kAhead) {
+        const uint8_t* ahead = panels[kPanel].ahead + b * panels[kPanel].ahead_lines * 64;
+        const uint8_t* end = ahead + panels[kPanel].ahead_lines * 64;
+        if (end > panels[kPanel].ahead_end) end = panels[kPanel].ahead_end;
+        for (; ahead < end; ahead += 64) prefetch_l2(ahead);
+      }
+      add_block<F, kUnpacked, kColumns, !kUnpacked && !kAhead>(quants[kPanel], scales[kPanel], x, acc[kPanel]);
       quants[kPanel] += kPartBytes<F, kUnpacked>;
       scales[kPanel] += F::kScaleBytes;
     });
-    x += ColumnLayout<F>::kWords * kColumns;
+    x += ColumnLayout<F, kColumns>::kWords * kColumns;
   }
   repeat<kPanels>([&](auto panel) STILL_UNROLLED {
     repeat<kColumns>([&](auto column) STILL_UNROLLED {
@@ -362,7 +393,7 @@ constexpr int kStreams = kColumns > 1      ? 1
 // Rows [0, n_rows) of activations, at most kColumns.
 template <class F, int kColumns>
 void multiply_few(const LinearArgs& args) {
-  constexpr int64_t kBlockBytes = ColumnLayout<F>::kWords * kColumns * 4;
+  constexpr int64_t kBlockBytes = ColumnLayout<F, kColumns>::kWords * kColumns * 4;
   int32_t* x = reinterpret_cast<int32_t*>(args.scratch);
   const int64_t n_blocks = args.k / F::kBlock;
   const int64_t step = kLinearScratchBytes / kBlockBytes;
@@ -384,12 +415,14 @@ void multiply_few(const LinearArgs& args) {
   }
 }
 
-// Asks for the blocks `ahead` bytes further on: those that will be unpacked after these.
+// How panels are asked for that are unpacked next: `ahead` bytes further on while these are unpacked, or, where a group
+// has few columns, a part with each group of columns, since reading and multiplying would alternate else.
+constexpr bool kAheadWithGroups = kFewRegisters;
 template <class F>
 void unpack_blocks(const uint8_t* quants, int64_t n_blocks, int64_t ahead, uint8_t* out) {
   for (int64_t b = 0; b < n_blocks; ++b, quants += F::kQuantBytes, out += kPartBytes<F, true>) {
     for_steps<F::kSteps, 1>([&](int step) STILL_UNROLLED {
-      prefetch_part<F>(quants + ahead, step);
+      if constexpr (!kAheadWithGroups) prefetch_part<F>(quants + ahead, step);
       repeat<F::kStepSubs>([&](auto sub) STILL_UNROLLED {
         constexpr int J = decltype(sub)::value;
         unpack<F, J>(quants, step).store(out + F::sub(step, J) * F::kVectors * F::Sub::kParts * 64);
@@ -401,21 +434,21 @@ void unpack_blocks(const uint8_t* quants, int64_t n_blocks, int64_t ahead, uint8
 // Rows [row, row + n) of activations in groups of kColumns, n <= kManyRows.
 constexpr int64_t kManyRows = 256;
 // Unpacked weights at once: kPanelsAtOnce panels of a chunk of k. They and a group's activations of the chunk stay in
-// L1.
+// L1. !kUnpacked: the same with packed weights, unpacked in registers for each group.
 constexpr int kPanelsAtOnce = 2;
 constexpr int64_t kChunkWeights = 512;  // of a row
-template <class F>
-constexpr int64_t kChunk = kChunkWeights / F::Sub::kParts;  // nibbles take twice the room
-template <class F, int kColumns>
+template <class F, bool kUnpacked>
+constexpr int64_t kChunk = kChunkWeights / (kUnpacked ? F::Sub::kParts : 1);  // nibbles take twice the room
+template <class F, bool kUnpacked, int kColumns>
 void multiply_many(const LinearArgs& args, int64_t row, int64_t n) {
-  constexpr int64_t kGroupBlockWords = ColumnLayout<F>::kWords * kColumns;
-  constexpr int64_t kUnpackedBytes = kChunk<F> / F::kBlock * kPartBytes<F, true>;  // of a panel
+  constexpr int64_t kGroupBlockWords = ColumnLayout<F, kColumns>::kWords * kColumns;
+  constexpr int64_t kUnpackedBytes = kUnpacked ? kChunk<F, true> / F::kBlock * kPartBytes<F, true> : 0;  // of a panel
   uint8_t* unpacked = args.scratch;
   int32_t* x = reinterpret_cast<int32_t*>(args.scratch + kPanelsAtOnce * kUnpackedBytes);
   const int64_t n_groups = (n + kColumns - 1) / kColumns;
   const int64_t n_blocks = args.k / F::kBlock;
   const int64_t x_bytes = kLinearScratchBytes - kPanelsAtOnce * kUnpackedBytes;
-  const int64_t fitting = min_of(x_bytes / (n_groups * kGroupBlockWords * 4), kChunk<F> / F::kBlock);
+  const int64_t fitting = min_of(x_bytes / (n_groups * kGroupBlockWords * 4), kChunk<F, kUnpacked> / F::kBlock);
   const int64_t n_chunks = (n_blocks + fitting - 1) / fitting;
   const int64_t step = (n_blocks + n_chunks - 1) / n_chunks;
   for (int64_t block = 0; block < n_blocks; block += step) {
@@ -427,22 +460,42 @@ void multiply_many(const LinearArgs& args, int64_t row, int64_t n) {
       const int n_panels = static_cast<int>(min_of(kPanelsAtOnce, args.panel_end - panel));
       PanelPart parts[kPanelsAtOnce];
       for (int p = 0; p < n_panels; ++p) {
-        parts[p] = panel_part<F>(args, panel + p, row, block);
-        uint8_t* out = unpacked + p * kUnpackedBytes;
-        unpack_blocks<F>(parts[p].quants, count, kPanelsAtOnce * args.panel_bytes, out);
-        parts[p].quants = out;
+        PanelPart& part = parts[p];
+        part = panel_part<F>(args, panel + p, row, block);
+        if constexpr (kAheadWithGroups) {
+          part.ahead = part.quants + kPanelsAtOnce * args.panel_bytes;
+          part.ahead_end = part.ahead + count * F::kQuantBytes;
+          part.ahead_lines = (F::kQuantBytes / 64 + n_groups - 1) / n_groups;
+          const uint8_t* scales = part.scales + kPanelsAtOnce * args.panel_bytes;
+          for (int64_t i = 0; i < count * F::kScaleBytes; i += 64) prefetch_l2(scales + i);
+        }
+        if constexpr (kUnpacked) {
+          uint8_t* out = unpacked + p * kUnpackedBytes;
+          unpack_blocks<F>(part.quants, count, kPanelsAtOnce * args.panel_bytes, out);
+          part.quants = out;
+        }
       }
       for (int64_t g = 0; g < n_groups; ++g) {
         const ColumnRange columns{min_of(kColumns, n - g * kColumns), args.y_stride, block == 0};
         for (int c = kColumns; c < 2 * kColumns; ++c) prefetch(parts[0].y + c * args.y_stride);  // the next group's
         for (int p = 0; p < n_panels; ++p) {
-          multiply<F, true, 1, kColumns>(&parts[p], count, x + g * count * kGroupBlockWords, columns);
+          multiply<F, kUnpacked, 1, kColumns, kAheadWithGroups>(&parts[p], count, x + g * count * kGroupBlockWords,
+                                                                columns);
           parts[p].y += kColumns * args.y_stride;
+          if constexpr (kAheadWithGroups) parts[p].ahead += count * parts[p].ahead_lines * 64;
         }
       }
     }
   }
 }
+
+// Rows up to which weights are rather unpacked again for each group of 4 columns, where registers are few: all where it
+// costs nothing beside the products, 16 where it costs little, none (4) else. Measured (docs/cpu-kernels.md).
+template <class F>
+constexpr int64_t kPackedRows = !kFewRegisters                      ? 0
+                                : kWide<F, 4>                       ? INT64_MAX
+                                : F::kMax <= 15 && F::kVectors == 8 ? 16
+                                                                    : 4;
 
 template <class F>
 void linear_quantized(const LinearArgs& args) {
@@ -454,9 +507,20 @@ void linear_quantized(const LinearArgs& args) {
     if (n <= 8) return multiply_few<F, 8>(args);
     if (n <= 12) return multiply_few<F, 12>(args);
     if (n <= 16) return multiply_few<F, 16>(args);
-    if (n <= 24 || (n > 32 && n <= 36)) return multiply_many<F, 12>(args, 0, n);
+    if (n <= 24 || (n > 32 && n <= 36)) return multiply_many<F, true, 12>(args, 0, n);
   }
-  for (int64_t row = 0; row < n; row += kManyRows) multiply_many<F, kMaxColumns>(args, row, min_of(kManyRows, n - row));
+  if constexpr (kPackedRows<F> > 4) {
+    if (n <= kPackedRows<F>) {
+      constexpr int64_t kRows = 64;  // more would leave room for few blocks of int16 activations
+      for (int64_t row = 0; row < n; row += kRows)
+        multiply_many<F, false, kMaxColumns>(args, row, min_of(kRows, n - row));
+      return;
+    }
+  }
+  if constexpr (kPackedRows<F> < INT64_MAX) {
+    for (int64_t row = 0; row < n; row += kManyRows)
+      multiply_many<F, true, kMaxColumns>(args, row, min_of(kManyRows, n - row));
+  }
 }
 
 template <class F>
