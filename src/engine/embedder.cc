@@ -278,7 +278,8 @@ Status Embedder::run_decoder(std::span<const std::vector<TokenId>> texts, const 
                               .kv_len = kv_len,
                               .block_tables = state_->block_table,
                               .max_blocks = static_cast<std::int64_t>(state_->block_table.size()),
-                              .logit_rows = wanted};
+                              .logit_rows = wanted,
+                              .wants_all_states = true};
       STILL_TRY_STATUS(
           forward(*state_->model, *state_->exec, batch, state_->cache, state_->rope, state_->step_buffers));
       // `normed` holds the states behind the last norm.

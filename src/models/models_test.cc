@@ -261,7 +261,9 @@ TEST(ModelLoad, PanelsLieNearTheThreadsThatUseThem) {
                                    .kv_len = kv_len,
                                    .block_tables = blocks,
                                    .max_blocks = 4,
-                                   .logit_rows = rows},
+                                   .logit_rows = rows,
+                                   // Else the last layer has work for one thread only.
+                                   .wants_all_states = true},
                                   *cache, rope, *buffers));
   }).join();
   EXPECT_EQ(placement::n_moved, 0);

@@ -24,6 +24,8 @@ struct RaggedBatch {
   std::span<const std::int32_t> block_tables;  // [n_seqs, max_blocks]
   std::int64_t max_blocks = 0;
   std::span<const std::int32_t> logit_rows;  // tokens whose logits are wanted, indices into ids
+  // The states of all tokens are read afterwards (StepBuffers::normed), not the logits alone.
+  bool wants_all_states = false;
   // The first so many sequences compute one token of an answer each, the others tokens of prompts; -1: not told. Only a
   // reproducible Exec on a GPU looks at it.
   std::int64_t n_answer_seqs = -1;

@@ -19,6 +19,7 @@ constexpr std::int64_t kMaxDenseElements = std::int64_t{192} << 20;
 constexpr std::int64_t kMaxParts = 64;
 constexpr std::int64_t kDecodeBlocks = 264;  // of the decode attention, at once
 constexpr std::int64_t kTile = 16;           // tokens of a warp in prefill attention
+constexpr std::int64_t kGroupedRows = 64;
 
 std::int64_t aligned(std::int64_t bytes) {
   return (bytes + kAlign - 1) / kAlign * kAlign;
@@ -31,7 +32,8 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
 // on the step.
 std::int64_t split_of(const CudaOptions& options) {
   const std::int64_t longest = options.max_blocks * options.block_size;
-  return std::max<std::int64_t>(128, ceil_div(ceil_div(longest, kMaxParts), 128) * 128);
+  // Reproducible: the same for one sequence, which wants many parts, and for hundreds, which want none.
+  return std::max<std::int64_t>(options.reproducible ? 256 : 128, ceil_div(ceil_div(longest, kMaxParts), 128) * 128);
 }
 std::int64_t parts_of(const CudaOptions& options) {
   return ceil_div(options.max_blocks * options.block_size, split_of(options));
@@ -216,6 +218,8 @@ Status CudaExec::upload(const RaggedBatch& batch, std::int64_t n_padded, std::in
     longest = longest_decode = n_parts * split_;
   }
   n_answer_rows_ = n_decodes;
+  n_answer_wanted_ = std::count_if(batch.logit_rows.begin(), batch.logit_rows.end(),
+                                   [&](std::int32_t row) { return row < n_decodes; });
   const std::int64_t block = options_.block_size, stride = ceil_div(longest, block);
   const Layout layout(n_tokens, n_rows, n_seqs, n_decodes, n_tiles, stride);
   const auto draw_bytes = static_cast<std::int64_t>(draws_.size() * sizeof(CudaSampleRow));
@@ -407,7 +411,7 @@ void CudaExec::launch_norm() {
   } else {
     args.y_f32 = y.f32();
     // What the next products read; a copy in blocks that no weight here has costs little.
-    if (n > 1 && n <= kCudaSkinnyRows && options_.has_f32_activations) {
+    if (n > (options_.reproducible ? 0 : 1) && n <= kCudaSkinnyRows && options_.has_f32_activations) {
       if (args.k % 32 == 0) args.block32 = copies_[0].out, copies_[0].of = y.data;
       if (args.k % 256 == 0) args.block256 = copies_[1].out, copies_[1].of = y.data;
     } else if (n > 1 && options_.has_f32_activations) {
@@ -450,7 +454,7 @@ CudaActivations CudaExec::activations(TensorView x, const Weight& w) {
     result.f32 = x.f32();
   }
   if (w.format == PackedFormat::kF32) return result;
-  if (x.rows() == 1) {  // made what it must be by who reads it
+  if (x.rows() == 1 && !options_.reproducible) {  // made what it must be by who reads it
     if (can_take_norm(w, x)) return {.f32 = norm_.x.f32()};
     return result;
   }
@@ -485,7 +489,8 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
       ++end;
     const std::size_t n_first = end - begin;
     const PackedFormat second = end < products.size() ? weights[end]->format : PackedFormat::kF32;
-    if (x.rows() == 1 && epilogue == CudaEpilogue::kStore && cuda_can_mix(weights[begin]->format, second))
+    if (x.rows() == 1 && !options_.reproducible && epilogue == CudaEpilogue::kStore &&
+        cuda_can_mix(weights[begin]->format, second))
       while (end < products.size() && weights[end]->format == second) ++end;
     CudaLinearArgs args{.format = weights[begin]->format,
                         .epilogue = epilogue,
@@ -496,6 +501,7 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
                         .x = activations(x, *weights[begin])};
     args.n_first = static_cast<std::int32_t>(n_first);
     args.second_format = second;
+    args.is_row_like_others = options_.reproducible;
     if (can_take_norm(*weights[begin], x)) args.norm = norm_.w.f32(), args.eps = norm_.eps;
     for (std::size_t i = begin; i < end; ++i) args.products[i - begin] = products[i];
     kernels_->linear(stream_.handle(), args);
@@ -648,7 +654,10 @@ void CudaExec::multiply(CudaEpilogue epilogue, TensorView x, std::span<const Cud
     multiply_rows(epilogue, x, products, weights, y_is_bf16);
     return;
   }
-  if (gemm_ != nullptr && is_even(weights)) {
+  const bool is_quantized =
+      std::all_of(weights.begin(), weights.end(), [](const Weight* w) { return is_cuda_quantized(w->format); });
+  // Up to so many rows it costs less to read quantised weights for each 16 of them than to make them dense.
+  if (gemm_ != nullptr && is_even(weights) && !(is_quantized && n <= kGroupedRows)) {
     multiply_dense(epilogue, x, products, weights, y_is_bf16, 0, n, 0);
     return;
   }
@@ -686,8 +695,9 @@ void CudaExec::multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::s
     multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n);
     return;
   }
-  const bool has_quantized =
-      std::any_of(weights.begin(), weights.end(), [](const Weight* w) { return is_cuda_quantized(w->format); });
+  const bool has_quantized = std::any_of(weights.begin(), weights.end(), [](const Weight* w) {
+    return is_cuda_quantized(w->format) || is_cuda_f8(w->format);
+  });
   // Dense first: it reads the copy of all rows in bf16, which the groups overwrite.
   if (n_answer < n) multiply_dense(epilogue, x, products, weights, y_is_bf16, n_answer, n, kPromptRows);
   if (n_answer == 0) return;
@@ -838,10 +848,18 @@ void CudaExec::attention(TensorView out, TensorView q, const KvCache& cache, std
   forget_copies(out.data);
 }
 
-void CudaExec::logits(TensorView y, TensorView x, const Weight& head, TensorView gathered) {
+void CudaExec::take_wanted(TensorView y, TensorView x) {
+  STILL_CHECK(y.rows() == batch_.n_rows && y.dtype == x.dtype);
+  kernels_->gather(stream_.handle(), x.data, x.row_size() * (x.dtype == DType::kBF16 ? 2 : 4), batch_.rows,
+                   batch_.n_rows, y.data);
+  forget_copies(nullptr);
+  n_answer_rows_ = n_answer_wanted_;
+}
+
+void CudaExec::logits(TensorView y, TensorView x, bool is_taken, const Weight& head, TensorView gathered) {
   const std::int64_t n_rows = y.rows(), width = x.row_size();
   // All rows, in order: a step of decodes.
-  const bool is_all = batch_.n_rows == batch_.n_tokens && batch_.n_decodes == batch_.n_tokens;
+  const bool is_all = is_taken || (batch_.n_rows == batch_.n_tokens && batch_.n_decodes == batch_.n_tokens);
   if (!is_all) {
     if (norm_.is_pending && x.data == norm_.y.data) launch_norm();
     kernels_->gather(stream_.handle(), x.data, width * (x.dtype == DType::kBF16 ? 2 : 4), batch_.rows,

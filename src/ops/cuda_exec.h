@@ -57,7 +57,10 @@ class CudaExec {
                      const KvCache& cache, std::int32_t layer);
   void attention(TensorView out, TensorView q, const KvCache& cache, std::int32_t layer, std::int64_t n_heads,
                  float scale, std::int64_t window);
-  void logits(TensorView y, TensorView x, const Weight& head, TensorView gathered);
+  // y[i] = x[the step's wanted row i]; products that follow are of these rows.
+  void take_wanted(TensorView y, TensorView x);
+  // is_taken: x has the wanted rows alone.
+  void logits(TensorView y, TensorView x, bool is_taken, const Weight& head, TensorView gathered);
 
   // Copies of activations in other types are kept until their tensor changes; who changes one by other means says so.
   void forget_copies(const void* of);  // null: all
@@ -171,12 +174,13 @@ class CudaExec {
   std::chrono::steady_clock::time_point last_collected_;
   double idle_seconds_ = 0, busy_seconds_ = 0;
   CudaBatch batch_;
-  std::int64_t n_answer_rows_ = 0;  // reproducible: the first so many rows of what is multiplied are of answers
-  bool has_failed_ = false;         // a product of this step could not be launched
-  CudaRopeKvArgs rope_{};           // what the attention that follows does of it:
-  bool is_q_raw_ = false;           // rotate q
-  bool is_rope_pending_ = false;    // all of it, in a step of decodes
-  std::uint16_t* bf16_ = nullptr;   // [max_tokens, max_k], where activations are f32
+  std::int64_t n_answer_rows_ = 0;    // reproducible: the first so many rows of what is multiplied are of answers,
+  std::int64_t n_answer_wanted_ = 0;  // and of the wanted ones
+  bool has_failed_ = false;           // a product of this step could not be launched
+  CudaRopeKvArgs rope_{};             // what the attention that follows does of it:
+  bool is_q_raw_ = false;             // rotate q
+  bool is_rope_pending_ = false;      // all of it, in a step of decodes
+  std::uint16_t* bf16_ = nullptr;     // [max_tokens, max_k], where activations are f32
   const void* bf16_of_ = nullptr;
   const void* f8_of_ = nullptr;  // whose e4m3 or (up to kCudaSkinnyRows) f16 form lies in bf16_, and its
   float* f8_scale_ = nullptr;    // scales [max_tokens]

@@ -1,4 +1,4 @@
-// The output head on the wanted rows only.
+// The wanted rows, and the output head on them only.
 #pragma once
 
 #include <span>
@@ -8,7 +8,11 @@
 
 namespace still {
 
-// y: [rows.size(), vocab_size] f32; x: [n_tokens, hidden_size] f32; gathered: scratch [rows.size(), hidden_size] f32.
+// y[i] = x[rows[i]]. On a GPU the rows are those that the step's batch wants.
+void take_rows(Exec& exec, TensorView y, TensorView x, std::span<const std::int32_t> rows);
+
+// y: [n, vocab_size] f32, of rows `rows` (n of them; none: all n, in order) of x: [*, hidden_size] f32; gathered:
+// scratch [n, hidden_size] f32.
 void logits(Exec& exec, TensorView y, TensorView x, const Weight& head, std::span<const std::int32_t> rows,
             TensorView gathered);
 

@@ -93,6 +93,11 @@ TEST(Logits, OnlyTheWantedRowsInTheirOrder) {
   for (std::size_t i = 0; i < rows.size(); ++i)
     for (std::int64_t token = 0; token < vocab_size; ++token)
       ASSERT_EQ(y.at(static_cast<std::int64_t>(i), token), all.at(rows[i], token));
+  FloatTensor taken({3, hidden_size}), again({3, vocab_size});
+  take_rows(*exec, taken.view(), x.view(), rows);
+  logits(*exec, again.view(), taken.view(), head, {}, gathered.view());
+  for (std::int64_t i = 0; i < 3; ++i)
+    for (std::int64_t token = 0; token < vocab_size; ++token) ASSERT_EQ(again.at(i, token), y.at(i, token));
   logits(*exec, {nullptr, DType::kF32, {0, vocab_size}}, x.view(), head, {}, gathered.view());
 }
 

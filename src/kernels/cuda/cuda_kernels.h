@@ -52,6 +52,8 @@ struct CudaLinearArgs {
   // The products from this one on are in second_format (cuda_can_mix; a single row, stored).
   std::int32_t n_first = kCudaMaxProducts;
   PackedFormat second_format = PackedFormat::kF32;
+  // A single row is computed as it is among others, and read in the form that those have.
+  bool is_row_like_others = false;
 };
 // Formats of which one launch computes both: Q4_K_M keeps half of its values' projections in Q6_K.
 constexpr bool cuda_can_mix(PackedFormat first, PackedFormat second) {
@@ -257,7 +259,8 @@ struct CudaGemmArgs {
   bool y_is_bf16, add;
   const float* bias = nullptr;  // only with f32 y
   std::int64_t n_rows, n_out, k;
-  // Above 0: by the algorithm for so many rows, whatever n_rows is; then a row's result depends on that row alone.
+  // Above 0: bit by bit as by the algorithm for so many rows, whatever n_rows is; then a row's result depends on that
+  // row alone.
   std::int64_t fixed_rows = 0;
   bool is_f8 = false;
   const float* x_scale = nullptr;  // is_f8: [n_rows] and [n_out], products are multiplied by

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -32,7 +33,8 @@ constexpr int kComputeF32 = 68;                // CUBLAS_COMPUTE_32F
 constexpr int kF32 = 0, kBF16 = 14, kF8 = 28;  // cudaDataType_t; kF8: CUDA_R_8F_E4M3
 constexpr int kAttrScaleA = 17, kAttrScaleB = 18, kAttrFastSum = 25, kAttrScaleModeA = 31, kAttrScaleModeB = 32;
 constexpr int kScaleOuterVector = 3;  // CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F: one for each row and column
-constexpr int kMostCandidates = 12, kRepeats = 3;
+constexpr int kMostCandidates = 12, kRepeats = 3, kMostProposals = 32;
+constexpr int kConfigSplit = 2, kConfigReduction = 3;             // cublasLtMatmulAlgoConfigAttributes_t
 constexpr int kAttrTransA = 3, kAttrEpilogue = 7, kAttrBias = 8;  // cublasLtMatmulDescAttributes_t
 constexpr int kTranspose = 1;                                     // CUBLAS_OP_T
 constexpr std::uint32_t kEpilogueBias = 4;                        // CUBLASLT_EPILOGUE_BIAS
@@ -51,6 +53,7 @@ struct Library {
   int (*matmul)(Handle, Handle desc, const void* alpha, const void* a, Handle a_layout, const void* b, Handle b_layout,
                 const void* beta, const void* c, Handle c_layout, void* d, Handle d_layout, const Algo* algo,
                 void* workspace, std::size_t workspace_bytes, cudaStream_t stream);
+  int (*config_get)(const Algo*, int attribute, void* value, std::size_t bytes, std::size_t* written);
 
   bool load(const char** reason) {
     void* library = nullptr;
@@ -72,7 +75,8 @@ struct Library {
            find(desc_set, "cublasLtMatmulDescSetAttribute") && find(layout_create, "cublasLtMatrixLayoutCreate") &&
            find(preference_create, "cublasLtMatmulPreferenceCreate") &&
            find(preference_set, "cublasLtMatmulPreferenceSetAttribute") &&
-           find(heuristic, "cublasLtMatmulAlgoGetHeuristic") && find(matmul, "cublasLtMatmul");
+           find(heuristic, "cublasLtMatmulAlgoGetHeuristic") && find(matmul, "cublasLtMatmul") &&
+           find(config_get, "cublasLtMatmulAlgoConfigGetAttribute");
   }
 };
 
@@ -81,7 +85,9 @@ struct Plan {
   Handle desc = nullptr, a = nullptr, b = nullptr, d = nullptr;
   Heuristic choice{};
   std::vector<Heuristic> candidates;  // to be measured
-  bool is_usable = false;
+  bool must_equal_choice = false;     // bit by bit
+  bool is_usable = false, was_measured = false;
+  const Plan* lender = nullptr;  // whose algorithm is taken as long as this shape has none of its own
 };
 
 class CublasLtGemm : public CudaGemm {
@@ -114,6 +120,12 @@ class CublasLtGemm : public CudaGemm {
                        library_.desc_set(plan.desc, kAttrScaleB, &args.x_scale, sizeof(args.x_scale)) != 0))
       return false;
     if (!plan.candidates.empty()) measure(static_cast<cudaStream_t>(stream), plan, args);
+    if (plan.lender != nullptr) {
+      Heuristic lent = plan.lender->choice;
+      lent.workspace_bytes = kWorkspaceBytes;
+      if (multiply(static_cast<cudaStream_t>(stream), plan, args, lent, args.y)) return true;
+      if (!propose(plan, args)) return false;
+    }
     return multiply(static_cast<cudaStream_t>(stream), plan, args, plan.choice, args.y);
   }
 
@@ -127,12 +139,52 @@ class CublasLtGemm : public CudaGemm {
                            &choice.algo, workspace_, choice.workspace_bytes, stream) == 0;
   }
 
+  // Whether algorithms cut k alike. Those that do add in the same order whatever their tiles are: found so for all
+  // that the library proposes for the shapes of a 7B model and 1 to 4,096 rows.
+  bool adds_alike(const Algo& a, const Algo& b) const {
+    for (const int attribute : {kConfigSplit, kConfigReduction}) {
+      std::uint32_t of_a = 0, of_b = 0;
+      std::size_t written = 0;
+      if (library_.config_get(&a, attribute, &of_a, sizeof(of_a), &written) != 0 ||
+          library_.config_get(&b, attribute, &of_b, sizeof(of_b), &written) != 0 || of_a != of_b)
+        return false;
+    }
+    return true;
+  }
+
+  // The bytes of some rows of y by an algorithm; none: it failed.
+  std::vector<std::byte> bytes_of(cudaStream_t stream, const Plan& plan, const CudaGemmArgs& args,
+                                  const Heuristic& choice, void* y) {
+    constexpr std::int64_t kRows = 4;
+    const std::int64_t element = args.y_is_bf16 ? 2 : 4, n = std::min(kRows, args.n_rows);
+    const auto width = static_cast<std::size_t>(args.n_out * element),
+               pitch = static_cast<std::size_t>(args.y_stride * element);
+    std::vector<std::byte> bytes(width * static_cast<std::size_t>(n));
+    if (!multiply(stream, plan, args, choice, y) ||
+        cudaMemcpy2DAsync(bytes.data(), width, y, pitch, width, static_cast<std::size_t>(n), cudaMemcpyDeviceToHost,
+                          stream) != cudaSuccess ||
+        cudaStreamSynchronize(stream) != cudaSuccess)
+      return {};
+    return bytes;
+  }
+
   // The fastest candidate becomes the plan's choice; each run begins with another matrix in the cache.
   void measure(cudaStream_t stream, Plan& plan, const CudaGemmArgs& args) {
-    const std::vector<Heuristic> candidates = std::move(plan.candidates);
+    std::vector<Heuristic> candidates = std::move(plan.candidates);
     plan.candidates.clear();
     void* y = args.add ? args.room : args.y;
     if (args.add && args.room_bytes < args.n_rows * args.y_stride * (args.y_is_bf16 ? 2 : 4)) return;
+    if (plan.must_equal_choice) {
+      const std::vector<std::byte> wanted = bytes_of(stream, plan, args, plan.choice, y);
+      std::erase_if(candidates, [&](const Heuristic& candidate) {
+        return wanted.empty() || bytes_of(stream, plan, args, candidate, y) != wanted;
+      });
+      if (candidates.empty()) return;
+      if (candidates.size() == 1) {  // nothing to measure
+        plan.choice = candidates[0];
+        return;
+      }
+    }
     cudaEvent_t begin = nullptr, end = nullptr;
     if (cudaEventCreate(&begin) != cudaSuccess || cudaEventCreate(&end) != cudaSuccess) return;
     // In rounds, so that a clock that sinks under load does not favour the first ones.
@@ -159,7 +211,14 @@ class CublasLtGemm : public CudaGemm {
                   args.y_is_bf16, args.add,   args.is_f8, args.bias != nullptr, args.fixed_rows};
     const auto [entry, is_new] = plans_.try_emplace(key);
     Plan& plan = entry->second;
-    if (!is_new) return plan;
+    if (!is_new) {
+      // Now that the shape comes again and again.
+      if (args.is_recurring && !plan.was_measured && plan.is_usable) {
+        if (args.fixed_rows == 0) propose(plan, args);
+        if (args.fixed_rows > 0 && args.fixed_rows != args.n_rows) propose_alike(plan, args);
+      }
+      return plan;
+    }
     if (args.fixed_rows > 0 && args.fixed_rows != args.n_rows) {
       CudaGemmArgs fixed = args;
       fixed.n_rows = args.fixed_rows;
@@ -167,25 +226,62 @@ class CublasLtGemm : public CudaGemm {
       plan.choice = chosen.choice;
       plan.choice.workspace_bytes = kWorkspaceBytes;  // a split of k needs more of it for more rows
       plan.is_usable = chosen.is_usable && describe(plan, args);
+      if (plan.is_usable) propose_alike(plan, args);
       return plan;
     }
-    bool good = describe(plan, args);
-    // What is measured may be chosen otherwise next time, which a fixed algorithm must not be.
-    const int most = args.is_recurring && args.fixed_rows == 0 ? kMostCandidates : 1;
-    std::vector<Heuristic> results(kMostCandidates);
-    int found = 0;
-    good = good &&
-           library_.heuristic(handle_, plan.desc, plan.a, plan.b, plan.d, plan.d, preference_, most, results.data(),
-                              &found) == 0 &&
-           found > 0;
-    results.resize(good ? static_cast<std::size_t>(found) : 0);
-    std::erase_if(results, [](const Heuristic& result) { return result.status != 0; });
-    if (!results.empty()) {
-      plan.choice = results[0];
-      if (results.size() > 1) plan.candidates = std::move(results);
-      plan.is_usable = true;
+    if (!describe(plan, args)) return plan;
+    const std::int64_t rounded = rounded_rows(args.n_rows);
+    if (!args.is_recurring && args.fixed_rows == 0 && rounded != args.n_rows) {
+      CudaGemmArgs lender = args;
+      lender.n_rows = rounded;
+      plan.lender = &plan_of(lender);
+      plan.is_usable = plan.lender->is_usable || propose(plan, args);
+      return plan;
     }
+    propose(plan, args);
     return plan;
+  }
+
+  // Rows of the shape whose algorithm serves the one-off shape of so many: few, since the first launch of an algorithm
+  // takes the library up to 20 ms.
+  static std::int64_t rounded_rows(std::int64_t n) {
+    if (n > 256) return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(n)));
+    const std::int64_t step = n <= 64 ? 16 : 64;
+    return (n + step - 1) / step * step;
+  }
+
+  // The library's proposals for a described plan: its first is the choice, all are candidates where they are measured.
+  bool propose(Plan& plan, const CudaGemmArgs& args) {
+    plan.lender = nullptr;
+    // What is measured may be chosen otherwise next time, which a fixed algorithm must not be.
+    plan.was_measured = args.is_recurring && args.fixed_rows == 0;
+    std::vector<Heuristic> results = proposals(plan, plan.was_measured ? kMostCandidates : 1);
+    plan.is_usable = !results.empty();
+    if (results.empty()) return false;
+    plan.choice = results[0];
+    if (results.size() > 1) plan.candidates = std::move(results);
+    return true;
+  }
+
+  // Proposals that add as the plan's choice does: of what does not come again the first.
+  void propose_alike(Plan& plan, const CudaGemmArgs& args) {
+    plan.was_measured = args.is_recurring;
+    plan.must_equal_choice = true;
+    plan.candidates = proposals(plan, kMostProposals);
+    std::erase_if(plan.candidates, [&](const Heuristic& result) { return !adds_alike(result.algo, plan.choice.algo); });
+    plan.candidates.resize(std::min<std::size_t>(plan.candidates.size(), args.is_recurring ? kMostCandidates : 1));
+    if (args.is_recurring) plan.candidates.push_back(plan.choice);
+  }
+
+  std::vector<Heuristic> proposals(const Plan& plan, int most) {
+    std::vector<Heuristic> results(static_cast<std::size_t>(most));
+    int found = 0;
+    if (library_.heuristic(handle_, plan.desc, plan.a, plan.b, plan.d, plan.d, preference_, most, results.data(),
+                           &found) != 0)
+      found = 0;
+    results.resize(static_cast<std::size_t>(found));
+    std::erase_if(results, [](const Heuristic& result) { return result.status != 0; });
+    return results;
   }
 
   // The plan's descriptors; false: the library refuses them.

@@ -23,7 +23,7 @@ struct SkinnyArgs {
   std::int32_t n_first, second_n_tiles;  // products of the first format
   std::int32_t n_products, k, n_tiles, n_rows;
   CudaEpilogue epilogue;
-  bool y_is_bf16;
+  bool y_is_bf16, has_own_kernel;
 };
 
 // A panel of a matrix; FP8 has its scales after the matrix. kIsSecond: of the second format.
@@ -406,7 +406,7 @@ void launch_skinny(void* stream, const SkinnyArgs& args) {
   const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
   const int n_blocks = args.first_panel[is_swiglu ? 1 : args.n_products];
   const auto grid = static_cast<unsigned>(n_blocks);
-  if (args.n_rows == 1) {
+  if (args.has_own_kernel) {
     const int n_chunks = static_cast<int>(ceil_div(args.k, Format::kSingleChunk));
     if (n_chunks >= kLeastStreamWarps && n_chunks <= kMostWarps && n_blocks >= kStreamPanels) {
       const auto n = static_cast<unsigned>(kMultiprocessors * (kMostWarps / n_chunks));
@@ -449,6 +449,7 @@ void linear(void* stream, const CudaLinearArgs& in) {
   args.n_rows = in.n_rows;
   args.epilogue = in.epilogue;
   args.y_is_bf16 = in.y_is_bf16;
+  args.has_own_kernel = in.n_rows == 1 && !in.is_row_like_others;
   if (in.format == PackedFormat::kF32) {
     std::int32_t most = 0;
     for (int i = 0; i < in.n_products; ++i) most = in.products[i].n_out > most ? in.products[i].n_out : most;

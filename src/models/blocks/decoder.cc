@@ -2,6 +2,7 @@
 
 #include "ops/copy.h"
 #include "ops/embed.h"
+#include "ops/linear.h"
 #include "ops/logits.h"
 #include "ops/rms_norm.h"
 
@@ -43,12 +44,37 @@ std::unique_ptr<ArchWeights> bind_decoder(const ModelConfig& config, const Weigh
   return bound;
 }
 
+namespace {
+// Behind the last layer's attention only rows whose logits are wanted go on: of a prompt one. They move to q and ffn,
+// which are free by then.
+struct LastRows {
+  TensorView hidden, attn;
+};
+LastRows take_last_rows(const ForwardArgs& args, TensorView hidden, TensorView attn) {
+  const auto n = static_cast<std::int64_t>(args.batch.logit_rows.size());
+  const LastRows rows{.hidden = {args.buffers.q, DType::kF32, {n, hidden.row_size()}},
+                      .attn = {args.buffers.ffn, attn.dtype, {n, attn.row_size()}}};
+  take_rows(args.exec, rows.hidden, hidden, args.batch.logit_rows);
+  take_rows(args.exec, rows.attn, attn, args.batch.logit_rows);
+  return rows;
+}
+bool can_take_last_rows(const ForwardArgs& args) {
+  const auto n_wanted = static_cast<std::int64_t>(args.batch.logit_rows.size()), n_tokens = args.batch.n_tokens();
+  const std::int64_t q_size = std::int64_t{args.config.n_heads} * args.config.head_dim;
+  return !args.batch.wants_all_states && n_wanted < n_tokens &&
+         n_wanted * args.config.hidden_size <= n_tokens * q_size &&
+         n_wanted * q_size <= n_tokens * args.config.intermediate_size;
+}
+}  // namespace
+
 void decoder_forward(const ForwardArgs& args) {
   const ModelConfig& config = args.config;
   const auto& weights = static_cast<const DecoderWeights&>(args.weights);
   const std::int64_t n_tokens = args.batch.n_tokens();
-  const TensorView hidden{args.buffers.hidden, DType::kF32, {n_tokens, config.hidden_size}};
-  const TensorView normed{args.buffers.normed, args.buffers.layout.type, {n_tokens, config.hidden_size}};
+  const auto n_wanted = static_cast<std::int64_t>(args.batch.logit_rows.size());
+  TensorView hidden{args.buffers.hidden, DType::kF32, {n_tokens, config.hidden_size}};
+  TensorView normed{args.buffers.normed, args.buffers.layout.type, {n_tokens, config.hidden_size}};
+  bool has_all_rows = true;
 
   if (args.layer_begin == 0) {
     embed(args.exec, hidden, *weights.embedding, args.batch.ids);
@@ -60,16 +86,25 @@ void decoder_forward(const ForwardArgs& args) {
     if (args.batch.is_abandoned != nullptr && args.batch.is_abandoned->load(std::memory_order_relaxed)) return;
     const DecoderLayer& w = weights.layers[static_cast<std::size_t>(layer)];
     rms_norm(args.exec, normed, hidden, w.input_norm, config.rms_norm_eps);
-    gqa_attention(args, w.attention, layer - args.layer_begin, hidden, normed);
+    TensorView attn = gqa_attention(args, w.attention, layer - args.layer_begin, normed);
+    if (layer + 1 == config.n_layers && can_take_last_rows(args)) {
+      if (n_wanted == 0) return;
+      const LastRows rows = take_last_rows(args, hidden, attn);
+      hidden = rows.hidden;
+      attn = rows.attn;
+      normed = {normed.data, normed.dtype, {n_wanted, config.hidden_size}};
+      has_all_rows = false;
+    }
+    linear_add(args.exec, hidden, attn, *w.attention.o);
     rms_norm(args.exec, normed, hidden, w.post_attention_norm, config.rms_norm_eps);
     gated_mlp(args, w.mlp, hidden, normed);
   }
   if (args.layer_end < config.n_layers) return;
-  const auto n_wanted = static_cast<std::int64_t>(args.batch.logit_rows.size());
   if (n_wanted == 0) return;
   rms_norm(args.exec, normed, hidden, weights.final_norm, config.rms_norm_eps);
   logits(args.exec, {args.buffers.logits, DType::kF32, {n_wanted, config.vocab_size}}, normed, *weights.head,
-         args.batch.logit_rows, {args.buffers.gathered, args.buffers.layout.type, {n_wanted, config.hidden_size}});
+         has_all_rows ? args.batch.logit_rows : std::span<const std::int32_t>(),
+         {args.buffers.gathered, args.buffers.layout.type, {n_wanted, config.hidden_size}});
 }
 
 }  // namespace still

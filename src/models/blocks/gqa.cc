@@ -38,8 +38,7 @@ GqaWeights bind_gqa(const WeightSet& weights, std::int32_t layer) {
           .v_bias = weights.vector(layer_name(layer, "v_proj.bias"))};
 }
 
-void gqa_attention(const ForwardArgs& args, const GqaWeights& weights, std::int32_t layer, TensorView hidden,
-                   TensorView normed) {
+TensorView gqa_attention(const ForwardArgs& args, const GqaWeights& weights, std::int32_t layer, TensorView normed) {
   const ModelConfig& config = args.config;
   const std::int64_t n_tokens = args.batch.n_tokens();
   const std::int64_t stride = args.buffers.qkv_stride;
@@ -54,7 +53,7 @@ void gqa_attention(const ForwardArgs& args, const GqaWeights& weights, std::int3
   rope_kv_write(args.exec, q, k, v, config.n_heads, args.rope, args.cache, layer, args.batch);
   const float scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
   attention(args.exec, attn, q, args.cache, layer, args.batch, config.n_heads, scale, config.sliding_window);
-  linear_add(args.exec, hidden, attn, *weights.o);
+  return attn;
 }
 
 }  // namespace still

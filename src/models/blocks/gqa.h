@@ -18,9 +18,8 @@ struct GqaWeights {
 void append_gqa_tensors(const ModelConfig& config, std::int32_t layer, std::vector<TensorSpec>& specs);
 GqaWeights bind_gqa(const WeightSet& weights, std::int32_t layer);
 
-// hidden += W_o attention(rope(W_q x), rope(W_k x), W_v x) with x the normed rows; keys and values go to the cache,
-// whose layers are counted by `layer`.
-void gqa_attention(const ForwardArgs& args, const GqaWeights& weights, std::int32_t layer, TensorView hidden,
-                   TensorView normed);
+// attention(rope(W_q x), rope(W_k x), W_v x) with x the normed rows, to be multiplied by W_o; keys and values go to the
+// cache, whose layers are counted by `layer`.
+TensorView gqa_attention(const ForwardArgs& args, const GqaWeights& weights, std::int32_t layer, TensorView normed);
 
 }  // namespace still

@@ -26,8 +26,7 @@ MlpWeights bind_mlp(const WeightSet& weights, std::int32_t layer) {
 }
 
 void gated_mlp(const ForwardArgs& args, const MlpWeights& weights, TensorView hidden, TensorView normed) {
-  const TensorView inner{
-      args.buffers.ffn, args.buffers.layout.type, {args.batch.n_tokens(), args.config.intermediate_size}};
+  const TensorView inner{args.buffers.ffn, args.buffers.layout.type, {hidden.rows(), args.config.intermediate_size}};
   linear_swiglu(args.exec, inner, normed, *weights.gate, *weights.up);
   linear_add(args.exec, hidden, inner, *weights.down);
 }
