@@ -210,8 +210,8 @@ Result<RankWeights> plan_rank_weights(const ModelShape& shape, const Quantisatio
     result.file_bytes += planned_bytes(q, shape, t);
     if (is_copy) continue;
     std::int64_t rows = t.rows, cols = t.cols, count = t.count;
-    const bool is_expert = t.count > 1 && p.expert > 1;
-    if (is_expert) count = (count + p.redundant) / p.expert;
+    const bool is_expert = t.is_routed && p.expert > 1;
+    if (is_expert && count > 1) count = (count + p.redundant) / p.expert;
     // With EP every expert is cut over the ranks of a stage that are left.
     const std::int64_t ways = is_expert ? p.tensor * p.data / p.expert : p.tensor;
     const bool is_kv_part = t.part == kKey || t.part == kValue;
@@ -224,8 +224,11 @@ Result<RankWeights> plan_rank_weights(const ModelShape& shape, const Quantisatio
       if (cut == Cut::kCols) cols = ceil_div(cols, ways);
     }
     std::int64_t bytes = planned_bytes(q, shape, t, rows, cols, count);
-    // Files with a tensor for each expert: the ranks share them evenly.
-    if (t.group == WeightGroup::kExperts && t.count == 1) bytes = ceil_div(bytes, p.expert);
+    // Files with a tensor for each expert: the ranks share them, and the copies, evenly.
+    if (is_expert && t.count == 1) {
+      const std::int64_t n_experts = std::max(1, c.n_experts);
+      bytes = ceil_div(bytes * (n_experts + p.redundant), n_experts * p.expert);
+    }
     const bool on_host = (settings.experts_on_host && t.group == WeightGroup::kExperts) ||
                          (settings.engine.table_on_host && t.part == kEmbedding && !c.tied_embeddings);
     if (on_host) {

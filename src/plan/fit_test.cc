@@ -8,6 +8,7 @@
 
 #include "plan/plan_data.h"
 #include "plan/speed.h"
+#include "plan/test_model.h"
 
 namespace still {
 namespace {
@@ -297,6 +298,83 @@ TEST(Fit, AWindowBoundsTheCacheOfASequence) {
   EXPECT_DOUBLE_EQ(mean_kv_tokens(whole, 8192), 4096);
   EXPECT_DOUBLE_EQ(mean_kv_tokens(windowed, 4096), 2048);
   EXPECT_DOUBLE_EQ(mean_kv_tokens(windowed, 8192), 3072);
+}
+
+// Two layers of R1, the second with experts; each expert a tensor of its own or all of a layer in one.
+ModelShape experts_of_a_file(bool is_one_each) {
+  FakeModel model({{"model_type", "deepseek_v3"},
+                   {"num_hidden_layers", 2},
+                   {"hidden_size", 7168},
+                   {"intermediate_size", 18432},
+                   {"moe_intermediate_size", 2048},
+                   {"num_attention_heads", 128},
+                   {"num_key_value_heads", 128},
+                   {"kv_lora_rank", 512},
+                   {"q_lora_rank", 1536},
+                   {"qk_rope_head_dim", 64},
+                   {"qk_nope_head_dim", 128},
+                   {"v_head_dim", 128},
+                   {"n_routed_experts", 256},
+                   {"num_experts_per_tok", 8},
+                   {"first_k_dense_replace", 1},
+                   {"vocab_size", 1280},
+                   {"max_position_embeddings", 163840}});
+  const auto add = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
+    model.tensor("model." + name + ".weight", "BF16", {rows, cols});
+  };
+  add("embed_tokens", 1280, 7168);
+  model.tensor("lm_head.weight", "BF16", {1280, 7168});
+  for (const std::string layer : {"layers.0.", "layers.1."}) {
+    add(layer + "self_attn.q_a_proj", 1536, 7168);
+    add(layer + "self_attn.q_b_proj", 24576, 1536);
+    add(layer + "self_attn.kv_a_proj_with_mqa", 576, 7168);
+    add(layer + "self_attn.o_proj", 7168, 16384);
+    if (is_one_each) {
+      add(layer + "self_attn.kv_b_proj", 32768, 512);
+    } else {  // as llama.cpp writes them: by heads, k_b transposed
+      model.tensor("model." + layer + "self_attn.k_b_proj.weight", "BF16", {128, 512, 128});
+      model.tensor("model." + layer + "self_attn.v_b_proj.weight", "BF16", {128, 128, 512});
+    }
+  }
+  for (const char* part : {"gate_proj", "up_proj", "down_proj"}) {
+    const bool is_down = std::string(part) == "down_proj";
+    add(std::string("layers.0.mlp.") + part, is_down ? 7168 : 18432, is_down ? 18432 : 7168);
+    const std::int64_t rows = is_down ? 7168 : 2048, cols = is_down ? 2048 : 7168;
+    if (!is_one_each)
+      model.tensor(std::string("model.layers.1.mlp.experts.") + part + ".weight", "BF16", {256, rows, cols});
+    for (int expert = 0; is_one_each && expert < 256; ++expert)
+      add("layers.1.mlp.experts." + std::to_string(expert) + "." + part, rows, cols);
+  }
+  add("layers.1.mlp.gate", 256, 7168);
+  auto shape = model.shape();
+  EXPECT_TRUE(shape) << (shape ? "" : shape.error().message);
+  return *shape;
+}
+
+// Files hold a tensor for each expert or one for all of a layer: a rank holds the same bytes of both.
+TEST(Weights, OfExpertsDoNotDependOnHowTheFileHoldsThem) {
+  const ModelShape each = experts_of_a_file(true), together = experts_of_a_file(false);
+  constexpr std::int64_t kExpert = 2 * 3 * 2048 * 7168;
+  constexpr auto kExperts = static_cast<std::size_t>(WeightGroup::kExperts),
+                 kAttention = static_cast<std::size_t>(WeightGroup::kAttention);
+  struct Row {
+    Parallelism split;
+    std::int64_t n_experts;  // of a rank, whole ones
+  };
+  for (const Row& row :
+       {Row{{.tensor = 8}, 32}, Row{{.tensor = 8, .expert = 8}, 32}, Row{{.expert = 16, .data = 16}, 16},
+        Row{{.tensor = 2, .expert = 8, .data = 8}, 16}, Row{{.expert = 16, .data = 16, .redundant = 16}, 17}}) {
+    for (const ModelShape* shape : {&each, &together}) {
+      const auto weights = plan_rank_weights(*shape, quant("own"), {.parallelism = row.split});
+      ASSERT_TRUE(weights) << weights.error().message;
+      EXPECT_EQ(weights->groups[kExperts], row.n_experts * kExpert)
+          << row.split.tensor << " " << row.split.expert << " " << row.split.redundant;
+      // Latent projections are copied, the rest of attention is cut by heads: never spread like experts.
+      const std::int64_t attention =
+          2 * 2 * (7168 * (1536 + 576) + (24576 * 1536 + 32768 * 512 + 7168 * 16384) / row.split.tensor);
+      EXPECT_EQ(weights->groups[kAttention], attention);
+    }
+  }
 }
 
 // Every yes is checked against the cell beyond: a fit at the largest context, none one block further.

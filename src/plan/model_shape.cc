@@ -23,7 +23,8 @@ class TensorList {
                     .layer = layer_,
                     .rows = rows,
                     .cols = cols,
-                    .count = count});
+                    .count = count,
+                    .is_routed = group == WeightGroup::kExperts});
   }
   void vector(TensorPart part, WeightGroup group, std::int64_t size) {
     out_.push_back(
@@ -320,6 +321,7 @@ Result<ModelShape> shape_from_checkpoint(const Checkpoint& checkpoint, std::stri
     PlannedTensor tensor{.layer = layer_of(source.name), .own_type = source.dtype, .own_bytes = source.n_bytes};
     tensor.part = part_of_name(source.name);
     tensor.group = group_of(source.name, tensor.part);
+    tensor.is_routed = tensor.group == WeightGroup::kExperts;
     tensor.is_vector = source.shape.rank < 2;
     if (tensor.is_vector && tensor.part != TensorPart::kNorm && tensor.part != TensorPart::kRouteBias &&
         source.name.ends_with(".bias"))

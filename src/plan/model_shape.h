@@ -62,6 +62,7 @@ struct PlannedTensor {
   std::int64_t rows = 1, cols = 1;  // [rows, cols] of one matrix, cols contiguous; a vector has one row
   std::int64_t count = 1;           // matrices: routed experts of a layer, or 1
   bool is_vector = false;
+  bool is_routed = false;         // one routed expert, or all of a layer (count), in the MTP module too
   std::optional<DType> own_type;  // of the file, where there is one
   std::int64_t own_bytes = 0;
   std::int64_t n_params() const { return rows * cols * count; }

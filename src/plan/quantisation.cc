@@ -201,7 +201,7 @@ DType mixture_type(std::string_view name, DType base, const PlannedTensor& tenso
     if (is_low_iq(name) || name == "IQ3_XXS") return DType::kQ5_K;
     return base == DType::kQ8_0 ? base : DType::kQ6_K;
   }
-  if (name == "MXFP4_MOE") return tensor.count > 1 ? DType::kMXFP4 : DType::kQ8_0;
+  if (name == "MXFP4_MOE") return tensor.is_routed ? DType::kMXFP4 : DType::kQ8_0;
   const std::int64_t layer = tensor.layer;
   switch (tensor.part) {
     case kEmbedding:
