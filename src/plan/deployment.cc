@@ -215,7 +215,9 @@ Result<RankWeights> plan_rank_weights(const ModelShape& shape, const Quantisatio
     // With EP every expert is cut over the ranks of a stage that are left.
     const std::int64_t ways = is_expert ? p.tensor * p.data / p.expert : p.tensor;
     const bool is_kv_part = t.part == kKey || t.part == kValue;
-    if (!t.is_vector) {
+    if (t.part == kKvB && t.count > 1) {  // [heads, ...]: whole heads to each rank
+      count = ceil_div(count, ways);
+    } else if (!t.is_vector) {
       const Cut cut = cut_of(t.part);
       if (cut == Cut::kRows)
         rows =

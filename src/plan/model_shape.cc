@@ -129,6 +129,8 @@ constexpr std::array kPartRules = {PartRule{"e_score_correction_bias", TensorPar
                                    PartRule{"q_b_proj", TensorPart::kQueryB},
                                    PartRule{"kv_a_proj", TensorPart::kKvA},
                                    PartRule{"kv_b_proj", TensorPart::kKvB},
+                                   PartRule{"k_b_proj", TensorPart::kKvB},  // its halves, by heads
+                                   PartRule{"v_b_proj", TensorPart::kKvB},
                                    PartRule{"q_proj", TensorPart::kQuery},
                                    PartRule{"k_proj", TensorPart::kKey},
                                    PartRule{"v_proj", TensorPart::kValue},

@@ -209,8 +209,10 @@ DType mixture_type(std::string_view name, DType base, const PlannedTensor& tenso
       if (name == "IQ2_S" || name == "IQ2_M" || name == "IQ3_XXS") return DType::kIQ3_S;
       if (name == "TQ1_0" || name == "TQ2_0" || name == "Q2_0") return DType::kQ4_K;
       return base;
-    case kValue:
     case kKvB:
+      if (tensor.count > 1) return base;  // k_b and v_b apart: the rule names the whole only
+      [[fallthrough]];
+    case kValue:
       return value_type(name, base, layer, f);
     case kKey:
       if (f.n_experts == 8) return is_low_iq(name) ? DType::kQ4_K : DType::kQ8_0;
