@@ -203,7 +203,7 @@ Result<RankWeights> plan_rank_weights(const ModelShape& shape, const Quantisatio
   const std::int64_t stage_layers = ceil_div(c.n_layers, p.pipeline);
   std::vector<RankWeights> stages(static_cast<std::size_t>(p.pipeline));
   RankWeights result;
-  for (const PlannedTensor& t : shape.tensors) {
+  for (const PlannedTensor& t : planned_tensors(q, shape)) {
     if (t.group == WeightGroup::kMtp && !settings.with_mtp) continue;
     // The published files carry copies of embedding and head in the MTP module; they are shared, not loaded twice.
     const bool is_copy = t.group == WeightGroup::kMtp && (t.part == kEmbedding || t.part == kOutput);

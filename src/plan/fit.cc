@@ -175,7 +175,7 @@ Result<OffloadPlan> plan_offload(const ModelShape& shape, const Quantisation& q,
   const std::int64_t n_layers = shape.config.n_layers;
   std::vector<std::int64_t> layer_bytes(static_cast<std::size_t>(n_layers)), expert_bytes(layer_bytes.size());
   std::int64_t head_bytes = 0, embedding_bytes = 0;
-  for (const PlannedTensor& t : shape.tensors) {
+  for (const PlannedTensor& t : planned_tensors(q, shape)) {
     if (t.group == WeightGroup::kMtp) continue;
     const std::int64_t bytes = planned_bytes(q, shape, t);
     if (t.layer >= 0) {

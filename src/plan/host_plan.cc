@@ -194,7 +194,7 @@ Result<HostWeights> plan_host_weights(const ModelShape& shape, const Quantisatio
   if (q.kind == Quantisation::Kind::kOwn && !shape.has_own_types)
     return error(Code::kInvalidArgument, "{} is a shape without a file: name a quantisation", shape.name);
   HostWeights weights;
-  for (const PlannedTensor& t : shape.tensors) {
+  for (const PlannedTensor& t : planned_tensors(q, shape)) {
     if (t.part == TensorPart::kOther || t.group == WeightGroup::kMtp) continue;
     if (t.is_vector) {
       weights.arena_bytes += Arena::rounded(t.n_params() * static_cast<std::int64_t>(sizeof(float)));

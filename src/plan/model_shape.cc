@@ -176,6 +176,20 @@ std::int32_t layer_of(std::string_view name) {
   return layer;
 }
 
+// Several weights in an integer: AWQ, GPTQ, compressed-tensors.
+bool holds_words(const CheckpointTensor& tensor) {
+  return tensor.shape.rank >= 2 &&
+         (tensor.dtype == DType::kI32 || tensor.dtype == DType::kU32 || tensor.dtype == DType::kU8);
+}
+
+// Scales, zero points and the like, which are no weights.
+bool is_beside_a_matrix(std::string_view name) {
+  for (const std::string_view end :
+       {"_scale", "_scale_inv", ".scales", ".qzeros", ".g_idx", "_zero_point", ".weight_shape"})
+    if (name.ends_with(end)) return true;
+  return false;
+}
+
 }  // namespace
 
 TensorPart part_of_name(std::string_view name) {
@@ -193,7 +207,7 @@ std::string_view group_name(WeightGroup group) {
 
 std::int64_t ModelShape::n_params(bool with_mtp) const {
   std::int64_t n = 0;
-  for (const PlannedTensor& tensor : tensors)
+  for (const PlannedTensor& tensor : weights())
     if ((with_mtp || tensor.group != WeightGroup::kMtp) && !(tensor.part == TensorPart::kOther && tensor.is_vector))
       n += tensor.n_params();  // rope_freqs and the like are no weights
   return n;
@@ -201,7 +215,7 @@ std::int64_t ModelShape::n_params(bool with_mtp) const {
 
 std::int64_t ModelShape::n_active_params() const {
   std::int64_t n = 0;
-  for (const PlannedTensor& tensor : tensors) {
+  for (const PlannedTensor& tensor : weights()) {
     if (tensor.group == WeightGroup::kMtp) continue;
     if (tensor.part == TensorPart::kEmbedding) {
       if (config.tied_embeddings) n += tensor.n_params();
@@ -216,7 +230,7 @@ std::int64_t ModelShape::n_active_params() const {
 
 std::int64_t ModelShape::n_routed_params() const {
   std::int64_t n = 0;
-  for (const PlannedTensor& tensor : tensors)
+  for (const PlannedTensor& tensor : weights())
     if (tensor.group == WeightGroup::kExperts) n += tensor.n_params();
   return n;
 }
@@ -312,13 +326,14 @@ Result<ModelShape> shape_from_config(const ModelConfig& config, std::string name
 
 Result<ModelShape> shape_from_checkpoint(const Checkpoint& checkpoint, std::string name) {
   STILL_TRY(const ModelConfig config, read_plan_config(checkpoint.config()));
-  STILL_TRY(const ModelShape expected, shape_from_config(config, name));
+  STILL_TRY(ModelShape expected, shape_from_config(config, name));
   ModelShape shape;
   shape.name = std::move(name);
   shape.config = config;
   shape.has_own_types = true;
   shape.file_bytes = checkpoint.file_bytes();
   std::map<DType, std::int64_t> bytes_of_type;
+  bool is_packed = false;
   for (const CheckpointTensor& source : checkpoint.tensors()) {
     PlannedTensor tensor{.layer = layer_of(source.name), .own_type = source.dtype, .own_bytes = source.n_bytes};
     tensor.part = part_of_name(source.name);
@@ -332,20 +347,21 @@ Result<ModelShape> shape_from_checkpoint(const Checkpoint& checkpoint, std::stri
     if (source.shape.rank >= 2) tensor.rows = source.shape[source.shape.rank - 2];
     if (source.shape.rank >= 3) tensor.count = source.shape[0];
     if (tensor.layer >= config.n_layers) tensor.group = WeightGroup::kMtp;
-    // FP8 scales and packed integers' side tensors belong to the matrix beside them.
+    is_packed = is_packed || holds_words(source) || is_beside_a_matrix(source.name);
     bytes_of_type[source.dtype] += source.n_bytes;
     shape.tensors.push_back(tensor);
   }
   const auto largest = std::max_element(bytes_of_type.begin(), bytes_of_type.end(),
                                         [](const auto& a, const auto& b) { return a.second < b.second; });
   if (largest != bytes_of_type.end()) shape.own_type_name = dtype_name(largest->first);
+  if (is_packed) {
+    shape.unpacked = std::move(expected.tensors);
+    return shape;
+  }
   // A header that lies about its layers, widths or experts is found by the number of weights: the shapes must add up to
-  // the hyperparameters (packed integer formats hold several weights in a word, so only floats and ggml types count).
-  const bool is_packed =
-      largest != bytes_of_type.end() &&
-      (largest->first == DType::kI32 || largest->first == DType::kU32 || largest->first == DType::kU8);
+  // the hyperparameters.
   const double wanted = static_cast<double>(expected.n_params()), found = static_cast<double>(shape.n_params());
-  if (!is_packed && (found < 0.97 * wanted || found > 1.03 * wanted))
+  if (found < 0.97 * wanted || found > 1.03 * wanted)
     return error(Code::kCorrupt, "{}: its tensors hold {:.3f} B weights, but its hyperparameters ask for {:.3f} B",
                  shape.name, found * 1e-9, wanted * 1e-9);
   return shape;

@@ -72,10 +72,14 @@ struct ModelShape {
   std::string name, title, licence, base, quality_key;  // the last three: empty where unknown
   ModelConfig config;
   std::vector<PlannedTensor> tensors;
+  // Of files with several weights in a word, or scales beside the weights: the tensors by the hyperparameters, which
+  // other types, parameters and operations are counted by. Empty otherwise.
+  std::vector<PlannedTensor> unpacked;
   bool has_own_types = false;   // the tensors came from a file
   std::int64_t file_bytes = 0;  // of that file
   std::string own_type_name;    // the type that holds the most bytes of the file
 
+  const std::vector<PlannedTensor>& weights() const { return unpacked.empty() ? tensors : unpacked; }
   bool is_mla() const { return config.kv_lora_rank > 0; }
   bool is_moe() const { return config.n_experts > 0; }
   std::int64_t n_params(bool with_mtp = false) const;  // the MTP module counts only with_mtp

@@ -321,9 +321,13 @@ std::int64_t planned_bytes(const Quantisation& q, const ModelShape& shape, const
   STILL_CHECK(!"a kind without a rule");
 }
 
+const std::vector<PlannedTensor>& planned_tensors(const Quantisation& q, const ModelShape& shape) {
+  return q.kind == Kind::kOwn ? shape.tensors : shape.weights();
+}
+
 std::int64_t weight_file_bytes(const Quantisation& q, const ModelShape& shape, bool with_mtp) {
   std::int64_t bytes = 0;
-  for (const PlannedTensor& tensor : shape.tensors)
+  for (const PlannedTensor& tensor : planned_tensors(q, shape))
     if (with_mtp || tensor.group != WeightGroup::kMtp) bytes += planned_bytes(q, shape, tensor);
   return bytes;
 }

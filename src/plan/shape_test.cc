@@ -3,6 +3,7 @@
 
 #include "plan/plan_data.h"
 #include "plan/quantisation.h"
+#include "plan/test_model.h"
 
 namespace still {
 namespace {
@@ -117,6 +118,51 @@ TEST(Quantisation, FallsBackWhereRowsAreNoWholeBlocks) {
       EXPECT_EQ(planned_type(quant("q2_k"), smol, tensor), DType::kQ4_0);
     }
   }
+}
+
+// Words of several weights and their scales are no weights: another type, parameters and operations are the model's.
+TEST(Quantisation, OfAPackedFileInAnotherTypeIsTheModels) {
+  FakeModel model({{"model_type", "qwen2"},
+                   {"num_hidden_layers", 28},
+                   {"hidden_size", 3584},
+                   {"intermediate_size", 18944},
+                   {"num_attention_heads", 28},
+                   {"num_key_value_heads", 4},
+                   {"vocab_size", 152064},
+                   {"max_position_embeddings", 131072}});
+  const auto plain = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
+    model.tensor(name, "F16", shape);
+  };
+  const auto packed = [&](const std::string& name, std::int64_t in, std::int64_t out) {
+    model.tensor(name + ".qweight", "I32", {in, out / 8});
+    model.tensor(name + ".qzeros", "I32", {in / 128, out / 8});
+    plain(name + ".scales", {in / 128, out});
+  };
+  plain("model.embed_tokens.weight", {152064, 3584});
+  plain("model.norm.weight", {3584});
+  plain("lm_head.weight", {152064, 3584});
+  for (int i = 0; i < 28; ++i) {
+    const std::string layer = "model.layers." + std::to_string(i) + ".";
+    plain(layer + "input_layernorm.weight", {3584});
+    plain(layer + "post_attention_layernorm.weight", {3584});
+    for (const auto& [name, out] : {std::pair("q", 3584), std::pair("k", 512), std::pair("v", 512)}) {
+      packed(layer + "self_attn." + name + "_proj", 3584, out);
+      plain(layer + "self_attn." + name + "_proj.bias", {out});
+    }
+    packed(layer + "self_attn.o_proj", 3584, 3584);
+    packed(layer + "mlp.gate_proj", 3584, 18944);
+    packed(layer + "mlp.up_proj", 3584, 18944);
+    packed(layer + "mlp.down_proj", 18944, 3584);
+  }
+  const auto awq = model.shape();
+  ASSERT_TRUE(awq) << awq.error().message;
+  const ModelShape formula = known("7b");
+  EXPECT_EQ(awq->n_params(), formula.n_params());
+  EXPECT_EQ(awq->n_active_params(), formula.n_active_params());
+  for (const char* name : {"bf16", "q4_k_m", "awq"})
+    EXPECT_EQ(weight_file_bytes(quant(name), *awq), weight_file_bytes(quant(name), formula)) << name;
+  EXPECT_NEAR(static_cast<double>(weight_file_bytes(quant("own"), *awq)),
+              static_cast<double>(weight_file_bytes(quant("awq"), formula)), 1e6);
 }
 
 TEST(Quantisation, NamesTheClosest) {

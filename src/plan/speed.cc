@@ -97,7 +97,7 @@ SpeedModel make_speed_model(const ModelShape& shape, const Quantisation& q, cons
                .device = device};
   // Sums over stages of what one tensor rank holds, shared out by the file's groups.
   double embedding = 0, experts = 0;
-  for (const PlannedTensor& t : shape.tensors) {
+  for (const PlannedTensor& t : planned_tensors(q, shape)) {
     if (t.group == WeightGroup::kMtp) continue;
     const auto bytes = static_cast<double>(planned_bytes(q, shape, t));
     if (t.part == TensorPart::kEmbedding && !c.tied_embeddings) embedding += bytes;
