@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <map>
+#include <tuple>
 
 namespace still {
 
@@ -190,6 +192,55 @@ bool is_beside_a_matrix(std::string_view name) {
   return false;
 }
 
+// A header may lie: every matrix of a layer must have the widths that the hyperparameters give it, and every layer must
+// be there. The vocabulary may be padded, so embedding and head are not compared here.
+class Expected {
+ public:
+  explicit Expected(const ModelShape& shape) : config_(shape.config) {
+    for (const PlannedTensor& t : shape.tensors)
+      if (!t.is_vector && t.layer >= 0) sizes_.emplace(Key{t.layer, t.part, t.group}, Size{t.rows, t.cols, t.count});
+  }
+
+  Status check(std::string_view name, const CheckpointTensor& source, const PlannedTensor& t) {
+    layers_ = std::max(layers_, t.layer + 1);
+    if (t.layer >= config_.n_layers + config_.n_mtp_layers)
+      return error(Code::kCorrupt, "{}: it holds {}, but its hyperparameters give it {} layers", name, source.name,
+                   config_.n_layers);
+    if (t.layer < 0 || t.layer >= config_.n_layers || t.is_vector || is_beside_a_matrix(source.name)) return ok();
+    const bool is_known = t.part != TensorPart::kOther && t.part != TensorPart::kNorm && t.part != TensorPart::kBias;
+    if (!is_known || (t.part == TensorPart::kKvB && t.count > 1)) return ok();
+    const auto found = sizes_.find(Key{t.layer, t.part, t.group});
+    if (found == sizes_.end())
+      return error(Code::kCorrupt, "{}: it holds {}, which its hyperparameters have no place for", name, source.name);
+    const Size& size = found->second;
+    if (holds_words(source)) {
+      // All matrices have the same number of weights in a word.
+      const double in_word = static_cast<double>(size.rows * size.cols) / static_cast<double>(t.rows * t.cols);
+      if (weights_in_word_ == 0) weights_in_word_ = in_word;
+      if (std::abs(in_word / weights_in_word_ - 1) < 0.05) return ok();
+    } else if (t.rows == size.rows && t.cols == size.cols && (t.count == 1 || t.count == size.count)) {
+      return ok();
+    }
+    return error(Code::kCorrupt, "{}: {} is {} x {}, but its hyperparameters ask for {} x {}", name, source.name,
+                 t.rows, t.cols, size.rows, size.cols);
+  }
+  Status check_layers(std::string_view name) const {
+    if (layers_ >= config_.n_layers) return ok();
+    return error(Code::kCorrupt, "{}: it holds {} layers, but its hyperparameters ask for {}", name, layers_,
+                 config_.n_layers);
+  }
+
+ private:
+  using Key = std::tuple<std::int32_t, TensorPart, WeightGroup>;
+  struct Size {
+    std::int64_t rows, cols, count;
+  };
+  const ModelConfig& config_;
+  std::map<Key, Size> sizes_;
+  std::int32_t layers_ = 0;
+  double weights_in_word_ = 0;
+};
+
 }  // namespace
 
 TensorPart part_of_name(std::string_view name) {
@@ -334,6 +385,7 @@ Result<ModelShape> shape_from_checkpoint(const Checkpoint& checkpoint, std::stri
   shape.file_bytes = checkpoint.file_bytes();
   std::map<DType, std::int64_t> bytes_of_type;
   bool is_packed = false;
+  Expected against(expected);
   for (const CheckpointTensor& source : checkpoint.tensors()) {
     PlannedTensor tensor{.layer = layer_of(source.name), .own_type = source.dtype, .own_bytes = source.n_bytes};
     tensor.part = part_of_name(source.name);
@@ -348,18 +400,19 @@ Result<ModelShape> shape_from_checkpoint(const Checkpoint& checkpoint, std::stri
     if (source.shape.rank >= 3) tensor.count = source.shape[0];
     if (tensor.layer >= config.n_layers) tensor.group = WeightGroup::kMtp;
     is_packed = is_packed || holds_words(source) || is_beside_a_matrix(source.name);
+    STILL_TRY_STATUS(against.check(shape.name, source, tensor));
     bytes_of_type[source.dtype] += source.n_bytes;
     shape.tensors.push_back(tensor);
   }
   const auto largest = std::max_element(bytes_of_type.begin(), bytes_of_type.end(),
                                         [](const auto& a, const auto& b) { return a.second < b.second; });
   if (largest != bytes_of_type.end()) shape.own_type_name = dtype_name(largest->first);
+  STILL_TRY_STATUS(against.check_layers(shape.name));
   if (is_packed) {
     shape.unpacked = std::move(expected.tensors);
     return shape;
   }
-  // A header that lies about its layers, widths or experts is found by the number of weights: the shapes must add up to
-  // the hyperparameters.
+  // What has no width of its own to compare (the vocabulary) is found by the number of weights.
   const double wanted = static_cast<double>(expected.n_params()), found = static_cast<double>(shape.n_params());
   if (found < 0.97 * wanted || found > 1.03 * wanted)
     return error(Code::kCorrupt, "{}: its tensors hold {:.3f} B weights, but its hyperparameters ask for {:.3f} B",

@@ -1,6 +1,8 @@
 // Shapes and sizes against the published totals (parameters, bytes of files) of real models.
 #include <gtest/gtest.h>
 
+#include <cstring>
+
 #include "plan/plan_data.h"
 #include "plan/quantisation.h"
 #include "plan/test_model.h"
@@ -172,6 +174,38 @@ TEST(Quantisation, NamesTheClosest) {
   EXPECT_FALSE(find_quantisation("0bpw"));
   EXPECT_FALSE(find_quantisation("abcbpw"));
   EXPECT_FALSE(find_quantisation(""));
+}
+
+// The real header with one hyperparameter changed, each within a few percent of the number of weights.
+TEST(Shape, RefusesHeadersThatLieAboutWidthsOrLayers) {
+  const std::string path = std::string(STILL_SOURCE_DIR) + "/testdata/files/r1-distill-qwen-7b-q4_k_m-header.gguf";
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+  const std::filesystem::path lie = std::filesystem::temp_directory_path() / "still-shape-test-lie.gguf";
+  struct Row {
+    const char* key;
+    std::uint32_t value;
+    const char* message;
+  };
+  for (const Row& row :
+       {Row{"qwen2.attention.head_count_kv", 4, ""}, Row{"qwen2.block_count", 28, ""},
+        Row{"qwen2.attention.head_count_kv", 1, "512 x 3584, but its hyperparameters ask for 128"},
+        Row{"qwen2.attention.head_count_kv", 7, "512 x 3584, but its hyperparameters ask for 896"},
+        Row{"qwen2.block_count", 27, "its hyperparameters give it 27 layers"},
+        Row{"qwen2.block_count", 29, "it holds 28 layers"}, Row{"qwen2.feed_forward_length", 18688, "18944"}}) {
+    std::string changed = bytes;
+    const std::size_t at = changed.find(row.key);
+    ASSERT_NE(at, std::string::npos) << row.key;
+    std::memcpy(changed.data() + at + std::strlen(row.key) + 4, &row.value, 4);
+    std::ofstream(lie, std::ios::binary) << changed;
+    const auto checkpoint = Checkpoint::open(lie, {.allow_missing_data = true});
+    ASSERT_TRUE(checkpoint) << checkpoint.error().message;
+    const auto shape = shape_from_checkpoint(*checkpoint, "lie");
+    EXPECT_EQ(shape.has_value(), *row.message == '\0') << row.key << " " << row.value;
+    if (shape) continue;
+    EXPECT_NE(shape.error().message.find(row.message), std::string::npos) << shape.error().message;
+  }
+  std::filesystem::remove(lie);
 }
 
 TEST(Shape, RefusesWhatNoModelHas) {
