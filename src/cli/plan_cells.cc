@@ -175,6 +175,13 @@ Result<Device> host_device(const PlanOptions& o, const PlanWorld& world) {
   return find_device(world.data.devices, row);
 }
 
+Result<std::int64_t> host_capacity(const PlanOptions& o, const PlanWorld& world) {
+  if (o.host_gib) return static_cast<std::int64_t>(*o.host_gib * (std::int64_t{1} << 30));
+  if (!o.host) return detect_machine({}).available_bytes;
+  STILL_TRY(const Device row, host_device(o, world));
+  return row.usable_bytes;
+}
+
 Result<DeploymentSettings> deployment_of(const PlanOptions& o, const ModelShape& shape, const Quantisation& q,
                                          std::int64_t n_devices) {
   DeploymentSettings s;
@@ -223,6 +230,9 @@ Result<PlannedCell> plan_cell(const PlanWorld& world, const PlanOptions& o, cons
   cell.settings = *settings;
   cell.settings.context = context;
   cell.settings.concurrency = concurrency;
+  if (o.experts_on_host) {
+    STILL_TRY(cell.settings.host_capacity, host_capacity(o, world));
+  }
   STILL_TRY(cell.fit, check_fit(shape, q, set, cell.settings));
   Device host;
   if (o.experts_on_host) {

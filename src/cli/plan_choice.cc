@@ -259,11 +259,8 @@ Status print_break_even(const PlanOptions& o, const PlanWorld& world, const Mode
 
 Status print_offload(const PlanOptions& o, const PlanWorld& world, const ModelShape& shape, const Quantisation& q,
                      const DeviceSet& set) {
-  const Machine machine = detect_machine(world.data.devices);
   STILL_TRY(const Device host_row, host_device(o, world));
-  const std::int64_t host = o.host_gib ? static_cast<std::int64_t>(*o.host_gib * (std::int64_t{1} << 30))
-                            : o.host   ? host_row.usable_bytes
-                                       : machine.available_bytes;
+  STILL_TRY(const std::int64_t host, host_capacity(o, world));
   STILL_TRY(DeploymentSettings s, deployment_of(o, shape, q, set.count));
   s.concurrency = o.concurrencies.empty() ? 1 : o.concurrencies.front();
   const Words& say = world.say;

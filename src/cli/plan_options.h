@@ -82,6 +82,8 @@ Status write_chart(const std::vector<PlannedCell>& cells, const std::string& pat
 std::string tokens_text(std::int64_t n);
 // Of --host: a row of the database, or this machine with the bandwidth it has by its name (or a desktop's).
 Result<Device> host_device(const PlanOptions& options, const PlanWorld& world);
+// Bytes of host memory: of --host-memory, the row of --host, or free on this machine.
+Result<std::int64_t> host_capacity(const PlanOptions& options, const PlanWorld& world);
 
 // plan_verify.cc: calibrated speed against the engine's.
 Status print_verification(const Context& context, const PlanOptions& options, const PlanWorld& world,

@@ -62,6 +62,7 @@ struct DeploymentSettings {
   EngineProfile engine;
   bool with_mtp = false;
   bool experts_on_host = false;     // routed experts in host memory, the rest on the device
+  std::int64_t host_capacity = 0;   // bytes of a machine's own memory; 0: not compared
   std::int64_t answer_tokens = 0;   // of the context, that are generated (engines with whole_prompt)
   double network_bandwidth = 50e9;  // bytes/s of a device to those of other nodes (400 Gb/s)
   std::int64_t devices_per_node = 8;
@@ -71,7 +72,7 @@ struct DeploymentSettings {
 struct RankWeights {
   std::array<std::int64_t, kWeightGroupCount> groups{};
   std::int64_t bytes = 0;       // on the device
-  std::int64_t host_bytes = 0;  // routed experts in host memory (experts_on_host), all ranks of a node together
+  std::int64_t host_bytes = 0;  // of host memory: routed experts (experts_on_host), the table; of all ranks together
   std::int64_t kv_bytes_per_token = 0;
   std::int64_t window_kv_bytes_per_token = 0;  // of layers with a sliding window
   std::int64_t all_ranks_bytes = 0;            // sum over ranks: the file plus what is replicated

@@ -15,6 +15,17 @@ std::int64_t capacity_of(const Device& device, const EngineProfile& engine) {
   return static_cast<std::int64_t>(static_cast<double>(device.usable_bytes) * engine.utilisation);
 }
 
+// What the process itself takes beside the weights that it keeps there.
+constexpr std::int64_t kHostProcess = std::int64_t{1} << 30;
+
+// Of one machine: the stages of a pipeline may lie in several.
+std::int64_t host_need(const RankWeights& weights, const DeploymentSettings& s) {
+  if (weights.host_bytes == 0) return 0;
+  const std::int64_t n_nodes = (s.parallelism.n_ranks() + s.devices_per_node - 1) / s.devices_per_node;
+  const std::int64_t n_parts = std::clamp<std::int64_t>(n_nodes, 1, s.parallelism.pipeline);
+  return (weights.host_bytes + n_parts - 1) / n_parts + kHostProcess;
+}
+
 Status check_settings(const ModelShape& shape, const DeploymentSettings& s) {
   if (s.context < 1) return error(Code::kInvalidArgument, "context {}: expected 1 token or more", s.context);
   if (s.context > shape.config.max_seq_len)
@@ -34,6 +45,12 @@ Status check_settings(const ModelShape& shape, const DeploymentSettings& s) {
 void fill(FitAnswer& a, const ModelShape& shape, const DeploymentSettings& s) {
   a.memory = plan_rank_memory(shape, a.weights, s);
   a.fits = a.memory.need() <= a.capacity;
+  if (s.host_capacity > 0 && host_need(a.weights, s) > s.host_capacity) {
+    a.fits = false;
+    a.reason = message("{:.2f} GiB must lie in host memory, {:.2f} GiB are there", to_gib(host_need(a.weights, s)),
+                       to_gib(s.host_capacity));
+    return;  // no context and no number of sequences changes it
+  }
   const std::int64_t room = a.capacity - (a.memory.need() - a.memory.kv_bytes);
   const std::int64_t per_token = a.weights.kv_bytes_per_token + a.weights.window_kv_bytes_per_token;
   a.max_kv_tokens = room <= 0 || per_token == 0 ? 0 : room / per_token * s.parallelism.data;
@@ -126,6 +143,10 @@ Result<FitAnswer> check_fit(const ModelShape& shape, const Quantisation& q, cons
   if (s.engine.reserves) a.reserved = a.capacity;
   note_hardware(a, devices.device, q);
   if (a.fits) return a;
+  if (!a.reason.empty()) {
+    if (with_nearest) find_nearest(a, shape, q, devices, s);
+    return a;
+  }
   const std::int64_t fixed = a.memory.need() - a.memory.kv_bytes;
   if (a.memory.weight_bytes > a.capacity)
     a.reason = message("the weights alone take {:.2f} GiB a device, {:.2f} GiB are usable",
@@ -192,8 +213,7 @@ Result<OffloadPlan> plan_offload(const ModelShape& shape, const Quantisation& q,
 
   OffloadPlan plan;
   plan.gpu_bytes = fixed;
-  plan.host_bytes =
-      embedding_bytes + (std::int64_t{1} << 30);  // the table is looked up on the host; 1 GiB for the process
+  plan.host_bytes = embedding_bytes + kHostProcess;  // the table is looked up on the host
   std::int64_t dense = head_bytes;
   for (const std::int64_t bytes : layer_bytes) dense += bytes + kv_layer;
   const auto place = [&](std::int64_t bytes, bool on_gpu) { (on_gpu ? plan.gpu_bytes : plan.host_bytes) += bytes; };

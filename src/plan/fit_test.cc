@@ -377,6 +377,21 @@ TEST(Weights, OfExpertsDoNotDependOnHowTheFileHoldsThem) {
   }
 }
 
+TEST(Fit, OfExpertsOnTheHostNeedsHostMemory) {
+  constexpr std::int64_t kGiB = std::int64_t{1} << 30;
+  DeploymentSettings s{.experts_on_host = true};
+  s.host_capacity = 64 * kGiB;
+  const FitAnswer no = fit("r1", "q4_k_m", "h100", s);
+  EXPECT_FALSE(no.fits);
+  EXPECT_EQ(no.max_context, 0);
+  EXPECT_EQ(no.max_concurrency, 0);
+  EXPECT_NE(no.reason.english.find("host memory, 64.00 GiB are there"), std::string::npos) << no.reason.english;
+  s.host_capacity = no.weights.host_bytes + kGiB;
+  EXPECT_TRUE(fit("r1", "q4_k_m", "h100", s).fits);
+  s.host_capacity -= 1;
+  EXPECT_FALSE(fit("r1", "q4_k_m", "h100", s).fits);
+}
+
 // Every yes is checked against the cell beyond: a fit at the largest context, none one block further.
 TEST(Fit, NearestYesIsAYesAndTheNextIsNot) {
   for (const char* devices : {"3090", "4060", "a100-80", "v100"}) {
