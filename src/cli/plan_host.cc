@@ -164,6 +164,8 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
     const double kv_len = static_cast<double>(curve_context) / 2;
     curve = speed_curve([&](std::int64_t n) { return speed->point(n, kv_len); }, most, o.latency_ms.value_or(0) * 1e-3);
   }
+  // The engine shares the cache out: more sequences may run than can be full at the same time.
+  const std::int64_t n_full = plan.settings.kv_tokens / plan.settings.context;
   if (o.json) {
     JsonObject result{{"model", shape.name},
                       {"quantisation", q.name},
@@ -171,6 +173,8 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
                       {"context", plan.settings.context},
                       {"concurrency", plan.settings.max_seqs},
                       {"fits", true},
+                      {"kv_tokens", plan.settings.kv_tokens},
+                      {"full_sequences", std::min(n_full, plan.settings.max_seqs)},
                       {"weight_bytes", plan.weight_bytes},
                       {"kv_bytes", plan.kv_bytes},
                       {"workspace_bytes", plan.workspace_bytes},
@@ -227,8 +231,14 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
       message("the system may drop these pages and read them again"));
   using enum Align;
   fmt::print("{}", format_table({kLeft, kRight, kRight, kRight, kLeft}, rows));
-  fmt::print("{}\n", say(message("fits: {} sequences, {} tokens of context each, {} tokens of KV in all", s.max_seqs,
-                                 s.context, s.kv_tokens)));
+  if (n_full >= s.max_seqs)
+    fmt::print("{}\n", say(message("fits: {} sequences, {} tokens of context each, {} tokens of KV in all", s.max_seqs,
+                                   s.context, s.kv_tokens)));
+  else
+    fmt::print("{}\n",
+               say(message("fits in part: of {} sequences {} at once can have their whole context of {} tokens; "
+                           "all share {} tokens of KV",
+                           s.max_seqs, n_full, s.context, s.kv_tokens)));
   if (!speed) return ok();
   fmt::print("{}\n", say(message("measured on {} of {} layers in {:.1f} s, {} rounds:", speed->slice_layers,
                                  shape.config.n_layers, speed->seconds, speed->rounds.size())));
