@@ -33,14 +33,16 @@ Result<Candidate> judge(const ClaimWorld& world, const AdviceRequest& r, const K
     c.score = *score * recovery_of(world.quality, q.name);
   }
   c.licence_ok = !r.permissive_licence || known.licence.find("Community") == std::string::npos;
+  if (r.context > shape.config.max_seq_len) {
+    c.reason = message("it was made for at most {} tokens of context", shape.config.max_seq_len);
+    return c;
+  }
   const auto parallelism = choose_parallelism(shape, q, r.devices.count);
   if (!parallelism) {
     c.reason = plain_message(parallelism.error().message);
     return c;
   }
-  DeploymentSettings settings{.context = std::min(r.context, shape.config.max_seq_len),
-                              .concurrency = r.concurrency,
-                              .parallelism = *parallelism};
+  DeploymentSettings settings{.context = r.context, .concurrency = r.concurrency, .parallelism = *parallelism};
   STILL_TRY(const FitAnswer fit, check_fit(shape, q, r.devices, settings, false));
   c.fits = fit.fits;
   c.max_context = fit.max_context;

@@ -146,5 +146,22 @@ TEST(Advice, OfFiveTypicalQuestions) {
   EXPECT_FALSE(advise(world(), wrong));
 }
 
+// A model that was made for less than the wanted context is no choice, rather than one for a shorter context.
+TEST(Advice, LeavesOutModelsOfAShorterContext) {
+  AdviceRequest request{.devices = *parse_device_set(world().devices, "8xh200"), .context = 150'000};
+  const auto advice = advise(world(), request);
+  ASSERT_TRUE(advice) << advice.error().message;
+  for (const Candidate& c : advice->candidates) {
+    if (!c.fits) continue;
+    EXPECT_EQ(c.model, "deepseek-r1:671b");
+    EXPECT_GE(c.max_context, 150'000);
+  }
+  request.context = 1'000'000;
+  const auto none = advise(world(), request);
+  ASSERT_TRUE(none) << none.error().message;
+  for (const Candidate& c : none->candidates) EXPECT_FALSE(c.fits) << c.model;
+  EXPECT_NE(none->because.front().english.find("nothing of the family fits"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace still
