@@ -107,6 +107,11 @@ Status plan(const PlanOptions& o, const Context& context) {
   if (o.fit && sets.empty()) return error(Code::kInvalidArgument, "--fit needs --on DEVICES");
 
   std::vector<PlannedCell> cells;
+  std::string csv = csv_header();
+  const std::size_t n_models = models.size(), n_types = std::max<std::size_t>(1, o.quants.size()),
+                    n_cells = n_models * n_types * sets.size() * std::max<std::size_t>(1, o.contexts.size()) *
+                              std::max<std::size_t>(1, o.concurrencies.size());
+  const bool has_curve = o.json || o.chart || n_cells == 1;
   const ModelShape* last_shape = nullptr;
   Quantisation last_quant;
   DeviceSet last_set;
@@ -123,11 +128,13 @@ Status plan(const PlanOptions& o, const Context& context) {
           STILL_TRY_STATUS((o.fit ? print_offload : print_break_even)(o, world, shape, q, set));
           continue;
         }
+        STILL_TRY(PlannedDeployment deployment, PlannedDeployment::make(world, o, shape, q, set));
         const std::vector<std::int64_t> usual = {std::min<std::int64_t>(8192, shape.config.max_seq_len)};
         for (const std::int64_t n_context : o.contexts.empty() ? usual : o.contexts) {
           for (const std::int64_t n_seqs : o.concurrencies.empty() ? std::vector<std::int64_t>{1} : o.concurrencies) {
-            STILL_TRY(PlannedCell cell, plan_cell(world, o, shape, q, set, n_context, n_seqs));
-            cells.push_back(std::move(cell));
+            STILL_TRY(PlannedCell cell, deployment.cell(n_context, n_seqs, !o.csv, has_curve));
+            if (o.csv) append_csv(csv, cell);
+            if (!o.csv || o.chart) cells.push_back(std::move(cell));
             last_shape = &shape;
             last_quant = q;
             last_set = set;
@@ -136,12 +143,12 @@ Status plan(const PlanOptions& o, const Context& context) {
       }
     }
   }
-  if (cells.empty()) return ok();
+  if (n_cells == 0 || o.fit || o.break_even) return ok();
   if (o.chart) STILL_TRY_STATUS(write_chart(cells, *o.chart, world.say));
   if (o.json)
     print_json(cells);
   else if (o.csv)
-    print_csv(cells);
+    fmt::print("{}", csv);
   else if (cells.size() == 1)
     print_cell(cells.front(), *last_shape, last_quant, last_set, o, world);
   else

@@ -259,7 +259,7 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
                      fmt::format("{:.1f}", p.tok_per_s_total.value),
                      fmt::format("{:.1f} - {:.1f}", p.tok_per_s_total.low, p.tok_per_s_total.high)});
   fmt::print("{}", format_table({kRight, kRight, kRight, kRight}, table));
-  fmt::print("{}\n", say(message("knee of throughput (doubling gains less than 20 %): {} sequences", curve.knee)));
+  fmt::print("{}\n", knee_text(curve, say));
   if (o.latency_ms)
     fmt::print("{}\n", say(message("most sequences with at most {:.0f} ms between a user's tokens: {}", *o.latency_ms,
                                    curve.within_goal)));

@@ -113,7 +113,8 @@ Result<EngineProfile> find_engine_profile(std::string_view name) {
                                 .utilisation = 0.97,
                                 .runtime_bytes = 500 * kMiB,
                                 .table_on_host = true,
-                                .activation_bytes = 4};
+                                .activation_bytes = 4,
+                                .splits_by_layer = true};
   EngineProfile no_fa = llama_cpp, old = llama_cpp;
   no_fa.name = "llama.cpp-no-fa";
   no_fa.flash_attention = false;
@@ -184,10 +185,11 @@ Status check_parallelism(const ModelShape& shape, const Quantisation& q, const P
 }
 
 Result<Parallelism> choose_parallelism(const ModelShape& shape, const Quantisation& q, std::int64_t n_devices,
-                                       std::int64_t devices_per_node) {
+                                       const EngineProfile& engine, std::int64_t devices_per_node) {
   if (n_devices < 1) return error(Code::kInvalidArgument, "{} devices: expected 1 or more", n_devices);
   Parallelism best{.tensor = 1, .pipeline = n_devices};
-  for (const std::int64_t tensor : possible_tensor_ranks(shape, q, std::min(n_devices, devices_per_node)))
+  for (const std::int64_t tensor :
+       possible_tensor_ranks(shape, q, std::min(engine.splits_by_layer ? 1 : n_devices, devices_per_node)))
     if (n_devices % tensor == 0) best = {.tensor = tensor, .pipeline = n_devices / tensor};
   STILL_TRY_STATUS(check_parallelism(shape, q, best));
   return best;

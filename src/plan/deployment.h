@@ -32,10 +32,6 @@ Status check_parallelism(const ModelShape& shape, const Quantisation& quantisati
 // Tensor-parallel degrees up to `max` that divide everything that must be divided.
 std::vector<std::int64_t> possible_tensor_ranks(const ModelShape& shape, const Quantisation& quantisation,
                                                 std::int64_t max);
-// The best use of n devices: the largest possible tensor degree that divides n, the rest as pipeline stages.
-Result<Parallelism> choose_parallelism(const ModelShape& shape, const Quantisation& quantisation,
-                                       std::int64_t n_devices, std::int64_t devices_per_node = 8);
-
 // An engine's habits, beside the model's need. Ours sizes to the need; vLLM reserves a share of each device. What is
 // said of other engines is an estimate from their sources and published measurements.
 struct EngineProfile {
@@ -48,9 +44,16 @@ struct EngineProfile {
   bool table_on_host = false;                          // the embedding table is looked up in host memory
   bool whole_prompt = false;          // a prompt is one step, and its activations are gone when the answer's KV is full
   std::int64_t activation_bytes = 2;  // of a value
+  bool splits_by_layer = false;       // several devices: whole layers each, one after the other
 };
 // still, vllm, llama.cpp, llama.cpp-no-fa, llama.cpp-2025-02 (before its latent cache), transformers
 Result<EngineProfile> find_engine_profile(std::string_view name);
+
+// The best use of n devices: the largest possible tensor degree that divides n, the rest as pipeline stages; or what
+// the engine does.
+Result<Parallelism> choose_parallelism(const ModelShape& shape, const Quantisation& quantisation,
+                                       std::int64_t n_devices, const EngineProfile& engine = {},
+                                       std::int64_t devices_per_node = 8);
 
 struct DeploymentSettings {
   std::int64_t context = 8192;      // tokens of one sequence

@@ -76,115 +76,146 @@ void fill(FitAnswer& a, const ModelShape& shape, const DeploymentSettings& s) {
   a.max_concurrency = low;
 }
 
-void note_hardware(FitAnswer& a, const Device& d, const Quantisation& q) {
+std::vector<Message> hardware_notes(const Device& d, const Quantisation& q) {
   using Compute = Quantisation::Compute;
-  if (d.sm == 0) return;
+  std::vector<Message> notes;
+  if (d.sm == 0) return notes;
   if (q.compute == Compute::kBF16 && d.sm < 80)
-    a.notes.push_back(message(
+    notes.push_back(message(
         "{} does not compute BF16 (needs compute capability 8.0): convert to F16 and check for overflow", d.name));
   if (q.compute == Compute::kFp8 && d.sm < 89)
-    a.notes.push_back(
+    notes.push_back(
         message("{} has no FP8 units (needs 8.9): the weights are read as FP8 and multiplied as F16", d.name));
   if (q.compute == Compute::kInt8 && d.sm < 75)
-    a.notes.push_back(message("{} has no INT8 tensor units (needs 7.5)", d.name));
-  if (d.sm < 80) a.notes.push_back(message("{} cannot run FlashAttention-2 (needs 8.0)", d.name));
-}
-
-void find_nearest(FitAnswer& a, const ModelShape& shape, const Quantisation& q, const DeviceSet& devices,
-                  const DeploymentSettings& s) {
-  const auto try_it = [&](const Quantisation& quant, const DeviceSet& set, const DeploymentSettings& settings) {
-    auto answer = check_fit(shape, quant, set, settings, false);
-    return answer && answer->fits;
-  };
-  if (a.max_context >= kUsefulContext)
-    a.nearest.push_back(message("context {} instead of {}", a.max_context, s.context));
-  if (a.max_concurrency >= 1)
-    a.nearest.push_back(message("{} sequences at once instead of {}", a.max_concurrency, s.concurrency));
-  if (s.kv.block_elements == 1 && s.kv.block_bytes >= 2) {
-    DeploymentSettings other = s;
-    other.kv = *find_kv_storage("q8_0");
-    if (try_it(q, devices, other)) a.nearest.push_back(message("KV cache in q8_0"));
-  }
-  for (const char* name : {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", "IQ2_XXS", "IQ1_S"}) {
-    const Quantisation smaller = *find_quantisation(name);
-    if (weight_file_bytes(smaller, shape) >= a.weights.file_bytes) continue;
-    DeploymentSettings other = s;
-    if (auto p = choose_parallelism(shape, smaller, s.parallelism.n_ranks())) other.parallelism = *p;
-    if (!try_it(smaller, devices, other)) continue;
-    a.nearest.push_back(
-        message("{} instead of {} ({})", smaller.name, q.name, both_units(weight_file_bytes(smaller, shape))));
-    break;
-  }
-  for (std::int64_t n = devices.count + 1; n <= std::max<std::int64_t>(64, 2 * devices.count); ++n) {
-    auto p = choose_parallelism(shape, q, n);
-    if (!p || (p->pipeline > 1 && p->tensor < 8 && n > 8)) continue;
-    DeploymentSettings other = s;
-    other.parallelism = *p;
-    if (!try_it(q, {devices.device, n}, other)) continue;
-    a.nearest.push_back(message("{}x {} (tensor {}, pipeline {})", n, devices.device.name, p->tensor, p->pipeline));
-    break;
-  }
+    notes.push_back(message("{} has no INT8 tensor units (needs 7.5)", d.name));
+  if (d.sm < 80) notes.push_back(message("{} cannot run FlashAttention-2 (needs 8.0)", d.name));
+  return notes;
 }
 
 }  // namespace
 
-Result<FitAnswer> check_fit(const ModelShape& shape, const Quantisation& q, const DeviceSet& devices,
-                            const DeploymentSettings& s, bool with_nearest) {
-  STILL_TRY_STATUS(check_settings(shape, s));
+Result<FitPlanner> FitPlanner::make(const ModelShape& shape, const Quantisation& q, const DeviceSet& devices,
+                                    const DeploymentSettings& s) {
   if (s.parallelism.n_ranks() != devices.count)
     return error(Code::kInvalidArgument, "tensor {} x pipeline {}{} makes {} ranks, but there are {} devices",
                  s.parallelism.tensor, s.parallelism.pipeline,
                  s.parallelism.data > 1 ? fmt::format(" x data {}", s.parallelism.data) : "", s.parallelism.n_ranks(),
                  devices.count);
+  FitPlanner planner;
+  planner.shape_ = &shape;
+  planner.quantisation_ = q;
+  planner.devices_ = devices;
+  planner.settings_ = s;
+  STILL_TRY(planner.weights_, plan_rank_weights(shape, q, s));
+  planner.capacity_ = capacity_of(devices.device, s.engine);
+  planner.notes_ = hardware_notes(devices.device, q);
+  planner.next_count_ = devices.count + 1;
+  return planner;
+}
+
+Result<FitAnswer> FitPlanner::at(std::int64_t context, std::int64_t concurrency, bool details) {
+  settings_.context = context;
+  settings_.concurrency = concurrency;
+  STILL_TRY_STATUS(check_settings(*shape_, settings_));
+  const DeploymentSettings& s = settings_;
   FitAnswer a;
-  STILL_TRY(a.weights, plan_rank_weights(shape, q, s));
-  a.capacity = capacity_of(devices.device, s.engine);
-  fill(a, shape, s);
+  a.weights = weights_;
+  a.capacity = capacity_;
+  fill(a, *shape_, settings_);
   if (s.engine.reserves) a.reserved = a.capacity;
-  note_hardware(a, devices.device, q);
+  if (details) a.notes = notes_;
   if (a.fits) return a;
-  if (!a.reason.empty()) {
-    if (with_nearest) find_nearest(a, shape, q, devices, s);
-    return a;
-  }
   const std::int64_t fixed = a.memory.need() - a.memory.kv_bytes;
-  if (a.memory.weight_bytes > a.capacity)
+  if (!a.reason.empty()) {
+    // Host memory, said already.
+  } else if (a.memory.weight_bytes > a.capacity) {
     a.reason = message("the weights alone take {:.2f} GiB a device, {:.2f} GiB are usable",
                        to_gib(a.memory.weight_bytes), to_gib(a.capacity));
-  else if (fixed > a.capacity)
+  } else if (fixed > a.capacity) {
     a.reason = message(
         "weights {:.2f} GiB, workspace and runtime {:.2f} GiB a device leave no room for a KV cache in {:.2f} GiB",
         to_gib(a.memory.weight_bytes), to_gib(fixed - a.memory.weight_bytes), to_gib(a.capacity));
-  else
+  } else {
     a.reason = message("{} x {} tokens of KV take {:.2f} GiB a device, {:.2f} GiB are left ({} tokens)", s.concurrency,
                        s.context, to_gib(a.memory.kv_bytes), to_gib(a.capacity - fixed), a.max_kv_tokens);
-  if (with_nearest) find_nearest(a, shape, q, devices, s);
+  }
+  if (details) find_nearest(a, context, concurrency);
   return a;
 }
 
-Result<std::vector<FitCell>> fit_grid(const ModelShape& shape, const Quantisation& q, const DeviceSet& devices,
-                                      DeploymentSettings s, const std::vector<std::int64_t>& contexts,
-                                      const std::vector<std::int64_t>& concurrencies) {
-  STILL_TRY(const RankWeights weights, plan_rank_weights(shape, q, s));
-  const std::int64_t capacity = capacity_of(devices.device, s.engine);
-  const std::int64_t per_token =
-      std::max<std::int64_t>(1, weights.kv_bytes_per_token + weights.window_kv_bytes_per_token);
-  std::vector<FitCell> cells;
-  cells.reserve(contexts.size() * concurrencies.size());
-  for (const std::int64_t context : contexts) {
-    for (const std::int64_t concurrency : concurrencies) {
-      s.context = context;
-      s.concurrency = concurrency;
-      STILL_TRY_STATUS(check_settings(shape, s));
-      const RankMemory memory = plan_rank_memory(shape, weights, s);
-      const std::int64_t room = capacity - (memory.need() - memory.kv_bytes);
-      cells.push_back({.fits = memory.need() <= capacity,
-                       .need = memory.need(),
-                       .capacity = capacity,
-                       .max_kv_tokens = room <= 0 ? 0 : room / per_token});
+bool FitPlanner::fits(const Alternative& other, std::int64_t context, std::int64_t concurrency) const {
+  if (other.settings.host_capacity > 0 && host_need(other.weights, other.settings) > other.settings.host_capacity)
+    return false;
+  DeploymentSettings s = other.settings;
+  s.context = context;
+  s.concurrency = concurrency;
+  return plan_rank_memory(*shape_, other.weights, s).need() <= capacity_;
+}
+
+// What of the single changes does not depend on context and concurrency.
+void FitPlanner::find_alternatives() {
+  has_alternatives_ = true;
+  const DeploymentSettings& s = settings_;
+  if (s.kv.block_elements == 1 && s.kv.block_bytes >= 2) {
+    DeploymentSettings other = s;
+    other.kv = *find_kv_storage("q8_0");
+    if (auto weights = plan_rank_weights(*shape_, quantisation_, other))
+      smaller_kv_.push_back({other, *weights, message("KV cache in q8_0")});
+  }
+  for (const char* name : {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", "IQ2_XXS", "IQ1_S"}) {
+    const Quantisation smaller = *find_quantisation(name);
+    const std::int64_t bytes = weight_file_bytes(smaller, *shape_);
+    if (bytes >= weights_.file_bytes) continue;
+    DeploymentSettings other = s;
+    if (auto p = choose_parallelism(*shape_, smaller, s.parallelism.n_ranks(), s.engine)) other.parallelism = *p;
+    if (auto weights = plan_rank_weights(*shape_, smaller, other))
+      smaller_types_.push_back(
+          {other, *weights, message("{} instead of {} ({})", smaller.name, quantisation_.name, both_units(bytes))});
+  }
+}
+
+void FitPlanner::add_device_sets(std::int64_t context, std::int64_t concurrency, FitAnswer& a) {
+  for (const Alternative& set : larger_sets_) {
+    if (!fits(set, context, concurrency)) continue;
+    a.nearest.push_back(set.text);
+    return;
+  }
+  while (next_count_ <= std::max<std::int64_t>(64, 2 * devices_.count)) {
+    const std::int64_t n = next_count_++;
+    auto p = choose_parallelism(*shape_, quantisation_, n, settings_.engine);
+    if (!p || (p->pipeline > 1 && p->tensor < 8 && n > 8 && !settings_.engine.splits_by_layer)) continue;
+    DeploymentSettings other = settings_;
+    other.parallelism = *p;
+    const auto weights = plan_rank_weights(*shape_, quantisation_, other);
+    if (!weights) continue;
+    larger_sets_.push_back(
+        {other, *weights, message("{}x {} (tensor {}, pipeline {})", n, devices_.device.name, p->tensor, p->pipeline)});
+    if (!fits(larger_sets_.back(), context, concurrency)) continue;
+    a.nearest.push_back(larger_sets_.back().text);
+    return;
+  }
+}
+
+void FitPlanner::find_nearest(FitAnswer& a, std::int64_t context, std::int64_t concurrency) {
+  if (!has_alternatives_) find_alternatives();
+  if (a.max_context >= kUsefulContext) a.nearest.push_back(message("context {} instead of {}", a.max_context, context));
+  if (a.max_concurrency >= 1)
+    a.nearest.push_back(message("{} sequences at once instead of {}", a.max_concurrency, concurrency));
+  for (const auto* kind : {&smaller_kv_, &smaller_types_}) {
+    for (const Alternative& other : *kind) {
+      if (!fits(other, context, concurrency)) continue;
+      a.nearest.push_back(other.text);
+      break;
     }
   }
-  return cells;
+  add_device_sets(context, concurrency, a);
+}
+
+Result<FitAnswer> check_fit(const ModelShape& shape, const Quantisation& q, const DeviceSet& devices,
+                            const DeploymentSettings& s, bool with_nearest) {
+  STILL_TRY_STATUS(check_settings(shape, s));
+  STILL_TRY(FitPlanner planner, FitPlanner::make(shape, q, devices, s));
+  return planner.at(s.context, s.concurrency, with_nearest);
 }
 
 Result<OffloadPlan> plan_offload(const ModelShape& shape, const Quantisation& q, const DeviceSet& gpus,

@@ -412,6 +412,29 @@ TEST(Fit, NearestYesIsAYesAndTheNextIsNot) {
   }
 }
 
+// What a planner keeps from cell to cell changes no answer.
+TEST(Fit, ACellOfAGridIsTheCellAlone) {
+  const ModelShape shape = world().shape("32b");
+  const DeviceSet set = world().set("2x3090");
+  DeploymentSettings s{.parallelism = *choose_parallelism(shape, quant("q4_k_m"), set.count)};
+  FitPlanner planner = *FitPlanner::make(shape, quant("q4_k_m"), set, s);
+  for (const std::int64_t context : {131072, 2048, 65536, 16384}) {
+    for (const std::int64_t concurrency : {64, 1, 8}) {
+      s.context = context;
+      s.concurrency = concurrency;
+      const FitAnswer cell = *planner.at(context, concurrency), alone = *check_fit(shape, quant("q4_k_m"), set, s);
+      EXPECT_EQ(cell.fits, alone.fits);
+      EXPECT_EQ(cell.memory.need(), alone.memory.need());
+      EXPECT_EQ(cell.max_concurrency, alone.max_concurrency);
+      EXPECT_EQ(cell.reason.english, alone.reason.english);
+      ASSERT_EQ(cell.nearest.size(), alone.nearest.size());
+      for (std::size_t i = 0; i < cell.nearest.size(); ++i)
+        EXPECT_EQ(cell.nearest[i].english, alone.nearest[i].english);
+      EXPECT_EQ(cell.nearest.empty(), cell.fits);
+    }
+  }
+}
+
 TEST(Fit, GridOf100000CellsTakesLessThanASecond) {
   std::vector<std::int64_t> contexts, concurrencies;
   for (std::int64_t i = 1; i <= 32; ++i) contexts.push_back(i * 256);
@@ -425,10 +448,16 @@ TEST(Fit, GridOf100000CellsTakesLessThanASecond) {
         const DeviceSet set = world().set(devices);
         auto p = choose_parallelism(shape, quant(q), set.count);
         ASSERT_TRUE(p);
-        auto cells = fit_grid(shape, quant(q), set, {.parallelism = *p}, contexts, concurrencies);
-        ASSERT_TRUE(cells) << cells.error().message;
-        n_cells += cells->size();
-        for (const FitCell& cell : *cells) n_fit += cell.fits;
+        auto planner = FitPlanner::make(shape, quant(q), set, {.parallelism = *p});
+        ASSERT_TRUE(planner) << planner.error().message;
+        for (const std::int64_t context : contexts) {
+          for (const std::int64_t concurrency : concurrencies) {
+            const auto answer = planner->at(context, concurrency);
+            ASSERT_TRUE(answer) << answer.error().message;
+            ++n_cells;
+            n_fit += answer->fits;
+          }
+        }
       }
     }
   }
@@ -491,6 +520,56 @@ TEST(Speed, ThroughputRisesWithConcurrencyToAKnee) {
   EXPECT_GT(curve.within_goal, 1);
   EXPECT_LE(predict_decode(m, curve.within_goal, 1024).step_s, 0.05);
   EXPECT_GT(predict_decode(m, curve.within_goal + 1, 1024).step_s, 0.05);
+}
+
+// A wanted number of sequences is a point of its own; where memory ends the curve there is no knee.
+TEST(Speed, CurveHasTheWantedPointAndNoFalseKnee) {
+  const auto flat_from = [](std::int64_t limit) {
+    return [limit](std::int64_t n) {
+      const auto total = static_cast<double>(std::min(n, limit));
+      return SpeedPoint{.concurrency = n, .tok_per_s_total = {total, total, total}};
+    };
+  };
+  const SpeedCurve ended = speed_curve(flat_from(1000), 28, 0, 12);
+  std::vector<std::int64_t> counts;
+  for (const SpeedPoint& point : ended.points) counts.push_back(point.concurrency);
+  EXPECT_EQ(counts, (std::vector<std::int64_t>{1, 2, 4, 8, 12, 16, 28}));
+  EXPECT_FALSE(ended.has_knee);
+  EXPECT_EQ(ended.knee, 28);
+  const SpeedCurve bent = speed_curve(flat_from(16), 64, 0, 64);
+  EXPECT_TRUE(bent.has_knee);
+  EXPECT_EQ(bent.knee, 16);
+  EXPECT_EQ(bent.points.size(), 7u);
+}
+
+// llama.cpp gives whole layers to each GPU: they work one after the other for one sequence.
+TEST(Speed, OfAnEngineThatSplitsByLayer) {
+  const ModelShape shape = world().shape("70b");
+  const DeviceSet set = world().set("2x3090");
+  DeploymentSettings s{.engine = *find_engine_profile("llama.cpp")};
+  s.parallelism = *choose_parallelism(shape, quant("q4_k_m"), set.count, s.engine);
+  EXPECT_EQ(s.parallelism.tensor, 1);
+  EXPECT_EQ(s.parallelism.pipeline, 2);
+  s.parallelism = *choose_parallelism(shape, quant("q4_k_m"), set.count);
+  EXPECT_EQ(s.parallelism.tensor, 2);
+  const auto refused = choose_parallelism(shape, quant("q4_k_m"), 81, *find_engine_profile("llama.cpp"));
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message, "81 pipeline stages: deepseek-r1:70b has 80 layers");
+}
+
+// Data ranks that hold all experts each are as many whole models.
+TEST(Speed, OfDataRanksWithAllExpertsEach) {
+  const ModelShape shape = world().shape("deepseek-v2:16b");
+  const DeviceSet set = world().set("h200");
+  const auto rate = [&](std::int64_t data, std::int64_t concurrency) {
+    const DeploymentSettings s{.parallelism = {.data = data}};
+    const RankWeights weights = *plan_rank_weights(shape, quant("bf16"), s);
+    SpeedModel model = make_speed_model(shape, quant("bf16"), set.device, weights, s);
+    model.link_bandwidth = 0;
+    return predict_decode(model, concurrency, 1024).tok_per_s_total.value;
+  };
+  EXPECT_DOUBLE_EQ(rate(2, 1), rate(1, 1));
+  EXPECT_DOUBLE_EQ(rate(2, 16), 2 * rate(1, 8));
 }
 
 // What DeepSeek's published figures imply for each other (open-infra-index day 6; ISCA'25 section on communication).
