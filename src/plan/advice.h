@@ -31,6 +31,7 @@ struct Candidate {
   bool fits = false, fast_enough = false, licence_ok = true;
   double score = 0;  // published, times what the quantisation keeps
   bool has_score = false;
+  double score_16_bit = 0;  // published; 0: none
   std::int64_t weight_bytes = 0, max_context = 0, max_concurrency = 0;
   Interval tok_per_s_user, tok_per_s_total, ttft;
   double usd_per_million = 0, usd_per_correct = 0;  // 0: no price known
