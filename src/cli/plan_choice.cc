@@ -31,8 +31,9 @@ Status check_claim(const PlanOptions& o, const PlanWorld& world) {
   int n_wrong = 0, n_checks = 0;
   for (const Claim* claim : found) {
     JsonArray checks;
+    const std::string verdict = !sentence.empty() && may_deny(*claim, sentence) ? "about" : claim->verdict;
     if (!o.json)
-      fmt::print("{}: \"{}\"\n  {}: {}\n  {}: {}\n", claim->id, world.say(claim->claim), world.say(claim->verdict),
+      fmt::print("{}: \"{}\"\n  {}: {}\n  {}: {}\n", claim->id, world.say(claim->claim), world.say(verdict),
                  world.say(claim->right), world.say("source"), claim->source);
     for (const ClaimCheck& check : claim->checks) {
       STILL_TRY(const double got, answer_check(world.data, check));
@@ -45,7 +46,7 @@ Status check_claim(const PlanOptions& o, const PlanWorld& world) {
     }
     array.push_back(JsonObject{{"id", claim->id},
                                {"claim", claim->claim},
-                               {"verdict", claim->verdict},
+                               {"verdict", verdict},
                                {"right", claim->right},
                                {"source", claim->source},
                                {"checks", std::move(checks)}});
@@ -173,7 +174,7 @@ Status print_advice(const PlanOptions& o, const PlanWorld& world) {
   for (const Candidate& c : advice.candidates) {
     if (is_good(c) ? ++n_good > 8 : ++n_bad > 6) continue;
     rows.push_back({c.title, c.quantisation, fmt::format("{:.1f}", to_gb(c.weight_bytes)),
-                    fmt::format("{:.1f}", c.score), fmt::format("{:.0f}", c.tok_per_s_user.value),
+                    c.has_score ? fmt::format("{:.1f}", c.score) : "-", fmt::format("{:.0f}", c.tok_per_s_user.value),
                     c.usd_per_million > 0 ? fmt::format("{:.2f}", c.usd_per_million) : "-",
                     c.usd_per_correct > 0 ? fmt::format("{:.4f}", c.usd_per_correct) : "-",
                     is_good(c) ? "" : say(c.reason)});
@@ -198,7 +199,7 @@ Status print_break_even(const PlanOptions& o, const PlanWorld& world, const Mode
                  cell.impossible.empty() ? cell.fit.reason.english : cell.impossible);
   // As many users as reach the knee, if not said otherwise.
   const std::int64_t n = o.concurrencies.empty() ? std::min(cell.curve.knee, cell.fit.max_concurrency) : wanted;
-  const SpeedPoint point = predict_decode(cell.speed, n, mean_kv_tokens(shape, context));
+  const SpeedPoint point = predict_decode(*cell.speed, n, mean_kv_tokens(shape, context));
   constexpr double kMachineW = 300;  // CPU, memory, fans of one machine
   const double n_nodes = std::ceil(static_cast<double>(set.count) / 8);
   OwnHardware own{

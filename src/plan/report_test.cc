@@ -46,6 +46,24 @@ TEST(Claims, AreFoundInFreeSentencesOfBothLanguages) {
   EXPECT_EQ(first("The experts' top-k is usually 2 in such models"), "top-2");
   EXPECT_EQ(first("the weather is fine"), "");
   EXPECT_EQ(first(""), "");
+  // Right sentences: other numbers that hold a claim's digits, and a claim denied.
+  EXPECT_EQ(first("R1 chooses 8 of 256 experts, top-k 8"), "");
+  EXPECT_EQ(first("The 70B fits 14x80 GB"), "");
+  EXPECT_EQ(first("The 70B needs 4x80 GB"), "70b-4x80");
+  EXPECT_EQ(first("a 13B distill"), "");
+  const auto denies = [&](const char* text) {
+    const auto found = match_claims(claims(), text);
+    return !found.empty() && may_deny(*found.front(), text);
+  };
+  EXPECT_TRUE(denies("V3 is a mixture of experts, not dense"));
+  EXPECT_TRUE(denies("R1 is text only, not multimodal"));
+  EXPECT_TRUE(denies("V3\u4e0d\u662f\u7a20\u5bc6\u6a21\u578b"));
+  EXPECT_FALSE(denies("V3 is a dense model"));
+  EXPECT_FALSE(denies("The first distills were made without chains of thought"));
+  for (const Claim& claim : claims()) {
+    EXPECT_FALSE(may_deny(claim, claim.claim)) << claim.id;
+    EXPECT_FALSE(may_deny(claim, claim.id)) << claim.id;
+  }
   EXPECT_GE(claims().size(), 50u);
   ClaimCheck wrong{.query = {{"kind", "nonsense"}, {"model", "7b"}}};
   EXPECT_FALSE(answer_check(world(), wrong));
@@ -144,6 +162,30 @@ TEST(Advice, OfFiveTypicalQuestions) {
   }
   AdviceRequest wrong{.devices = *parse_device_set(world().devices, "3090"), .task = "cooking"};
   EXPECT_FALSE(advise(world(), wrong));
+}
+
+// What a type loses is published, or estimated from published divergences, or there is no score: never none lost.
+TEST(Advice, KnowsNoLosslessTypesButThoseOf16Bits) {
+  for (const char* name : {"IQ1_S", "IQ2_XXS", "Q4_0", "2bpw", "Q3_K_L", "BF16"}) {
+    AdviceRequest request{.devices = *parse_device_set(world().devices, "8xh200"), .quantisation = name};
+    const auto advice = advise(world(), request);
+    ASSERT_TRUE(advice) << advice.error().message;
+    const bool is_plain = std::string(name) == "BF16", is_known = world().quality.recovery.contains(name);
+    for (const Candidate& c : advice->candidates) {
+      EXPECT_EQ(c.has_score, is_plain || is_known) << name;
+      if (is_plain) {
+        EXPECT_EQ(c.score, c.score_16_bit);
+      } else if (is_known) {
+        EXPECT_LT(c.score, .97 * c.score_16_bit) << name;
+      }
+    }
+    const std::string unknown = std::string("what ") + name + " loses: no result was published, so it has no score";
+    const bool is_named = std::any_of(advice->unknowns.begin(), advice->unknowns.end(),
+                                      [&](const Message& text) { return text.english == unknown; });
+    EXPECT_EQ(is_named, !is_known && !is_plain) << name;
+  }
+  EXPECT_TRUE(world().quality.recovery.contains("IQ1_S"));
+  EXPECT_FALSE(world().quality.recovery.contains("2bpw"));
 }
 
 // A model that was made for less than the wanted context is no choice, rather than one for a shorter context.
