@@ -157,7 +157,9 @@ Status plan(const PlanOptions& o, const Context& context) {
 }
 
 void declare_shape(Options& options, ShapeOptions& o) {
-  options.value("--arch", &o.arch, "A bare shape: llama, qwen2, qwen3, deepseek2, deepseek_v3");
+  options.value(
+      "--arch", &o.arch,
+      "A bare shape: llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, phi3, gemma2, gpt_oss, deepseek2, ...");
   options.value("--layers", &o.layers, "of the shape");
   options.value("--hidden", &o.hidden, "of the shape");
   options.value("--heads", &o.heads, "of the shape");

@@ -64,7 +64,7 @@ void list_attention(const ModelConfig& c, TensorList& list) {
   list.matrix(kAttnOut, kGroup, c.hidden_size, q);
   if (c.attention_bias)
     for (const std::int64_t size : {q, kv, kv}) list.vector(kBias, kGroup, size);
-  if (c.model_type == "qwen3")  // RMSNorm of each query and key head
+  if (c.model_type == "qwen3" || c.model_type == "qwen3_moe")  // RMSNorm of each query and key head
     for (int i = 0; i < 2; ++i) list.vector(kNorm, WeightGroup::kNorms, c.head_dim);
 }
 
@@ -123,6 +123,13 @@ struct PartRule {
 };
 constexpr std::array kPartRules = {PartRule{"e_score_correction_bias", TensorPart::kRouteBias},
                                    PartRule{"mlp.gate.weight", TensorPart::kRouter},
+                                   PartRule{"block_sparse_moe.gate.weight", TensorPart::kRouter},
+                                   PartRule{"mlp.router.weight", TensorPart::kRouter},
+                                   PartRule{".w1.weight", TensorPart::kGate},  // mixtral's experts
+                                   PartRule{".w3.weight", TensorPart::kUp},
+                                   PartRule{".w2.weight", TensorPart::kDown},
+                                   PartRule{"qkv_proj", TensorPart::kQuery},  // phi3's matrices hold several
+                                   PartRule{"gate_up_proj", TensorPart::kGate},
                                    PartRule{"norm", TensorPart::kNorm},
                                    PartRule{"embed_tokens", TensorPart::kEmbedding},
                                    PartRule{"lm_head", TensorPart::kOutput},
@@ -208,7 +215,9 @@ class Expected {
                    config_.n_layers);
     if (t.layer < 0 || t.layer >= config_.n_layers || t.is_vector || is_beside_a_matrix(source.name)) return ok();
     const bool is_known = t.part != TensorPart::kOther && t.part != TensorPart::kNorm && t.part != TensorPart::kBias;
-    if (!is_known || (t.part == TensorPart::kKvB && t.count > 1)) return ok();
+    const bool is_joined =
+        source.name.find("qkv_proj") != std::string::npos || source.name.find("gate_up_proj") != std::string::npos;
+    if (!is_known || is_joined || (t.part == TensorPart::kKvB && t.count > 1)) return ok();
     const auto found = sizes_.find(Key{t.layer, t.part, t.group});
     if (found == sizes_.end())
       return error(Code::kCorrupt, "{}: it holds {}, which its hyperparameters have no place for", name, source.name);
@@ -286,24 +295,79 @@ std::int64_t ModelShape::n_routed_params() const {
   return n;
 }
 
+namespace {
+
+// Decoders whose memory the formulas cover. What differs beside the sizes: which of them a window bounds for all layers
+// (of the others with windows in some layers every layer is counted whole), and what config.json may leave out.
+struct PlannedType {
+  std::string_view name, canonical;
+  bool has_window = false;  // sliding_window is in force for all layers where it is given
+  bool is_tied = false;     // where config.json says nothing
+};
+constexpr std::array kPlannedTypes = {PlannedType{"llama", "llama", true},
+                                      PlannedType{"mistral", "mistral", true},
+                                      PlannedType{"mixtral", "mixtral", true},
+                                      PlannedType{"qwen2", "qwen2"},
+                                      PlannedType{"qwen3", "qwen3"},
+                                      PlannedType{"qwen3_moe", "qwen3_moe"},
+                                      PlannedType{"qwen3moe", "qwen3_moe"},
+                                      PlannedType{"phi3", "phi3"},
+                                      PlannedType{"gpt_oss", "gpt_oss"},
+                                      PlannedType{"gemma", "gemma", false, true},
+                                      PlannedType{"gemma2", "gemma2", false, true},
+                                      PlannedType{"gemma3_text", "gemma3_text", false, true},
+                                      PlannedType{"deepseek_v2", "deepseek_v2"},
+                                      PlannedType{"deepseek_v3", "deepseek_v3"}};
+
+// Experts in all layers, by the names that the configurations of mixtral, qwen3_moe and gpt_oss have for them.
+Status read_experts(const ConfigReader& reader, ModelConfig& config) {
+  const auto first_of = [&](std::initializer_list<const char*> keys) -> Result<std::int64_t> {
+    for (const char* key : keys)
+      if (reader.has(key)) return reader.integer(key, 0, 1 << 20);
+    return 0;
+  };
+  STILL_TRY(const std::int64_t experts, first_of({"num_local_experts", "num_experts"}));
+  if (experts == 0) return ok();
+  STILL_TRY(const std::int64_t chosen, first_of({"num_experts_per_tok", "experts_per_token"}));
+  STILL_TRY(const std::int64_t width, first_of({"moe_intermediate_size", "intermediate_size"}));
+  config.n_experts = static_cast<std::int32_t>(experts);
+  config.n_experts_per_tok = static_cast<std::int32_t>(chosen);
+  config.moe_intermediate_size = width;
+  return ok();
+}
+
+}  // namespace
+
 Result<ModelConfig> read_plan_config(const JsonObject& json) {
   const ConfigReader reader(json);
-  STILL_TRY(const std::string type, reader.string_or("model_type", ""));
+  STILL_TRY(const std::string name, reader.string_or("model_type", ""));
+  const auto known = std::find_if(kPlannedTypes.begin(), kPlannedTypes.end(),
+                                  [&](const PlannedType& type) { return type.name == name; });
+  if (known == kPlannedTypes.end()) {
+    std::string all;
+    for (const PlannedType& type : kPlannedTypes)
+      if (type.name == type.canonical) all += (all.empty() ? "" : ", ") + std::string(type.name);
+    return error(Code::kUnsupported, "architecture \"{}\" cannot be planned ({} can)", name, all);
+  }
+  const std::string type(known->canonical);
   const bool is_deepseek = type == "deepseek_v2" || type == "deepseek_v3";
-  if (!is_deepseek && type != "llama" && type != "qwen2" && type != "qwen3")
-    return error(Code::kUnsupported,
-                 "architecture \"{}\" cannot be planned (llama, qwen2, qwen3, deepseek_v2 and deepseek_v3 can)", type);
+  const bool is_run = type == "llama" || type == "qwen2";
   JsonObject copy = json;
-  // The reader of dense models wants a head size; MLA has none.
+  copy["model_type"] = type;
+  // The reader of dense models wants a head size; MLA has none. Rotary scaling takes no memory.
   if (is_deepseek && !reader.has("head_dim")) copy["head_dim"] = 2;
+  if (!is_run && !is_deepseek)
+    for (const char* key : {"rope_scaling", "rope_parameters"}) copy.erase(key);
+  if (known->is_tied && !reader.has("tie_word_embeddings")) copy["tie_word_embeddings"] = true;
   STILL_TRY(ModelConfig config, read_decoder_config(copy));
   STILL_TRY(config.attention_bias, reader.boolean_or("attention_bias", type == "qwen2"));
   if (type == "qwen2") config.attention_bias = true;
   STILL_TRY(const bool uses_window,
-            reader.boolean_or("use_sliding_window", !is_deepseek && type == "llama" && reader.has("sliding_window")));
+            reader.boolean_or("use_sliding_window", known->has_window && reader.has("sliding_window")));
   if (uses_window) {
     STILL_TRY(config.sliding_window, reader.integer_or("sliding_window", 0, 0, std::int64_t{1} << 31));
   }
+  if (!is_deepseek && !is_run) STILL_TRY_STATUS(read_experts(reader, config));
   if (!is_deepseek) return config;
   config.head_dim = 0;
   const auto small = [&](const char* key, std::int64_t fallback) {
@@ -398,6 +462,7 @@ Result<ModelShape> shape_from_checkpoint(const Checkpoint& checkpoint, std::stri
     tensor.cols = source.shape[std::max(0, source.shape.rank - 1)];
     if (source.shape.rank >= 2) tensor.rows = source.shape[source.shape.rank - 2];
     if (source.shape.rank >= 3) tensor.count = source.shape[0];
+    for (int axis = 1; axis < source.shape.rank - 2; ++axis) tensor.rows *= source.shape[axis];
     if (tensor.layer >= config.n_layers) tensor.group = WeightGroup::kMtp;
     is_packed = is_packed || holds_words(source) || is_beside_a_matrix(source.name);
     STILL_TRY_STATUS(against.check(shape.name, source, tensor));

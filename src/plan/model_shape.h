@@ -88,7 +88,7 @@ struct ModelShape {
   std::int64_t n_routed_params() const;
 };
 
-// config.json of any architecture planned here: llama, qwen2, qwen3, deepseek_v2, deepseek_v3.
+// config.json of any architecture planned here; kUnsupported names them.
 Result<ModelConfig> read_plan_config(const JsonObject& json);
 
 // kInvalidArgument for sizes that no model has, naming the field.

@@ -176,6 +176,85 @@ TEST(Quantisation, NamesTheClosest) {
   EXPECT_FALSE(find_quantisation(""));
 }
 
+JsonObject config_of(const char* type, std::int64_t layers, std::int64_t hidden, std::int64_t heads,
+                     std::int64_t kv_heads, std::int64_t head_dim, std::int64_t ffn, std::int64_t vocab) {
+  return {{"model_type", type},
+          {"num_hidden_layers", layers},
+          {"hidden_size", hidden},
+          {"num_attention_heads", heads},
+          {"num_key_value_heads", kv_heads},
+          {"head_dim", head_dim},
+          {"intermediate_size", ffn},
+          {"vocab_size", vocab},
+          {"max_position_embeddings", 32768}};
+}
+
+// Families beside those that are run, against the published numbers of parameters.
+TEST(Shape, OfOtherFamiliesHoldsThePublishedNumberOfParameters) {
+  const auto shape = [](JsonObject config, std::initializer_list<std::pair<const char*, Json>> more = {}) {
+    for (const auto& [key, value] : more) config[key] = value;
+    const auto read = read_plan_config(config);
+    EXPECT_TRUE(read) << read.error().message;
+    return *shape_from_config(*read, "x");
+  };
+  const ModelShape mistral =
+      shape(config_of("mistral", 32, 4096, 32, 8, 128, 14336, 32000), {{"sliding_window", 4096}});
+  EXPECT_EQ(mistral.n_params(), 7'241'732'096);
+  EXPECT_EQ(mistral.config.sliding_window, 4096);
+  EXPECT_EQ(shape(config_of("mistral", 32, 4096, 32, 8, 128, 14336, 32000), {{"sliding_window", nullptr}})
+                .config.sliding_window,
+            0);
+  const ModelShape mixtral = shape(config_of("mixtral", 32, 4096, 32, 8, 128, 14336, 32000),
+                                   {{"num_local_experts", 8}, {"num_experts_per_tok", 2}});
+  EXPECT_EQ(mixtral.n_params(), 46'702'792'704);
+  EXPECT_NEAR(static_cast<double>(mixtral.n_active_params()) * 1e-9, 12.75, .01);  // 12.88 with the embedding
+  const ModelShape qwen = shape(config_of("qwen3_moe", 48, 2048, 32, 4, 128, 6144, 151936),
+                                {{"num_experts", 128}, {"num_experts_per_tok", 8}, {"moe_intermediate_size", 768}});
+  EXPECT_NEAR(static_cast<double>(qwen.n_params()) * 1e-9, 30.53, .01);
+  EXPECT_NEAR(
+      static_cast<double>(
+          shape(config_of("gemma2", 42, 3584, 16, 8, 256, 14336, 256000), {{"sliding_window", 4096}}).n_params()) *
+          1e-9,
+      9.24, .01);
+  EXPECT_EQ(
+      shape(config_of("gemma2", 42, 3584, 16, 8, 256, 14336, 256000), {{"sliding_window", 4096}}).config.sliding_window,
+      0);  // in half of the layers only: none is left out of the count
+  EXPECT_NEAR(static_cast<double>(
+                  shape(config_of("phi3", 32, 3072, 32, 32, 96, 8192, 32064), {{"sliding_window", 2047}}).n_params()) *
+                  1e-9,
+              3.82, .01);
+  const auto unknown = read_plan_config({{"model_type", "rwkv"}});
+  ASSERT_FALSE(unknown);
+  EXPECT_NE(unknown.error().message.find("mixtral"), std::string::npos) << unknown.error().message;
+}
+
+// A file of mixtral: an expert's matrices are w1, w2 and w3.
+TEST(Shape, OfAFileOfMixtral) {
+  JsonObject config = config_of("mixtral", 1, 256, 4, 2, 64, 512, 320);
+  config["num_local_experts"] = 4;
+  config["num_experts_per_tok"] = 2;
+  FakeModel model(config);
+  const auto add = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
+    model.tensor(name + ".weight", "BF16", {rows, cols});
+  };
+  add("model.embed_tokens", 320, 256);
+  add("lm_head", 320, 256);
+  add("model.layers.0.self_attn.q_proj", 256, 256);
+  add("model.layers.0.self_attn.k_proj", 128, 256);
+  add("model.layers.0.self_attn.v_proj", 128, 256);
+  add("model.layers.0.self_attn.o_proj", 256, 256);
+  add("model.layers.0.block_sparse_moe.gate", 4, 256);
+  for (const char* expert : {"0", "1", "2", "3"}) {
+    const std::string name = std::string("model.layers.0.block_sparse_moe.experts.") + expert;
+    add(name + ".w1", 512, 256);
+    add(name + ".w2", 256, 512);
+    add(name + ".w3", 512, 256);
+  }
+  const auto shape = model.shape();
+  ASSERT_TRUE(shape) << shape.error().message;
+  EXPECT_EQ(shape->n_routed_params(), 4 * 3 * 512 * 256);
+}
+
 // The real header with one hyperparameter changed, each within a few percent of the number of weights.
 TEST(Shape, RefusesHeadersThatLieAboutWidthsOrLayers) {
   const std::string path = std::string(STILL_SOURCE_DIR) + "/testdata/files/r1-distill-qwen-7b-q4_k_m-header.gguf";
