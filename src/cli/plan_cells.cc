@@ -160,7 +160,7 @@ void print_speed(const PlannedCell& c, const ModelShape& shape, const DeviceSet&
                say(message("a million output tokens at this concurrency: ${:.3f} ({})", c.usd_per_million,
                            o.usd_per_hour ? std::string("--usd-per-hour")
                                           : fmt::format("${:.2f}/h x {}, {}, {}", set.device.price.middle(), set.count,
-                                                        set.device.price.provider, set.device.price.date))));
+                                                        say(set.device.price.provider), set.device.price.date))));
   fmt::print("{}\n", say(message("efficiency: {}", say(set.device.efficiency.source))));
 }
 
@@ -200,8 +200,8 @@ Result<std::int64_t> host_capacity(const PlanOptions& o, const PlanWorld& world)
 Result<DeploymentSettings> deployment_of(const PlanOptions& o, const ModelShape& shape, const Quantisation& q,
                                          std::int64_t n_devices) {
   DeploymentSettings s;
-  STILL_TRY(s.kv, find_kv_storage(o.kv));
-  STILL_TRY(s.engine, find_engine_profile(o.engine));
+  STILL_TRY(s.kv, find_kv_storage(o.kv.value_or("f16")));
+  STILL_TRY(s.engine, find_engine_profile(o.engine.value_or("still")));
   if (o.utilisation) s.engine.utilisation = *o.utilisation;
   if (o.overhead_gib) {
     if (!(*o.overhead_gib >= 0) || *o.overhead_gib > 1e4)
@@ -345,16 +345,15 @@ void print_matrix(const std::vector<PlannedCell>& cells, const Words& say) {
 void print_cell(const PlannedCell& c, const ModelShape& shape, const Quantisation& q, const DeviceSet& set,
                 const PlanOptions& o, const PlanWorld& world) {
   const Words& say = world.say;
-  if (!c.impossible.empty()) {
-    fmt::print("{}\n", c.impossible);
-    return;
-  }
   const DeploymentSettings& s = c.settings;
   const std::int64_t n_nodes = (s.parallelism.n_ranks() + s.devices_per_node - 1) / s.devices_per_node;
-  fmt::print("{}{}\n",
-             say(message("{} in {} on {} ({})", shape.title.empty() ? shape.name : shape.title, q.name, set.label(),
-                         split_text(s.parallelism, say))),
-             n_nodes > 1 ? say(message(", {} nodes of {}", n_nodes, s.devices_per_node)) : "");
+  fmt::print(
+      "{}{}\n",
+      say(message("{} in {} on {} ({})", shape.title.empty() ? shape.name : shape.title,
+                  q.kind == Quantisation::Kind::kOwn ? say(message("its own types, most of it {}", shape.own_type_name))
+                                                     : q.name,
+                  set.label(), split_text(s.parallelism, say))),
+      n_nodes > 1 ? say(message(", {} nodes of {}", n_nodes, s.devices_per_node)) : "");
   if (s.engine.name != "still")
     fmt::print("{}\n", say(message("an estimate of what {} takes, from its sources and published measurements",
                                    s.engine.name)));

@@ -60,8 +60,8 @@ Status check_claim(const PlanOptions& o, const PlanWorld& world) {
 
 Status list_devices(const PlanOptions& o, const PlanWorld& world) {
   std::vector<std::vector<std::string>> rows = {{world.say("DEVICE"), "GiB", "GB/s", "F16 TF", "INT8", "FP8",
-                                                 "LINK GB/s", "$/H", world.say("DATE"), world.say("CONFIDENCE"),
-                                                 world.say("SOURCE")}};
+                                                 world.say("LINK GB/s"), "$/H", world.say("DATE"),
+                                                 world.say("CONFIDENCE"), world.say("SOURCE")}};
   JsonArray array;
   for (const Device& d : world.data.devices) {
     const auto tf = [](double x) { return x > 0 ? fmt::format("{:.0f}", x * 1e-12) : std::string("-"); };
@@ -73,6 +73,11 @@ Status list_devices(const PlanOptions& o, const PlanWorld& world) {
                         : "-",
                     d.price.date, d.confidence, d.source});
     array.push_back(JsonObject{{"name", d.name},
+                               {"vendor", d.vendor},
+                               {"arch", d.arch},
+                               {"compute_capability", d.sm},
+                               {"label_gb", d.label_gb},
+                               {"link", d.link},
                                {"usable_bytes", d.usable_bytes},
                                {"bandwidth", d.bandwidth},
                                {"f16", d.f16},
@@ -137,6 +142,9 @@ Status print_advice(const PlanOptions& o, const PlanWorld& world) {
   if (!o.contexts.empty()) request.context = o.contexts.front();
   if (!o.concurrencies.empty()) request.concurrency = o.concurrencies.front();
   if (o.min_rate) request.min_tok_per_s = *o.min_rate;
+  if (o.kv) {
+    STILL_TRY(request.kv, find_kv_storage(*o.kv));
+  }
   if (o.answer_tokens) request.answer_tokens = *o.answer_tokens;
   if (!o.quants.empty()) request.quantisation = o.quants.front();
   STILL_TRY(Advice advice, advise(world.data, request));
@@ -290,7 +298,7 @@ Status print_offload(const PlanOptions& o, const PlanWorld& world, const ModelSh
   }
   std::sort(contexts.begin(), contexts.end(), std::greater<>());
   for (const std::int64_t context : contexts) {
-    for (const char* kv : {"f16", "q8_0"}) {
+    for (const std::string& kv : o.kv ? std::vector<std::string>{*o.kv} : std::vector<std::string>{"f16", "q8_0"}) {
       s.context = context;
       STILL_TRY(s.kv, find_kv_storage(kv));
       STILL_TRY(const FitAnswer fit, check_fit(shape, q, set, s, false));
@@ -309,7 +317,7 @@ Status print_offload(const PlanOptions& o, const PlanWorld& world, const ModelSh
   }
   // In part on the host: the longest context at which the rate is still near that of the shortest.
   constexpr double kRateKept = 0.9;
-  STILL_TRY(s.kv, find_kv_storage(o.kv));
+  STILL_TRY(s.kv, find_kv_storage(o.kv.value_or("f16")));
   OffloadPlan plan;
   Interval rate, ttft;
   double best = 0;

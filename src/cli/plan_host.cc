@@ -25,7 +25,8 @@ EngineSettings engine_settings(const PlanOptions& o) {
   settings.context = o.contexts.empty() ? 0 : o.contexts.front();
   settings.max_seqs = o.concurrencies.empty() ? 1 : o.concurrencies.front();
   if (o.chunk) settings.chunk_tokens = *o.chunk;
-  settings.kv_type = o.kv == "f32" ? KvType::kF32 : o.kv == "int8" ? KvType::kInt8 : KvType::kF16;
+  const std::string kv = o.kv.value_or("f16");
+  settings.kv_type = kv == "f32" ? KvType::kF32 : kv == "int8" ? KvType::kInt8 : KvType::kF16;
   if (o.host_gib) settings.memory_limit = static_cast<std::int64_t>(*o.host_gib * (std::int64_t{1} << 30));
   return settings;
 }
@@ -142,8 +143,8 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
                  const ModelShape& shape, const Quantisation& q) {
   if (o.contract) return print_contract(context, o, world.say, name, shape);
   if (o.verify) return print_verification(context, o, world, name, shape, q);
-  if (o.kv != "f16" && o.kv != "f32" && o.kv != "int8")
-    return error(Code::kInvalidArgument, "--kv {}: the engine keeps f16, f32 or int8 on this machine", o.kv);
+  if (o.kv && *o.kv != "f16" && *o.kv != "f32" && *o.kv != "int8")
+    return error(Code::kInvalidArgument, "--kv {}: the engine keeps f16, f32 or int8 on this machine", *o.kv);
   const Machine machine = detect_machine(world.data.devices);
   STILL_TRY(const HostWeights weights, plan_host_weights(shape, q));
   STILL_TRY(const MemoryPlan plan, plan_memory(shape.config, weights.arena_bytes, weights.max_k, engine_settings(o)));

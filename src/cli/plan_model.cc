@@ -94,7 +94,18 @@ Result<ModelShape> find_plan_shape(const Context& context, const PlanWorld& worl
                                    std::string& quant) {
   std::error_code code;
   if (std::filesystem::exists(name, code)) return shape_of_path(name, name);
-  if (is_source(name)) return shape_of_remote(context, name);
+  if (is_source(name)) {
+    if (name.ends_with(".safetensors"))
+      return error(Code::kInvalidArgument,
+                   "{}: a file of weights does not hold the shape; name its repository or folder, with config.json",
+                   name);
+    return shape_of_remote(context, name);
+  }
+  for (const std::string site : {"hf.co/", "huggingface.co/"})
+    if (name.starts_with(site)) return shape_of_remote(context, "hf:" + name.substr(site.size()));
+  if (name.starts_with("/") || name.starts_with("./") || name.starts_with("../") || name.ends_with(".gguf") ||
+      name.ends_with(".safetensors"))
+    return error(Code::kNotFound, "{}: no such file", name);
   Result<ModelShape> known = find_known_shape(world.data.models, name);
   if (known) return known;
   if (const std::size_t dash = name.rfind('-'); dash != std::string::npos && dash > 0) {

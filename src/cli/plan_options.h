@@ -26,8 +26,8 @@ struct PlanOptions {
   std::vector<std::string> words;  // models; or "check" and a sentence, "devices", "machine"
   std::vector<std::string> quants, devices;
   std::vector<std::int64_t> contexts, concurrencies;
-  std::string kv = "f16", engine = "still", task = "math", lang, language = "any";
-  std::optional<std::string> device_file, chart, host, api;
+  std::string task = "math", lang, language = "any";
+  std::optional<std::string> kv, engine, device_file, chart, host, api;
   std::optional<std::int64_t> tensor, pipeline, expert, data, redundant, chunk, threads;
   std::optional<double> utilisation, overhead_gib, latency_ms, usd_per_hour, answer_tokens, min_rate, host_gib,
       network_gbs, purchase_usd, power_w, usd_per_kwh, years;

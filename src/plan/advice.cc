@@ -49,7 +49,8 @@ Result<Candidate> judge(const ClaimWorld& world, const AdviceRequest& r, const K
     c.reason = plain_message(parallelism.error().message);
     return c;
   }
-  DeploymentSettings settings{.context = r.context, .concurrency = r.concurrency, .parallelism = *parallelism};
+  DeploymentSettings settings{
+      .context = r.context, .concurrency = r.concurrency, .kv = r.kv, .parallelism = *parallelism};
   STILL_TRY(const FitAnswer fit, check_fit(shape, q, r.devices, settings, false));
   c.fits = fit.fits;
   c.max_context = fit.max_context;

@@ -23,7 +23,8 @@ struct AdviceRequest {
   std::string language = "any";        // of the users: any, en, zh
   double answer_tokens = 8000;         // of a typical answer, thinking included: the user's assumption
   std::optional<double> usd_per_hour;  // of all devices; default: the database's price
-  std::string quantisation;            // empty: the usual ones
+  KvStorage kv;
+  std::string quantisation;  // empty: the usual ones
 };
 
 struct Candidate {

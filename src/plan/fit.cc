@@ -79,7 +79,14 @@ void fill(FitAnswer& a, const ModelShape& shape, const DeploymentSettings& s) {
 std::vector<Message> hardware_notes(const Device& d, const Quantisation& q) {
   using Compute = Quantisation::Compute;
   std::vector<Message> notes;
-  if (d.sm == 0) return notes;
+  if (d.sm == 0) {  // not NVIDIA's: what the row has no peak of
+    if (q.compute == Compute::kBF16 && d.bf16 == 0)
+      notes.push_back(message("{} does not compute BF16: convert to F16 and check for overflow", d.name));
+    if (q.compute == Compute::kFp8 && d.fp8 == 0)
+      notes.push_back(message("{} has no FP8 units: the weights are read as FP8 and multiplied as F16", d.name));
+    if (q.compute == Compute::kInt8 && d.int8 == 0) notes.push_back(message("{} has no INT8 matrix units", d.name));
+    return notes;
+  }
   if (q.compute == Compute::kBF16 && d.sm < 80)
     notes.push_back(message(
         "{} does not compute BF16 (needs compute capability 8.0): convert to F16 and check for overflow", d.name));
@@ -239,7 +246,7 @@ Result<OffloadPlan> plan_offload(const ModelShape& shape, const Quantisation& q,
   DeploymentSettings s = wanted;
   s.parallelism = {};
   const RankMemory rest = plan_rank_memory(shape, RankWeights{}, s);
-  const std::int64_t fixed = rest.activation_bytes + rest.logit_bytes + rest.runtime_bytes * gpus.count;
+  const std::int64_t fixed = (rest.activation_bytes + rest.runtime_bytes) * gpus.count + rest.logit_bytes;
   const std::int64_t kv_layer = kv_bytes_of_sequence(shape, s.kv, s.context, s.block_size) * s.concurrency / n_layers;
 
   OffloadPlan plan;
