@@ -142,6 +142,10 @@ Status print_advice(const PlanOptions& o, const PlanWorld& world) {
   if (!o.contexts.empty()) request.context = o.contexts.front();
   if (!o.concurrencies.empty()) request.concurrency = o.concurrencies.front();
   if (o.min_rate) request.min_tok_per_s = *o.min_rate;
+  if (o.host || o.host_gib) {
+    STILL_TRY(request.host, host_device(o, world));
+    STILL_TRY(request.host_capacity, host_capacity(o, world));
+  }
   if (o.kv) {
     STILL_TRY(request.kv, find_kv_storage(*o.kv));
   }
@@ -163,7 +167,9 @@ Status print_advice(const PlanOptions& o, const PlanWorld& world) {
                                 {"usd_per_million_tokens", c.usd_per_million},
                                 {"usd_per_correct", c.usd_per_correct},
                                 {"ttft_s", c.ttft.value},
-                                {"reason", c.reason.english}});
+                                {"host_bytes", c.host_bytes},
+                                {"reason", c.reason.english},
+                                {"nearest", c.nearest.english}});
     for (const Message& text : advice.because) because.emplace_back(text.english);
     for (const Message& text : advice.unknowns) unknowns.emplace_back(text.english);
     fmt::print("{}\n", to_json(JsonObject{{"because", std::move(because)},
@@ -177,15 +183,23 @@ Status print_advice(const PlanOptions& o, const PlanWorld& world) {
                                    advice.candidates.front().quantisation)));
   for (const Message& text : advice.because) fmt::print("  {}\n", say(text));
   std::vector<std::vector<std::string>> rows = {
-      {say("MODEL"), say("TYPE"), "GB", say("SCORE"), "TOK/S", "$/M", "$/" + say("CORRECT"), say("WHY NOT")}};
-  std::size_t n_good = 0, n_bad = 0;
+      {say("MODEL"), say("TYPE"), "GB", say("SCORE"), "TOK/S", "$/M", "$/" + say("CORRECT"), say("WHY NOT; NEAREST")}};
+  std::size_t n_good = 0;
+  // Of what is not possible, of each model the smallest: the neighbour of what is.
+  const auto is_smallest_refused = [&](const Candidate& c) {
+    return std::none_of(advice.candidates.begin(), advice.candidates.end(), [&](const Candidate& other) {
+      return !is_good(other) && other.model == c.model && other.weight_bytes < c.weight_bytes;
+    });
+  };
   for (const Candidate& c : advice.candidates) {
-    if (is_good(c) ? ++n_good > 8 : ++n_bad > 6) continue;
+    if (is_good(c) ? ++n_good > 8 : !is_smallest_refused(c)) continue;
     rows.push_back({c.title, c.quantisation, fmt::format("{:.1f}", to_gb(c.weight_bytes)),
                     c.has_score ? fmt::format("{:.1f}", c.score) : "-", fmt::format("{:.0f}", c.tok_per_s_user.value),
                     c.usd_per_million > 0 ? fmt::format("{:.2f}", c.usd_per_million) : "-",
                     c.usd_per_correct > 0 ? fmt::format("{:.4f}", c.usd_per_correct) : "-",
-                    is_good(c) ? "" : say(c.reason)});
+                    is_good(c)          ? ""
+                    : c.nearest.empty() ? say(c.reason)
+                                        : say(c.reason) + "; " + say(c.nearest)});
   }
   using enum Align;
   fmt::print("\n{}\n{}\n", format_table({kLeft, kLeft, kRight, kRight, kRight, kRight, kRight, kLeft}, rows),

@@ -51,12 +51,25 @@ Result<Candidate> judge(const ClaimWorld& world, const AdviceRequest& r, const K
   }
   DeploymentSettings settings{
       .context = r.context, .concurrency = r.concurrency, .kv = r.kv, .parallelism = *parallelism};
-  STILL_TRY(const FitAnswer fit, check_fit(shape, q, r.devices, settings, false));
+  STILL_TRY(const FitAnswer fit, check_fit(shape, q, r.devices, settings));
   c.fits = fit.fits;
   c.max_context = fit.max_context;
   c.max_concurrency = fit.max_concurrency;
   c.reason = fit.reason;
-  const SpeedModel speed = make_speed_model(shape, q, r.devices.device, fit.weights, settings);
+  c.notes = fit.notes;
+  if (!fit.nearest.empty()) c.nearest = fit.nearest.front();
+  SpeedModel speed = make_speed_model(shape, q, r.devices.device, fit.weights, settings);
+  if (!c.fits && r.host) {
+    STILL_TRY(const OffloadPlan plan, plan_offload(shape, q, r.devices, r.host_capacity, settings));
+    if (plan.fits) {
+      c.fits = true;
+      c.max_context = settings.context;
+      c.max_concurrency = settings.concurrency;
+      c.host_bytes = plan.host_bytes;
+      c.reason = c.nearest = {};
+      speed = make_offload_model(shape, q, r.devices.device, settings, plan, *r.host);
+    }
+  }
   const SpeedPoint point = predict_decode(speed, r.concurrency, static_cast<double>(settings.context) / 2);
   c.tok_per_s_user = point.tok_per_s_user;
   c.tok_per_s_total = point.tok_per_s_total;
@@ -160,6 +173,9 @@ Result<Advice> advise(const ClaimWorld& world, const AdviceRequest& r) {
                                    best.tok_per_s_user.value, best.tok_per_s_user.low, best.tok_per_s_user.high,
                                    best.tok_per_s_total.value));
   advice.because.push_back(message("about {:.2f} s until the first token of a prompt of 1024 tokens", best.ttft.value));
+  if (best.host_bytes > 0)
+    advice.because.push_back(message("{} of it lie in host memory", both_units(best.host_bytes)));
+  for (const Message& note : best.notes) advice.because.push_back(note);
   // The next step up, and why not.
   for (const Candidate& other : advice.candidates) {
     if (is_good(other) || other.score <= best.score + 0.5 || other.reason.empty()) continue;

@@ -24,7 +24,9 @@ struct AdviceRequest {
   double answer_tokens = 8000;         // of a typical answer, thinking included: the user's assumption
   std::optional<double> usd_per_hour;  // of all devices; default: the database's price
   KvStorage kv;
-  std::string quantisation;  // empty: the usual ones
+  std::optional<Device> host;      // with it, what does not fit may lie partly in host memory, at its speed
+  std::int64_t host_capacity = 0;  // bytes of it
+  std::string quantisation;        // empty: the usual ones
 };
 
 struct Candidate {
@@ -37,6 +39,9 @@ struct Candidate {
   Interval tok_per_s_user, tok_per_s_total, ttft;
   double usd_per_million = 0, usd_per_correct = 0;  // 0: no price known
   Message reason;                                   // why it is not chosen
+  Message nearest;                                  // the smallest change that would make it fit
+  std::vector<Message> notes;                       // what the device does not do itself
+  std::int64_t host_bytes = 0;                      // in host memory
 };
 
 struct Advice {

@@ -188,6 +188,40 @@ TEST(Advice, KnowsNoLosslessTypesButThoseOf16Bits) {
   EXPECT_FALSE(world().quality.recovery.contains("2bpw"));
 }
 
+TEST(Advice, PutsPartsInHostMemoryWhereItMay) {
+  AdviceRequest request{.devices = *parse_device_set(world().devices, "4090"),
+                        .context = 4096,
+                        .min_tok_per_s = 5,
+                        .host = *find_device(world().devices, "xeon-6454s")};
+  request.host_capacity = request.host->usable_bytes;
+  const auto advice = advise(world(), request);
+  ASSERT_TRUE(advice) << advice.error().message;
+  EXPECT_EQ(advice->candidates.front().model, "deepseek-r1:671b");
+  EXPECT_GT(advice->candidates.front().host_bytes, 0);
+  request.host.reset();
+  EXPECT_NE(advise(world(), request)->candidates.front().model, "deepseek-r1:671b");
+}
+
+// What does not fit says the change that would do, and the chosen one what its device does not compute.
+TEST(Advice, NamesTheNearestAndTheNotes) {
+  AdviceRequest request{.devices = *parse_device_set(world().devices, "3090"), .context = 8192};
+  const auto advice = advise(world(), request);
+  ASSERT_TRUE(advice) << advice.error().message;
+  for (const Candidate& c : advice->candidates)
+    if (c.model == "deepseek-r1:32b" && c.quantisation == "Q4_K_M") {
+      EXPECT_FALSE(c.fits);
+      EXPECT_FALSE(c.reason.empty());
+      EXPECT_FALSE(c.nearest.empty());
+    }
+  request.devices = *parse_device_set(world().devices, "v100");
+  request.quantisation = "BF16";
+  const auto old = advise(world(), request);
+  ASSERT_TRUE(old) << old.error().message;
+  EXPECT_TRUE(std::any_of(old->because.begin(), old->because.end(), [](const Message& text) {
+    return text.english.find("does not compute BF16") != std::string::npos;
+  }));
+}
+
 // A model that was made for less than the wanted context is no choice, rather than one for a shorter context.
 TEST(Advice, LeavesOutModelsOfAShorterContext) {
   AdviceRequest request{.devices = *parse_device_set(world().devices, "8xh200"), .context = 150'000};
