@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <optional>
 
 #include "base/json.h"
 #include "cli/plan_options.h"
@@ -13,6 +14,73 @@
 #include "plan/host_plan.h"
 
 namespace still {
+
+namespace {
+
+// "70B fits 2x80 GB", "671B in FP8 runs on 8 H200": a model, perhaps a type, and devices in a sentence that holds no
+// known claim are answered by a plan. The type is 16 bits if none is named (of a model with experts FP8 in blocks, as
+// published), a card of 80 GB an A100.
+std::optional<Message> answer_of_sentence(const PlanWorld& world, const std::string& sentence) {
+  std::vector<std::string> words(1);
+  for (const char c : sentence) {
+    const bool is_space = c == ' ' || c == ',' || c == ';' || c == '?' || c == '!' || c == '(' || c == ')';
+    if (!is_space)
+      words.back() += c;
+    else if (!words.back().empty())
+      words.emplace_back();
+  }
+  std::optional<ModelShape> shape;
+  std::optional<Quantisation> type;
+  std::optional<DeviceSet> set;
+  std::int64_t count = 1;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    const std::string& word = words[i];
+    if (word.empty() || word == "own") continue;
+    const std::string next = i + 1 < words.size() ? words[i + 1] : "";
+    if (!shape) {
+      if (auto found = find_known_shape(world.data.models, word)) {
+        shape = std::move(*found);
+        continue;
+      }
+    }
+    if (!type) {
+      if (auto found = find_quantisation(word)) {
+        type = std::move(*found);
+        continue;
+      }
+    }
+    if (set) continue;
+    if (auto found = parse_device_set(world.data.devices, word)) {
+      set = std::move(*found);
+      if (set->count == 1) set->count = count;
+    } else if (next == "GB" || next == "GB." || word.ends_with("GB")) {
+      const std::size_t times = word.find('x');
+      std::string size = times == std::string::npos ? word : word.substr(times + 1);
+      if (size.ends_with("GB")) size.resize(size.size() - 2);
+      if (size == "80" || size == "40") {
+        const std::string n = times == std::string::npos ? std::to_string(count) : word.substr(0, times);
+        if (auto cards = parse_device_set(world.data.devices, n + "xa100-" + size)) set = std::move(*cards);
+      }
+    } else if (!word.empty() && word.size() < 6 &&
+               std::all_of(word.begin(), word.end(), [](char c) { return c >= '0' && c <= '9'; })) {
+      count = std::max<std::int64_t>(1, std::stoll(word));
+    }
+  }
+  if (!shape || !set) return std::nullopt;
+  if (!type || (type->name == "FP8" && shape->is_moe()))
+    type = *find_quantisation(shape->is_moe() ? "FP8-BLOCK" : "BF16");
+  DeploymentSettings s{.context = std::min<std::int64_t>(4096, shape->config.max_seq_len)};
+  const auto split = choose_parallelism(*shape, *type, set->count);
+  if (!split) return std::nullopt;
+  s.parallelism = *split;
+  const auto fit = check_fit(*shape, *type, *set, s, false);
+  if (!fit) return std::nullopt;
+  const Message verdict = fit->fits ? message("fits: yes") : message("fits: no: {}", world.say(fit->reason));
+  return message("no known claim; planned: {} in {} on {}, one sequence of {} tokens: {}", shape->title, type->name,
+                 set->label(), s.context, world.say(verdict));
+}
+
+}  // namespace
 
 Status check_claim(const PlanOptions& o, const PlanWorld& world) {
   STILL_TRY(const std::vector<Claim> claims, read_claims());
@@ -23,6 +91,15 @@ Status check_claim(const PlanOptions& o, const PlanWorld& world) {
     for (const Claim& claim : claims) found.push_back(&claim);
   else
     found = match_claims(claims, sentence);
+  if (found.empty()) {
+    if (const auto answer = answer_of_sentence(world, sentence)) {
+      if (o.json)
+        fmt::print("{}\n", to_json(JsonArray{JsonObject{{"planned", answer->english}}}));
+      else
+        fmt::print("{}\n", world.say(*answer));
+      return ok();
+    }
+  }
   if (found.empty())
     return error(Code::kNotFound, "no known claim is in \"{}\"; `still plan check` alone lists all {}", sentence,
                  claims.size());

@@ -188,6 +188,7 @@ Machine detect_machine(const std::vector<Device>& database, const char* nvml) {
 Result<HostWeights> plan_host_weights(const ModelShape& shape, const Quantisation& q) {
   STILL_TRY(const Arch* arch, find_arch(shape.config.model_type));
   (void)arch;
+  if (shape.is_moe()) return error(Code::kUnsupported, "{}: the engine computes no experts yet", shape.name);
   if (q.kind != Quantisation::Kind::kOwn && q.kind != Quantisation::Kind::kPlain &&
       q.kind != Quantisation::Kind::kMixture && q.kind != Quantisation::Kind::kPure)
     return error(Code::kUnsupported, "{}: the engine computes ggml types and plain floats", q.name);

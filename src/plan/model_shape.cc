@@ -313,9 +313,11 @@ constexpr std::array kPlannedTypes = {PlannedType{"llama", "llama", true},
                                       PlannedType{"qwen3moe", "qwen3_moe"},
                                       PlannedType{"phi3", "phi3"},
                                       PlannedType{"gpt_oss", "gpt_oss"},
+                                      PlannedType{"gpt-oss", "gpt_oss"},
                                       PlannedType{"gemma", "gemma", false, true},
                                       PlannedType{"gemma2", "gemma2", false, true},
                                       PlannedType{"gemma3_text", "gemma3_text", false, true},
+                                      PlannedType{"gemma3", "gemma3_text", false, true},
                                       PlannedType{"deepseek_v2", "deepseek_v2"},
                                       PlannedType{"deepseek_v3", "deepseek_v3"}};
 
@@ -367,7 +369,8 @@ Result<ModelConfig> read_plan_config(const JsonObject& json) {
   if (uses_window) {
     STILL_TRY(config.sliding_window, reader.integer_or("sliding_window", 0, 0, std::int64_t{1} << 31));
   }
-  if (!is_deepseek && !is_run) STILL_TRY_STATUS(read_experts(reader, config));
+  // A GGUF of mixtral calls itself llama.
+  if (!is_deepseek) STILL_TRY_STATUS(read_experts(reader, config));
   if (!is_deepseek) return config;
   config.head_dim = 0;
   const auto small = [&](const char* key, std::int64_t fallback) {

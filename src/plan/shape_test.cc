@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "files/test_files.h"
 #include "plan/plan_data.h"
 #include "plan/quantisation.h"
 #include "plan/test_model.h"
@@ -252,6 +253,43 @@ TEST(Shape, OfAFileOfMixtral) {
   }
   const auto shape = model.shape();
   ASSERT_TRUE(shape) << shape.error().message;
+  EXPECT_EQ(shape->n_routed_params(), 4 * 3 * 512 * 256);
+}
+
+// A GGUF of mixtral calls itself llama and has the experts of a layer in one tensor.
+TEST(Shape, OfAGgufWithExperts) {
+  RawGguf raw;
+  raw.text("general.architecture", "llama");
+  const auto key = [](const char* name) { return "llama." + std::string(name); };
+  raw.u32(key("block_count"), 1).u32(key("embedding_length"), 256).u32(key("feed_forward_length"), 512);
+  raw.u32(key("attention.head_count"), 4).u32(key("attention.head_count_kv"), 2).u32(key("context_length"), 4096);
+  raw.f32(key("attention.layer_norm_rms_epsilon"), 1e-5f).f32(key("rope.freq_base"), 10000.0f);
+  raw.u32(key("expert_count"), 4).u32(key("expert_used_count"), 2);
+  std::uint64_t at = 0;
+  const auto add = [&](const std::string& name, const std::vector<std::uint64_t>& ne) {
+    raw.tensor(name + ".weight", ne, 1, at);
+    std::uint64_t bytes = 2;
+    for (const std::uint64_t n : ne) bytes *= n;
+    at += bytes;
+  };
+  add("token_embd", {256, 320});
+  add("output", {256, 320});
+  add("blk.0.attn_q", {256, 256});
+  add("blk.0.attn_k", {256, 128});
+  add("blk.0.attn_v", {256, 128});
+  add("blk.0.attn_output", {256, 256});
+  add("blk.0.ffn_gate_inp", {256, 4});
+  add("blk.0.ffn_gate_exps", {256, 512, 4});
+  add("blk.0.ffn_up_exps", {256, 512, 4});
+  add("blk.0.ffn_down_exps", {512, 256, 4});
+  const TemporaryFolder folder;
+  write_file(folder / "m.gguf", raw.bytes());
+  const auto checkpoint = Checkpoint::open(folder / "m.gguf", {.allow_missing_data = true});
+  ASSERT_TRUE(checkpoint) << checkpoint.error().message;
+  const auto shape = shape_from_checkpoint(*checkpoint, "m");
+  ASSERT_TRUE(shape) << shape.error().message;
+  EXPECT_EQ(shape->config.n_experts, 4);
+  EXPECT_EQ(shape->config.n_experts_per_tok, 2);
   EXPECT_EQ(shape->n_routed_params(), 4 * 3 * 512 * 256);
 }
 
