@@ -166,7 +166,8 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
     curve = speed_curve([&](std::int64_t n) { return speed->point(n, kv_len); }, most, o.latency_ms.value_or(0) * 1e-3);
   }
   // The engine shares the cache out: more sequences may run than can be full at the same time.
-  const std::int64_t n_full = plan.settings.kv_tokens / plan.settings.context;
+  const std::int64_t block = plan.settings.block_size,
+                     n_full = plan.settings.kv_tokens / ((plan.settings.context + block - 1) / block * block);
   if (o.json) {
     JsonObject result{{"model", shape.name},
                       {"quantisation", q.name},
