@@ -53,6 +53,80 @@ Status check_numbers(const PlanOptions& o) {
   return ok();
 }
 
+// What an answer would not depend on is refused rather than ignored.
+Status check_relevance(const PlanOptions& o) {
+  struct Given {
+    const char* name;
+    bool is_given;
+  };
+  const auto refuse = [](std::initializer_list<Given> options, std::string_view why) -> Status {
+    for (const Given& option : options)
+      if (option.is_given) return error(Code::kInvalidArgument, "--{}: {}", option.name, why);
+    return ok();
+  };
+  const ShapeOptions& s = o.shape;
+  if (s.arch.empty())
+    STILL_TRY_STATUS(refuse({{"layers", s.layers.has_value()},
+                             {"hidden", s.hidden.has_value()},
+                             {"heads", s.heads.has_value()},
+                             {"kv-heads", s.kv_heads.has_value()},
+                             {"head-dim", s.head_dim.has_value()},
+                             {"ffn", s.ffn.has_value()},
+                             {"vocab", s.vocab.has_value()},
+                             {"max-context", s.context.has_value()},
+                             {"window", s.window.has_value()},
+                             {"tied", s.tied},
+                             {"q-rank", s.q_rank.has_value()},
+                             {"kv-rank", s.kv_rank.has_value()},
+                             {"nope-dim", s.nope.has_value()},
+                             {"rope-dim", s.rope.has_value()},
+                             {"value-dim", s.value.has_value()},
+                             {"experts", s.experts.has_value()},
+                             {"experts-per-token", s.experts_per_tok.has_value()},
+                             {"shared-experts", s.shared_experts.has_value()},
+                             {"expert-ffn", s.expert_ffn.has_value()},
+                             {"dense-layers", s.dense_layers.has_value()},
+                             {"mtp-layers", s.mtp_layers.has_value()}},
+                            "part of a bare shape, which needs --arch; a named model has its own"));
+  const std::initializer_list<Given> deployment = {{"engine", o.engine.has_value()},
+                                                   {"tensor", o.tensor.has_value()},
+                                                   {"pipeline", o.pipeline.has_value()},
+                                                   {"expert", o.expert.has_value()},
+                                                   {"data", o.data.has_value()},
+                                                   {"redundant-experts", o.redundant.has_value()},
+                                                   {"network", o.network_gbs.has_value()},
+                                                   {"utilisation", o.utilisation.has_value()},
+                                                   {"overhead", o.overhead_gib.has_value()},
+                                                   {"mtp", o.mtp},
+                                                   {"experts-on-host", o.experts_on_host}};
+  const std::initializer_list<Given> files = {{"csv", o.csv}, {"chart", o.chart.has_value()}};
+  const std::string first = o.words.empty() ? "" : o.words.front();
+  if (first == "check" || first == "devices" || first == "machine") {
+    STILL_TRY_STATUS(refuse(files, "not of this list (--json is)"));
+    return refuse(deployment, "this list depends on no deployment");
+  }
+  if (o.advise) {
+    if (!o.words.empty())
+      return error(Code::kInvalidArgument, "\"{}\": --advise chooses the model; leave its name out", first);
+    STILL_TRY_STATUS(refuse(files, "an advice has none (--json is)"));
+    return refuse(deployment, "--advise takes the best use of the devices; leave it out");
+  }
+  if (o.fit || o.break_even) {
+    STILL_TRY_STATUS(refuse(files, o.fit ? "--fit has none (--json is)" : "--break-even has none (--json is)"));
+    return ok();
+  }
+  STILL_TRY_STATUS(refuse({{"min-rate", o.min_rate.has_value()},
+                           {"answer-tokens", o.answer_tokens.has_value()},
+                           {"permissive", o.permissive}},
+                          "only --advise asks for it"));
+  if (!o.devices.empty()) return ok();
+  STILL_TRY_STATUS(refuse(files, "needs --on DEVICES: the plan of this machine has none (--json is)"));
+  STILL_TRY_STATUS(refuse(deployment, "needs --on DEVICES: without it the plan is of this machine and this engine"));
+  STILL_TRY_STATUS(refuse({{"usd-per-hour", o.usd_per_hour.has_value()}}, "needs --on DEVICES"));
+  return refuse({{"latency", o.latency_ms.has_value() && !o.calibrate}},
+                "needs --on DEVICES, or --calibrate on this machine");
+}
+
 Status plan(const PlanOptions& o, const Context& context) {
   PlanWorld world;
   world.say.is_chinese = wants_chinese(o.lang);
@@ -64,6 +138,9 @@ Status plan(const PlanOptions& o, const Context& context) {
     world.data.devices = std::move(own);
   }
   STILL_TRY_STATUS(check_numbers(o));
+  STILL_TRY_STATUS(check_relevance(o));
+  if (o.chart && !o.chart->ends_with(".svg") && !o.chart->ends_with(".html") && !o.chart->ends_with(".htm"))
+    return error(Code::kInvalidArgument, "--chart {}: expected a name that ends with .svg or .html", *o.chart);
   const std::string first = o.words.empty() ? "" : o.words.front();
   if (o.json && o.csv) return error(Code::kInvalidArgument, "--json and --csv: choose one of them");
   if ((first == "devices" || first == "machine") && o.words.size() > 1)
@@ -107,6 +184,11 @@ Status plan(const PlanOptions& o, const Context& context) {
   if (o.fit && sets.empty()) return error(Code::kInvalidArgument, "--fit needs --on DEVICES");
 
   std::vector<PlannedCell> cells;
+  std::string csv = csv_header();
+  const std::size_t n_models = models.size(), n_types = std::max<std::size_t>(1, o.quants.size()),
+                    n_cells = n_models * n_types * sets.size() * std::max<std::size_t>(1, o.contexts.size()) *
+                              std::max<std::size_t>(1, o.concurrencies.size());
+  const bool has_curve = o.json || o.chart || n_cells == 1;
   const ModelShape* last_shape = nullptr;
   Quantisation last_quant;
   DeviceSet last_set;
@@ -123,11 +205,13 @@ Status plan(const PlanOptions& o, const Context& context) {
           STILL_TRY_STATUS((o.fit ? print_offload : print_break_even)(o, world, shape, q, set));
           continue;
         }
+        STILL_TRY(PlannedDeployment deployment, PlannedDeployment::make(world, o, shape, q, set));
         const std::vector<std::int64_t> usual = {std::min<std::int64_t>(8192, shape.config.max_seq_len)};
         for (const std::int64_t n_context : o.contexts.empty() ? usual : o.contexts) {
           for (const std::int64_t n_seqs : o.concurrencies.empty() ? std::vector<std::int64_t>{1} : o.concurrencies) {
-            STILL_TRY(PlannedCell cell, plan_cell(world, o, shape, q, set, n_context, n_seqs));
-            cells.push_back(std::move(cell));
+            STILL_TRY(PlannedCell cell, deployment.cell(n_context, n_seqs, !o.csv, has_curve));
+            if (o.csv) append_csv(csv, cell);
+            if (!o.csv || o.chart) cells.push_back(std::move(cell));
             last_shape = &shape;
             last_quant = q;
             last_set = set;
@@ -136,12 +220,14 @@ Status plan(const PlanOptions& o, const Context& context) {
       }
     }
   }
-  if (cells.empty()) return ok();
+  if (n_cells == 1 && !cells.empty() && !cells.front().impossible.empty())
+    return error(Code::kInvalidArgument, "{}", cells.front().impossible);
+  if (n_cells == 0 || o.fit || o.break_even) return ok();
   if (o.chart) STILL_TRY_STATUS(write_chart(cells, *o.chart, world.say));
   if (o.json)
     print_json(cells);
   else if (o.csv)
-    print_csv(cells);
+    fmt::print("{}", csv);
   else if (cells.size() == 1)
     print_cell(cells.front(), *last_shape, last_quant, last_set, o, world);
   else
@@ -150,7 +236,9 @@ Status plan(const PlanOptions& o, const Context& context) {
 }
 
 void declare_shape(Options& options, ShapeOptions& o) {
-  options.value("--arch", &o.arch, "A bare shape: llama, qwen2, qwen3, deepseek2, deepseek_v3");
+  options.value(
+      "--arch", &o.arch,
+      "A bare shape: llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, phi3, gemma2, gpt_oss, deepseek2, ...");
   options.value("--layers", &o.layers, "of the shape");
   options.value("--hidden", &o.hidden, "of the shape");
   options.value("--heads", &o.heads, "of the shape");

@@ -42,27 +42,32 @@ std::vector<Line> explain_lines(const ModelShape& shape, const Quantisation& q, 
                      c.qk_nope_head_dim + c.qk_rope_head_dim, c.v_head_dim, s.kv.name));
   else
     kv = say(message("2 x {} layers x {} KV heads x {} values of {}", c.n_layers, c.n_kv_heads, c.head_dim, s.kv.name));
+  // Of a window no more is kept than itself; a rank of data has its share of the sequences.
+  const std::int64_t kept = c.sliding_window > 0 ? std::min(c.sliding_window, s.context) : s.context;
+  const std::int64_t n_seqs = (s.concurrency + s.parallelism.data - 1) / s.parallelism.data;
   lines.push_back({say("KV cache"), a.memory.kv_bytes,
                    message("{} = {} B a token, x {} tokens x {} sequences, over {} stages, {} tensor and {} data ranks",
-                           kv, kv_bytes_per_token(shape, s.kv, s.engine.latent_kv), s.context, s.concurrency,
+                           kv, kv_bytes_per_token(shape, s.kv, s.engine.latent_kv), kept, s.concurrency,
                            s.parallelism.pipeline, s.parallelism.tensor, s.parallelism.data)});
+  const std::string dispatch = c.n_experts > 0
+                                   ? say(message(" + {} experts x ({} + 2 x {})", c.n_experts_per_tok, c.hidden_size,
+                                                 c.moe_intermediate_size / s.parallelism.tensor))
+                                   : std::string();
   const std::int64_t step =
-      s.engine.whole_prompt ? s.context - s.answer_tokens : std::max(s.chunk_tokens, s.concurrency);
+      s.engine.whole_prompt ? (s.context - s.answer_tokens) * n_seqs : std::max(s.chunk_tokens, n_seqs);
+  const Message activations = message("a step of {} tokens x (4 x {} + 3 x widest inner part{}) x {} B (estimate)",
+                                      step, c.hidden_size, dispatch, s.engine.activation_bytes);
   lines.push_back({say("activations"), a.memory.activation_bytes,
-                   message("a step of {} tokens x (4 x {} + 3 x widest inner part) x {} B (estimate)", step,
-                           c.hidden_size, s.engine.activation_bytes)});
+                   s.engine.whole_prompt
+                       ? message("{}; or the last token's, where its KV makes that moment the larger", say(activations))
+                       : activations});
   lines.push_back({say("logits"), a.memory.logit_bytes,
-                   message("{} rows x {} x 4 B", std::max<std::int64_t>(16, s.concurrency), c.vocab_size)});
+                   s.engine.whole_prompt
+                       ? message("{} rows x {} x {} B", n_seqs, c.vocab_size, 2)
+                       : message("{} rows x {} x {} B", std::max<std::int64_t>(16, n_seqs), c.vocab_size, 4)});
   lines.push_back(
       {say("runtime and driver"), a.memory.runtime_bytes, message("profile of {} (estimate)", s.engine.name)});
   return lines;
-}
-
-const SpeedPoint* point_at(const PlannedCell& cell, std::int64_t concurrency) {
-  const SpeedPoint* best = nullptr;
-  for (const SpeedPoint& p : cell.curve.points)
-    if (p.concurrency <= concurrency) best = &p;
-  return best;
 }
 
 std::string split_text(const Parallelism& p, const Words& say) {
@@ -120,6 +125,7 @@ JsonObject to_json_cell(const PlannedCell& c) {
           {"ttft_high_s", c.ttft.high},
           {"usd_per_million_tokens", c.usd_per_million},
           {"knee", c.curve.knee},
+          {"knee_reached", c.curve.has_knee},
           {"within_latency", c.curve.within_goal},
           {"curve", std::move(curve)}};
 }
@@ -129,6 +135,8 @@ void print_speed(const PlannedCell& c, const ModelShape& shape, const DeviceSet&
   const std::int64_t prompt = std::min<std::int64_t>(c.settings.context, 1024);
   fmt::print("\n{}\n", say(message("first token of a prompt of {} tokens: {:.2f} s ({:.2f} - {:.2f})", prompt,
                                    c.ttft.value, c.ttft.low, c.ttft.high)));
+  fmt::print("{}\n", say(message("decoding with {:.0f} tokens in each cache, the mean of a sequence that grows to {}",
+                                 mean_kv_tokens(shape, c.settings.context), c.settings.context)));
   std::vector<std::vector<std::string>> speed = {
       {say("SEQS"), say("TOK/S EACH"), say("TOK/S ALL"), say("INTERVAL"), say("OF BANDWIDTH")}};
   for (const SpeedPoint& p : c.curve.points)
@@ -138,7 +146,8 @@ void print_speed(const PlannedCell& c, const ModelShape& shape, const DeviceSet&
                      fmt::format("{:.0f} %{}", 100 * p.bandwidth_share, p.compute_bound ? say(" (compute)") : "")});
   using enum Align;
   fmt::print("{}", format_table({kRight, kRight, kRight, kRight, kRight}, speed));
-  fmt::print("{}\n", say(message("knee of throughput (doubling gains less than 20 %): {} sequences", c.curve.knee)));
+  const bool is_end = !c.curve.has_knee && c.curve.knee == c.fit.max_concurrency;
+  fmt::print("{}{}\n", knee_text(c.curve, say), is_end ? say(", where memory ends") : "");
   if (o.latency_ms)
     fmt::print("{}\n", say(message("most sequences with at most {:.0f} ms between a user's tokens: {}", *o.latency_ms,
                                    c.curve.within_goal)));
@@ -151,7 +160,7 @@ void print_speed(const PlannedCell& c, const ModelShape& shape, const DeviceSet&
                say(message("a million output tokens at this concurrency: ${:.3f} ({})", c.usd_per_million,
                            o.usd_per_hour ? std::string("--usd-per-hour")
                                           : fmt::format("${:.2f}/h x {}, {}, {}", set.device.price.middle(), set.count,
-                                                        set.device.price.provider, set.device.price.date))));
+                                                        say(set.device.price.provider), set.device.price.date))));
   fmt::print("{}\n", say(message("efficiency: {}", say(set.device.efficiency.source))));
 }
 
@@ -159,6 +168,12 @@ void print_speed(const PlannedCell& c, const ModelShape& shape, const DeviceSet&
 
 std::string tokens_text(std::int64_t n) {
   return n >= 10000 ? fmt::format("{}k", n / 1000) : std::to_string(n);
+}
+
+std::string knee_text(const SpeedCurve& curve, const Words& say) {
+  if (curve.has_knee)
+    return say(message("knee of throughput (doubling gains less than 20 %): {} sequences", curve.knee));
+  return say(message("knee of throughput (doubling gains less than 20 %): not reached up to {} sequences", curve.knee));
 }
 
 Result<Device> host_device(const PlanOptions& o, const PlanWorld& world) {
@@ -175,11 +190,18 @@ Result<Device> host_device(const PlanOptions& o, const PlanWorld& world) {
   return find_device(world.data.devices, row);
 }
 
+Result<std::int64_t> host_capacity(const PlanOptions& o, const PlanWorld& world) {
+  if (o.host_gib) return static_cast<std::int64_t>(*o.host_gib * (std::int64_t{1} << 30));
+  if (!o.host) return detect_machine({}).available_bytes;
+  STILL_TRY(const Device row, host_device(o, world));
+  return row.usable_bytes;
+}
+
 Result<DeploymentSettings> deployment_of(const PlanOptions& o, const ModelShape& shape, const Quantisation& q,
                                          std::int64_t n_devices) {
   DeploymentSettings s;
-  STILL_TRY(s.kv, find_kv_storage(o.kv));
-  STILL_TRY(s.engine, find_engine_profile(o.engine));
+  STILL_TRY(s.kv, find_kv_storage(o.kv.value_or("f16")));
+  STILL_TRY(s.engine, find_engine_profile(o.engine.value_or("still")));
   if (o.utilisation) s.engine.utilisation = *o.utilisation;
   if (o.overhead_gib) {
     if (!(*o.overhead_gib >= 0) || *o.overhead_gib > 1e4)
@@ -202,43 +224,64 @@ Result<DeploymentSettings> deployment_of(const PlanOptions& o, const ModelShape&
     if (!o.tensor) s.parallelism.tensor = std::max<std::int64_t>(1, n_devices / others);
     STILL_TRY_STATUS(check_parallelism(shape, q, s.parallelism));
   } else {
-    STILL_TRY(s.parallelism, choose_parallelism(shape, q, n_devices));
+    STILL_TRY(s.parallelism, choose_parallelism(shape, q, n_devices, s.engine));
   }
   return s;
 }
 
-Result<PlannedCell> plan_cell(const PlanWorld& world, const PlanOptions& o, const ModelShape& shape,
-                              const Quantisation& q, const DeviceSet& set, std::int64_t context,
-                              std::int64_t concurrency) {
-  PlannedCell cell{.model = shape.name, .quant = q.name, .devices = set.label()};
+Result<PlannedDeployment> PlannedDeployment::make(const PlanWorld& world, const PlanOptions& o, const ModelShape& shape,
+                                                  const Quantisation& q, const DeviceSet& set) {
+  PlannedDeployment plan;
+  plan.shape_ = &shape;
+  plan.start_.model = shape.name;
+  plan.start_.quant = q.name;
+  plan.start_.devices = set.label();
   Result<DeploymentSettings> settings = deployment_of(o, shape, q, set.count);
   if (!settings) {
     // Asked for in so many words it is an error; a device set of the matrix that cannot share the model is a cell.
     if (settings.error().code != Code::kInvalidArgument || o.tensor || o.pipeline || o.expert || o.data ||
         o.redundant || o.overhead_gib || o.experts_on_host)
       return tl::unexpected(settings.error());
-    cell.impossible = settings.error().message;
-    return cell;
+    plan.start_.impossible = settings.error().message;
+    return plan;
   }
-  cell.settings = *settings;
-  cell.settings.context = context;
-  cell.settings.concurrency = concurrency;
-  STILL_TRY(cell.fit, check_fit(shape, q, set, cell.settings));
   Device host;
   if (o.experts_on_host) {
+    STILL_TRY(settings->host_capacity, host_capacity(o, world));
     STILL_TRY(host, host_device(o, world));
   }
-  cell.speed =
-      make_speed_model(shape, q, set.device, cell.fit.weights, cell.settings, o.experts_on_host ? &host : nullptr);
-  const double kv_len = mean_kv_tokens(shape, context);
+  STILL_TRY(FitPlanner planner, FitPlanner::make(shape, q, set, *settings));
+  plan.start_.settings = *settings;
+  plan.start_.speed = std::make_shared<const SpeedModel>(
+      make_speed_model(shape, q, set.device, planner.weights(), *settings, o.experts_on_host ? &host : nullptr));
+  plan.planner_.emplace(std::move(planner));
+  plan.goal_s_ = o.latency_ms.value_or(0) * 1e-3;
+  plan.usd_per_hour_ = o.usd_per_hour.value_or(set.device.price.middle() * static_cast<double>(set.count));
+  return plan;
+}
+
+Result<PlannedCell> PlannedDeployment::cell(std::int64_t context, std::int64_t concurrency, bool has_nearest,
+                                            bool has_curve) {
+  PlannedCell cell = start_;
+  if (!cell.impossible.empty()) return cell;
+  cell.settings.context = context;
+  cell.settings.concurrency = concurrency;
+  STILL_TRY(cell.fit, planner_->at(context, concurrency, has_nearest));
+  const double kv_len = mean_kv_tokens(*shape_, context);
+  cell.asked = predict_decode(*cell.speed, concurrency, kv_len);
+  if (usd_per_hour_ > 0) cell.usd_per_million = usd_per_million(usd_per_hour_, cell.asked.tok_per_s_total.value);
+  if (!has_curve) return cell;
   const std::int64_t usual = std::min<std::int64_t>(256 * cell.settings.parallelism.data, cell.fit.max_concurrency);
-  cell.curve = predict_curve(cell.speed, std::max(concurrency, usual), kv_len, o.latency_ms.value_or(0) * 1e-3);
-  cell.ttft = predict_ttft(cell.speed, std::min<std::int64_t>(context, 1024), cell.settings.chunk_tokens);
-  const double price = o.usd_per_hour.value_or(set.device.price.middle() * static_cast<double>(set.count));
-  if (price > 0)
-    cell.usd_per_million =
-        usd_per_million(price, predict_decode(cell.speed, concurrency, kv_len).tok_per_s_total.value);
+  cell.curve = predict_curve(*cell.speed, std::max(concurrency, usual), kv_len, goal_s_, concurrency);
+  cell.ttft = predict_ttft(*cell.speed, std::min<std::int64_t>(context, 1024), cell.settings.chunk_tokens);
   return cell;
+}
+
+Result<PlannedCell> plan_cell(const PlanWorld& world, const PlanOptions& o, const ModelShape& shape,
+                              const Quantisation& q, const DeviceSet& set, std::int64_t context,
+                              std::int64_t concurrency) {
+  STILL_TRY(PlannedDeployment plan, PlannedDeployment::make(world, o, shape, q, set));
+  return plan.cell(context, concurrency, true, true);
 }
 
 void print_json(const std::vector<PlannedCell>& cells) {
@@ -259,19 +302,20 @@ std::string csv_field(const std::string& text) {
 
 }  // namespace
 
-void print_csv(const std::vector<PlannedCell>& cells) {
-  fmt::print(
-      "model,quantisation,devices,tensor,pipeline,context,concurrency,fits,need_bytes,capacity_bytes,weight_bytes,kv_"
-      "bytes,max_kv_tokens,tok_per_s_user,tok_per_s_total,usd_per_million,reason\n");
-  for (const PlannedCell& c : cells) {
-    const SpeedPoint* p = point_at(c, c.settings.concurrency);
-    const std::string& reason = c.impossible.empty() ? c.fit.reason.english : c.impossible;
-    fmt::print("{},{},{},{},{},{},{},{},{},{},{},{},{},{:.2f},{:.2f},{:.4f},{}\n", csv_field(c.model),
-               csv_field(c.quant), csv_field(c.devices), c.settings.parallelism.tensor, c.settings.parallelism.pipeline,
-               c.settings.context, c.settings.concurrency, c.fit.fits ? "yes" : "no", c.fit.memory.need(),
-               c.fit.capacity, c.fit.memory.weight_bytes, c.fit.memory.kv_bytes, c.fit.max_kv_tokens,
-               p ? p->tok_per_s_user.value : 0, p ? p->tok_per_s_total.value : 0, c.usd_per_million, csv_field(reason));
-  }
+std::string csv_header() {
+  return "model,quantisation,devices,tensor,pipeline,context,concurrency,fits,need_bytes,capacity_bytes,weight_bytes,"
+         "kv_"
+         "bytes,max_kv_tokens,tok_per_s_user,tok_per_s_total,usd_per_million,reason\n";
+}
+
+void append_csv(std::string& out, const PlannedCell& c) {
+  const std::string& reason = c.impossible.empty() ? c.fit.reason.english : c.impossible;
+  fmt::format_to(std::back_inserter(out), "{},{},{},{},{},{},{},{},{},{},{},{},{},{:.2f},{:.2f},{:.4f},{}\n",
+                 csv_field(c.model), csv_field(c.quant), csv_field(c.devices), c.settings.parallelism.tensor,
+                 c.settings.parallelism.pipeline, c.settings.context, c.settings.concurrency, c.fit.fits ? "yes" : "no",
+                 c.fit.memory.need(), c.fit.capacity, c.fit.memory.weight_bytes, c.fit.memory.kv_bytes,
+                 c.fit.max_kv_tokens, c.asked.tok_per_s_user.value, c.asked.tok_per_s_total.value, c.usd_per_million,
+                 csv_field(reason));
 }
 
 void print_matrix(const std::vector<PlannedCell>& cells, const Words& say) {
@@ -283,7 +327,6 @@ void print_matrix(const std::vector<PlannedCell>& cells, const Words& say) {
       rows.push_back({c.model, c.quant, c.devices, "-", "-", "-", say("no"), "-", "-", "-", c.impossible});
       continue;
     }
-    const SpeedPoint* p = point_at(c, c.settings.concurrency);
     std::string why = say(c.fit.reason);
     if (!c.fit.nearest.empty()) why += "; " + say(c.fit.nearest.front());
     rows.push_back({c.model, c.quant, c.devices,
@@ -292,7 +335,7 @@ void print_matrix(const std::vector<PlannedCell>& cells, const Words& say) {
                     c.fit.fits ? say("yes") : say("no"),
                     fmt::format("{:.1f}/{:.1f}", to_gib(c.fit.memory.need()), to_gib(c.fit.capacity)),
                     tokens_text(c.fit.max_kv_tokens),
-                    c.fit.fits && p ? fmt::format("{:.0f}", p->tok_per_s_total.value) : "-", why});
+                    c.fit.fits ? fmt::format("{:.0f}", c.asked.tok_per_s_total.value) : "-", why});
   }
   using enum Align;
   fmt::print("{}",
@@ -302,16 +345,15 @@ void print_matrix(const std::vector<PlannedCell>& cells, const Words& say) {
 void print_cell(const PlannedCell& c, const ModelShape& shape, const Quantisation& q, const DeviceSet& set,
                 const PlanOptions& o, const PlanWorld& world) {
   const Words& say = world.say;
-  if (!c.impossible.empty()) {
-    fmt::print("{}\n", c.impossible);
-    return;
-  }
   const DeploymentSettings& s = c.settings;
   const std::int64_t n_nodes = (s.parallelism.n_ranks() + s.devices_per_node - 1) / s.devices_per_node;
-  fmt::print("{}{}\n",
-             say(message("{} in {} on {} ({})", shape.title.empty() ? shape.name : shape.title, q.name, set.label(),
-                         split_text(s.parallelism, say))),
-             n_nodes > 1 ? say(message(", {} nodes of {}", n_nodes, s.devices_per_node)) : "");
+  fmt::print(
+      "{}{}\n",
+      say(message("{} in {} on {} ({})", shape.title.empty() ? shape.name : shape.title,
+                  q.kind == Quantisation::Kind::kOwn ? say(message("its own types, most of it {}", shape.own_type_name))
+                                                     : q.name,
+                  set.label(), split_text(s.parallelism, say))),
+      n_nodes > 1 ? say(message(", {} nodes of {}", n_nodes, s.devices_per_node)) : "");
   if (s.engine.name != "still")
     fmt::print("{}\n", say(message("an estimate of what {} takes, from its sources and published measurements",
                                    s.engine.name)));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <optional>
 
 #include "base/json.h"
 #include "cli/plan_options.h"
@@ -13,6 +14,73 @@
 #include "plan/host_plan.h"
 
 namespace still {
+
+namespace {
+
+// "70B fits 2x80 GB", "671B in FP8 runs on 8 H200": a model, perhaps a type, and devices in a sentence that holds no
+// known claim are answered by a plan. The type is 16 bits if none is named (of a model with experts FP8 in blocks, as
+// published), a card of 80 GB an A100.
+std::optional<Message> answer_of_sentence(const PlanWorld& world, const std::string& sentence) {
+  std::vector<std::string> words(1);
+  for (const char c : sentence) {
+    const bool is_space = c == ' ' || c == ',' || c == ';' || c == '?' || c == '!' || c == '(' || c == ')';
+    if (!is_space)
+      words.back() += c;
+    else if (!words.back().empty())
+      words.emplace_back();
+  }
+  std::optional<ModelShape> shape;
+  std::optional<Quantisation> type;
+  std::optional<DeviceSet> set;
+  std::int64_t count = 1;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    const std::string& word = words[i];
+    if (word.empty() || word == "own") continue;
+    const std::string next = i + 1 < words.size() ? words[i + 1] : "";
+    if (!shape) {
+      if (auto found = find_known_shape(world.data.models, word)) {
+        shape = std::move(*found);
+        continue;
+      }
+    }
+    if (!type) {
+      if (auto found = find_quantisation(word)) {
+        type = std::move(*found);
+        continue;
+      }
+    }
+    if (set) continue;
+    if (auto found = parse_device_set(world.data.devices, word)) {
+      set = std::move(*found);
+      if (set->count == 1) set->count = count;
+    } else if (next == "GB" || next == "GB." || word.ends_with("GB")) {
+      const std::size_t times = word.find('x');
+      std::string size = times == std::string::npos ? word : word.substr(times + 1);
+      if (size.ends_with("GB")) size.resize(size.size() - 2);
+      if (size == "80" || size == "40") {
+        const std::string n = times == std::string::npos ? std::to_string(count) : word.substr(0, times);
+        if (auto cards = parse_device_set(world.data.devices, n + "xa100-" + size)) set = std::move(*cards);
+      }
+    } else if (!word.empty() && word.size() < 6 &&
+               std::all_of(word.begin(), word.end(), [](char c) { return c >= '0' && c <= '9'; })) {
+      count = std::max<std::int64_t>(1, std::stoll(word));
+    }
+  }
+  if (!shape || !set) return std::nullopt;
+  if (!type || (type->name == "FP8" && shape->is_moe()))
+    type = *find_quantisation(shape->is_moe() ? "FP8-BLOCK" : "BF16");
+  DeploymentSettings s{.context = std::min<std::int64_t>(4096, shape->config.max_seq_len)};
+  const auto split = choose_parallelism(*shape, *type, set->count);
+  if (!split) return std::nullopt;
+  s.parallelism = *split;
+  const auto fit = check_fit(*shape, *type, *set, s, false);
+  if (!fit) return std::nullopt;
+  const Message verdict = fit->fits ? message("fits: yes") : message("fits: no: {}", world.say(fit->reason));
+  return message("no known claim; planned: {} in {} on {}, one sequence of {} tokens: {}", shape->title, type->name,
+                 set->label(), s.context, world.say(verdict));
+}
+
+}  // namespace
 
 Status check_claim(const PlanOptions& o, const PlanWorld& world) {
   STILL_TRY(const std::vector<Claim> claims, read_claims());
@@ -23,6 +91,15 @@ Status check_claim(const PlanOptions& o, const PlanWorld& world) {
     for (const Claim& claim : claims) found.push_back(&claim);
   else
     found = match_claims(claims, sentence);
+  if (found.empty()) {
+    if (const auto answer = answer_of_sentence(world, sentence)) {
+      if (o.json)
+        fmt::print("{}\n", to_json(JsonArray{JsonObject{{"planned", answer->english}}}));
+      else
+        fmt::print("{}\n", world.say(*answer));
+      return ok();
+    }
+  }
   if (found.empty())
     return error(Code::kNotFound, "no known claim is in \"{}\"; `still plan check` alone lists all {}", sentence,
                  claims.size());
@@ -31,8 +108,9 @@ Status check_claim(const PlanOptions& o, const PlanWorld& world) {
   int n_wrong = 0, n_checks = 0;
   for (const Claim* claim : found) {
     JsonArray checks;
+    const std::string verdict = !sentence.empty() && may_deny(*claim, sentence) ? "about" : claim->verdict;
     if (!o.json)
-      fmt::print("{}: \"{}\"\n  {}: {}\n  {}: {}\n", claim->id, world.say(claim->claim), world.say(claim->verdict),
+      fmt::print("{}: \"{}\"\n  {}: {}\n  {}: {}\n", claim->id, world.say(claim->claim), world.say(verdict),
                  world.say(claim->right), world.say("source"), claim->source);
     for (const ClaimCheck& check : claim->checks) {
       STILL_TRY(const double got, answer_check(world.data, check));
@@ -45,7 +123,7 @@ Status check_claim(const PlanOptions& o, const PlanWorld& world) {
     }
     array.push_back(JsonObject{{"id", claim->id},
                                {"claim", claim->claim},
-                               {"verdict", claim->verdict},
+                               {"verdict", verdict},
                                {"right", claim->right},
                                {"source", claim->source},
                                {"checks", std::move(checks)}});
@@ -59,8 +137,8 @@ Status check_claim(const PlanOptions& o, const PlanWorld& world) {
 
 Status list_devices(const PlanOptions& o, const PlanWorld& world) {
   std::vector<std::vector<std::string>> rows = {{world.say("DEVICE"), "GiB", "GB/s", "F16 TF", "INT8", "FP8",
-                                                 "LINK GB/s", "$/H", world.say("DATE"), world.say("CONFIDENCE"),
-                                                 world.say("SOURCE")}};
+                                                 world.say("LINK GB/s"), "$/H", world.say("DATE"),
+                                                 world.say("CONFIDENCE"), world.say("SOURCE")}};
   JsonArray array;
   for (const Device& d : world.data.devices) {
     const auto tf = [](double x) { return x > 0 ? fmt::format("{:.0f}", x * 1e-12) : std::string("-"); };
@@ -72,6 +150,11 @@ Status list_devices(const PlanOptions& o, const PlanWorld& world) {
                         : "-",
                     d.price.date, d.confidence, d.source});
     array.push_back(JsonObject{{"name", d.name},
+                               {"vendor", d.vendor},
+                               {"arch", d.arch},
+                               {"compute_capability", d.sm},
+                               {"label_gb", d.label_gb},
+                               {"link", d.link},
                                {"usable_bytes", d.usable_bytes},
                                {"bandwidth", d.bandwidth},
                                {"f16", d.f16},
@@ -136,6 +219,13 @@ Status print_advice(const PlanOptions& o, const PlanWorld& world) {
   if (!o.contexts.empty()) request.context = o.contexts.front();
   if (!o.concurrencies.empty()) request.concurrency = o.concurrencies.front();
   if (o.min_rate) request.min_tok_per_s = *o.min_rate;
+  if (o.host || o.host_gib) {
+    STILL_TRY(request.host, host_device(o, world));
+    STILL_TRY(request.host_capacity, host_capacity(o, world));
+  }
+  if (o.kv) {
+    STILL_TRY(request.kv, find_kv_storage(*o.kv));
+  }
   if (o.answer_tokens) request.answer_tokens = *o.answer_tokens;
   if (!o.quants.empty()) request.quantisation = o.quants.front();
   STILL_TRY(Advice advice, advise(world.data, request));
@@ -154,7 +244,9 @@ Status print_advice(const PlanOptions& o, const PlanWorld& world) {
                                 {"usd_per_million_tokens", c.usd_per_million},
                                 {"usd_per_correct", c.usd_per_correct},
                                 {"ttft_s", c.ttft.value},
-                                {"reason", c.reason.english}});
+                                {"host_bytes", c.host_bytes},
+                                {"reason", c.reason.english},
+                                {"nearest", c.nearest.english}});
     for (const Message& text : advice.because) because.emplace_back(text.english);
     for (const Message& text : advice.unknowns) unknowns.emplace_back(text.english);
     fmt::print("{}\n", to_json(JsonObject{{"because", std::move(because)},
@@ -168,15 +260,23 @@ Status print_advice(const PlanOptions& o, const PlanWorld& world) {
                                    advice.candidates.front().quantisation)));
   for (const Message& text : advice.because) fmt::print("  {}\n", say(text));
   std::vector<std::vector<std::string>> rows = {
-      {say("MODEL"), say("TYPE"), "GB", say("SCORE"), "TOK/S", "$/M", "$/" + say("CORRECT"), say("WHY NOT")}};
-  std::size_t n_good = 0, n_bad = 0;
+      {say("MODEL"), say("TYPE"), "GB", say("SCORE"), "TOK/S", "$/M", "$/" + say("CORRECT"), say("WHY NOT; NEAREST")}};
+  std::size_t n_good = 0;
+  // Of what is not possible, of each model the smallest: the neighbour of what is.
+  const auto is_smallest_refused = [&](const Candidate& c) {
+    return std::none_of(advice.candidates.begin(), advice.candidates.end(), [&](const Candidate& other) {
+      return !is_good(other) && other.model == c.model && other.weight_bytes < c.weight_bytes;
+    });
+  };
   for (const Candidate& c : advice.candidates) {
-    if (is_good(c) ? ++n_good > 8 : ++n_bad > 6) continue;
+    if (is_good(c) ? ++n_good > 8 : !is_smallest_refused(c)) continue;
     rows.push_back({c.title, c.quantisation, fmt::format("{:.1f}", to_gb(c.weight_bytes)),
-                    fmt::format("{:.1f}", c.score), fmt::format("{:.0f}", c.tok_per_s_user.value),
+                    c.has_score ? fmt::format("{:.1f}", c.score) : "-", fmt::format("{:.0f}", c.tok_per_s_user.value),
                     c.usd_per_million > 0 ? fmt::format("{:.2f}", c.usd_per_million) : "-",
                     c.usd_per_correct > 0 ? fmt::format("{:.4f}", c.usd_per_correct) : "-",
-                    is_good(c) ? "" : say(c.reason)});
+                    is_good(c)          ? ""
+                    : c.nearest.empty() ? say(c.reason)
+                                        : say(c.reason) + "; " + say(c.nearest)});
   }
   using enum Align;
   fmt::print("\n{}\n{}\n", format_table({kLeft, kLeft, kRight, kRight, kRight, kRight, kRight, kLeft}, rows),
@@ -198,7 +298,7 @@ Status print_break_even(const PlanOptions& o, const PlanWorld& world, const Mode
                  cell.impossible.empty() ? cell.fit.reason.english : cell.impossible);
   // As many users as reach the knee, if not said otherwise.
   const std::int64_t n = o.concurrencies.empty() ? std::min(cell.curve.knee, cell.fit.max_concurrency) : wanted;
-  const SpeedPoint point = predict_decode(cell.speed, n, mean_kv_tokens(shape, context));
+  const SpeedPoint point = predict_decode(*cell.speed, n, mean_kv_tokens(shape, context));
   constexpr double kMachineW = 300;  // CPU, memory, fans of one machine
   const double n_nodes = std::ceil(static_cast<double>(set.count) / 8);
   OwnHardware own{
@@ -259,11 +359,8 @@ Status print_break_even(const PlanOptions& o, const PlanWorld& world, const Mode
 
 Status print_offload(const PlanOptions& o, const PlanWorld& world, const ModelShape& shape, const Quantisation& q,
                      const DeviceSet& set) {
-  const Machine machine = detect_machine(world.data.devices);
   STILL_TRY(const Device host_row, host_device(o, world));
-  const std::int64_t host = o.host_gib ? static_cast<std::int64_t>(*o.host_gib * (std::int64_t{1} << 30))
-                            : o.host   ? host_row.usable_bytes
-                                       : machine.available_bytes;
+  STILL_TRY(const std::int64_t host, host_capacity(o, world));
   STILL_TRY(DeploymentSettings s, deployment_of(o, shape, q, set.count));
   s.concurrency = o.concurrencies.empty() ? 1 : o.concurrencies.front();
   const Words& say = world.say;
@@ -292,7 +389,7 @@ Status print_offload(const PlanOptions& o, const PlanWorld& world, const ModelSh
   }
   std::sort(contexts.begin(), contexts.end(), std::greater<>());
   for (const std::int64_t context : contexts) {
-    for (const char* kv : {"f16", "q8_0"}) {
+    for (const std::string& kv : o.kv ? std::vector<std::string>{*o.kv} : std::vector<std::string>{"f16", "q8_0"}) {
       s.context = context;
       STILL_TRY(s.kv, find_kv_storage(kv));
       STILL_TRY(const FitAnswer fit, check_fit(shape, q, set, s, false));
@@ -311,7 +408,7 @@ Status print_offload(const PlanOptions& o, const PlanWorld& world, const ModelSh
   }
   // In part on the host: the longest context at which the rate is still near that of the shortest.
   constexpr double kRateKept = 0.9;
-  STILL_TRY(s.kv, find_kv_storage(o.kv));
+  STILL_TRY(s.kv, find_kv_storage(o.kv.value_or("f16")));
   OffloadPlan plan;
   Interval rate, ttft;
   double best = 0;

@@ -25,7 +25,8 @@ EngineSettings engine_settings(const PlanOptions& o) {
   settings.context = o.contexts.empty() ? 0 : o.contexts.front();
   settings.max_seqs = o.concurrencies.empty() ? 1 : o.concurrencies.front();
   if (o.chunk) settings.chunk_tokens = *o.chunk;
-  settings.kv_type = o.kv == "f32" ? KvType::kF32 : o.kv == "int8" ? KvType::kInt8 : KvType::kF16;
+  const std::string kv = o.kv.value_or("f16");
+  settings.kv_type = kv == "f32" ? KvType::kF32 : kv == "int8" ? KvType::kInt8 : KvType::kF16;
   if (o.host_gib) settings.memory_limit = static_cast<std::int64_t>(*o.host_gib * (std::int64_t{1} << 30));
   return settings;
 }
@@ -142,8 +143,8 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
                  const ModelShape& shape, const Quantisation& q) {
   if (o.contract) return print_contract(context, o, world.say, name, shape);
   if (o.verify) return print_verification(context, o, world, name, shape, q);
-  if (o.kv != "f16" && o.kv != "f32" && o.kv != "int8")
-    return error(Code::kInvalidArgument, "--kv {}: the engine keeps f16, f32 or int8 on this machine", o.kv);
+  if (o.kv && *o.kv != "f16" && *o.kv != "f32" && *o.kv != "int8")
+    return error(Code::kInvalidArgument, "--kv {}: the engine keeps f16, f32 or int8 on this machine", *o.kv);
   const Machine machine = detect_machine(world.data.devices);
   STILL_TRY(const HostWeights weights, plan_host_weights(shape, q));
   STILL_TRY(const MemoryPlan plan, plan_memory(shape.config, weights.arena_bytes, weights.max_k, engine_settings(o)));
@@ -164,6 +165,9 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
     const double kv_len = static_cast<double>(curve_context) / 2;
     curve = speed_curve([&](std::int64_t n) { return speed->point(n, kv_len); }, most, o.latency_ms.value_or(0) * 1e-3);
   }
+  // The engine shares the cache out: more sequences may run than can be full at the same time.
+  const std::int64_t block = plan.settings.block_size,
+                     n_full = plan.settings.kv_tokens / ((plan.settings.context + block - 1) / block * block);
   if (o.json) {
     JsonObject result{{"model", shape.name},
                       {"quantisation", q.name},
@@ -171,6 +175,8 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
                       {"context", plan.settings.context},
                       {"concurrency", plan.settings.max_seqs},
                       {"fits", true},
+                      {"kv_tokens", plan.settings.kv_tokens},
+                      {"full_sequences", std::min(n_full, plan.settings.max_seqs)},
                       {"weight_bytes", plan.weight_bytes},
                       {"kv_bytes", plan.kv_bytes},
                       {"workspace_bytes", plan.workspace_bytes},
@@ -227,8 +233,14 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
       message("the system may drop these pages and read them again"));
   using enum Align;
   fmt::print("{}", format_table({kLeft, kRight, kRight, kRight, kLeft}, rows));
-  fmt::print("{}\n", say(message("fits: {} sequences, {} tokens of context each, {} tokens of KV in all", s.max_seqs,
-                                 s.context, s.kv_tokens)));
+  if (n_full >= s.max_seqs)
+    fmt::print("{}\n", say(message("fits: {} sequences, {} tokens of context each, {} tokens of KV in all", s.max_seqs,
+                                   s.context, s.kv_tokens)));
+  else
+    fmt::print("{}\n",
+               say(message("fits in part: of {} sequences {} at once can have their whole context of {} tokens; "
+                           "all share {} tokens of KV",
+                           s.max_seqs, n_full, s.context, s.kv_tokens)));
   if (!speed) return ok();
   fmt::print("{}\n", say(message("measured on {} of {} layers in {:.1f} s, {} rounds:", speed->slice_layers,
                                  shape.config.n_layers, speed->seconds, speed->rounds.size())));
@@ -249,7 +261,7 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
                      fmt::format("{:.1f}", p.tok_per_s_total.value),
                      fmt::format("{:.1f} - {:.1f}", p.tok_per_s_total.low, p.tok_per_s_total.high)});
   fmt::print("{}", format_table({kRight, kRight, kRight, kRight}, table));
-  fmt::print("{}\n", say(message("knee of throughput (doubling gains less than 20 %): {} sequences", curve.knee)));
+  fmt::print("{}\n", knee_text(curve, say));
   if (o.latency_ms)
     fmt::print("{}\n", say(message("most sequences with at most {:.0f} ms between a user's tokens: {}", *o.latency_ms,
                                    curve.within_goal)));

@@ -65,7 +65,7 @@ Result<ModelShape> shape_of_options(const ShapeOptions& o) {
                           {"nope-dim", "qk_nope_head_dim", o.nope, is_latent},
                           {"rope-dim", "qk_rope_head_dim", o.rope, is_latent},
                           {"value-dim", "v_head_dim", o.value, is_latent},
-                          {"experts", "n_routed_experts", o.experts},
+                          {"experts", is_latent ? "n_routed_experts" : "num_experts", o.experts},
                           {"experts-per-token", "num_experts_per_tok", o.experts_per_tok, has_experts},
                           {"shared-experts", "n_shared_experts", o.shared_experts},
                           {"expert-ffn", "moe_intermediate_size", o.expert_ffn, has_experts},
@@ -78,8 +78,12 @@ Result<ModelShape> shape_of_options(const ShapeOptions& o) {
       return error(Code::kInvalidArgument, "--arch {} needs --{} too", o.arch, field.option);
     }
   }
-  if (has_experts && !is_latent)
-    return error(Code::kInvalidArgument, "--experts: {} has no experts here (deepseek2 and deepseek_v3 have)", o.arch);
+  const bool is_mixture = o.arch == "mixtral" || o.arch == "qwen3_moe" || o.arch == "qwen3moe" || o.arch == "gpt_oss";
+  if (has_experts && !is_latent && !is_mixture)
+    return error(Code::kInvalidArgument,
+                 "--experts: {} has no experts here (mixtral, qwen3_moe, gpt_oss, deepseek2 and deepseek_v3 have)",
+                 o.arch);
+  if (is_mixture && !has_experts) return error(Code::kInvalidArgument, "--arch {} needs --experts too", o.arch);
   if (!o.context) config["max_position_embeddings"] = 131072;
   if (o.window) config["use_sliding_window"] = true;
   STILL_TRY(const ModelConfig read, read_plan_config(config));
@@ -90,7 +94,18 @@ Result<ModelShape> find_plan_shape(const Context& context, const PlanWorld& worl
                                    std::string& quant) {
   std::error_code code;
   if (std::filesystem::exists(name, code)) return shape_of_path(name, name);
-  if (is_source(name)) return shape_of_remote(context, name);
+  if (is_source(name)) {
+    if (name.ends_with(".safetensors"))
+      return error(Code::kInvalidArgument,
+                   "{}: a file of weights does not hold the shape; name its repository or folder, with config.json",
+                   name);
+    return shape_of_remote(context, name);
+  }
+  for (const std::string site : {"hf.co/", "huggingface.co/"})
+    if (name.starts_with(site)) return shape_of_remote(context, "hf:" + name.substr(site.size()));
+  if (name.starts_with("/") || name.starts_with("./") || name.starts_with("../") || name.ends_with(".gguf") ||
+      name.ends_with(".safetensors"))
+    return error(Code::kNotFound, "{}: no such file", name);
   Result<ModelShape> known = find_known_shape(world.data.models, name);
   if (known) return known;
   if (const std::size_t dash = name.rfind('-'); dash != std::string::npos && dash > 0) {

@@ -26,8 +26,8 @@ struct PlanOptions {
   std::vector<std::string> words;  // models; or "check" and a sentence, "devices", "machine"
   std::vector<std::string> quants, devices;
   std::vector<std::int64_t> contexts, concurrencies;
-  std::string kv = "f16", engine = "still", task = "math", lang, language = "any";
-  std::optional<std::string> device_file, chart, host, api;
+  std::string task = "math", lang, language = "any";
+  std::optional<std::string> kv, engine, device_file, chart, host, api;
   std::optional<std::int64_t> tensor, pipeline, expert, data, redundant, chunk, threads;
   std::optional<double> utilisation, overhead_gib, latency_ms, usd_per_hour, answer_tokens, min_rate, host_gib,
       network_gbs, purchase_usd, power_w, usd_per_kwh, years;
@@ -61,7 +61,8 @@ struct PlannedCell {
   std::string model, quant, devices;
   DeploymentSettings settings;
   FitAnswer fit;
-  SpeedModel speed;
+  std::shared_ptr<const SpeedModel> speed;
+  SpeedPoint asked;  // at the wanted concurrency
   SpeedCurve curve;
   Interval ttft;
   double usd_per_million = 0;
@@ -69,19 +70,38 @@ struct PlannedCell {
 };
 Result<DeploymentSettings> deployment_of(const PlanOptions& options, const ModelShape& shape, const Quantisation& q,
                                          std::int64_t n_devices);
+// A model on a device set: what all its cells share is computed once. Keeps a reference to the shape.
+class PlannedDeployment {
+ public:
+  // Details are what would fit instead, notes, and the curve over concurrencies: for tables and JSON.
+  static Result<PlannedDeployment> make(const PlanWorld& world, const PlanOptions& options, const ModelShape& shape,
+                                        const Quantisation& q, const DeviceSet& set);
+  Result<PlannedCell> cell(std::int64_t context, std::int64_t concurrency, bool has_nearest, bool has_curve);
+
+ private:
+  PlannedDeployment() = default;
+  PlannedCell start_;  // names; settings; what is impossible
+  const ModelShape* shape_ = nullptr;
+  std::optional<FitPlanner> planner_;
+  double goal_s_ = 0, usd_per_hour_ = 0;
+};
 Result<PlannedCell> plan_cell(const PlanWorld& world, const PlanOptions& options, const ModelShape& shape,
                               const Quantisation& q, const DeviceSet& set, std::int64_t context,
                               std::int64_t concurrency);
 void print_cell(const PlannedCell& cell, const ModelShape& shape, const Quantisation& q, const DeviceSet& set,
                 const PlanOptions& options, const PlanWorld& world);
 void print_matrix(const std::vector<PlannedCell>& cells, const Words& say);
-void print_csv(const std::vector<PlannedCell>& cells);
+std::string csv_header();
+void append_csv(std::string& out, const PlannedCell& cell);
 void print_json(const std::vector<PlannedCell>& cells);
 Status write_chart(const std::vector<PlannedCell>& cells, const std::string& path, const Words& say);
+std::string knee_text(const SpeedCurve& curve, const Words& say);
 // "128k" from 10000 on.
 std::string tokens_text(std::int64_t n);
 // Of --host: a row of the database, or this machine with the bandwidth it has by its name (or a desktop's).
 Result<Device> host_device(const PlanOptions& options, const PlanWorld& world);
+// Bytes of host memory: of --host-memory, the row of --host, or free on this machine.
+Result<std::int64_t> host_capacity(const PlanOptions& options, const PlanWorld& world);
 
 // plan_verify.cc: calibrated speed against the engine's.
 Status print_verification(const Context& context, const PlanOptions& options, const PlanWorld& world,

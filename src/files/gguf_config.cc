@@ -216,7 +216,13 @@ Result<JsonObject> config_from_gguf(const GgufMetadata& metadata, const GgufShap
   config["mlp_bias"] = find_shape("blk.0.ffn_up.bias") != nullptr;
 
   put_rope(keys, config, is_deepseek);
-  if (is_deepseek) put_deepseek(keys, find_shape, config, n_blocks);
+  if (is_deepseek) {
+    put_deepseek(keys, find_shape, config, n_blocks);
+  } else if (keys.integer("expert_count").value_or(0) > 0) {
+    put(config, "num_experts", keys.integer("expert_count"));
+    put(config, "num_experts_per_tok", keys.integer("expert_used_count"));
+    put(config, "moe_intermediate_size", keys.integer("expert_feed_forward_length"));
+  }
   put(config, "bos_token_id", metadata.integer("tokenizer.ggml.bos_token_id"));
   put(config, "eos_token_id", metadata.integer("tokenizer.ggml.eos_token_id"));
   if (!keys.wrong().empty()) return file_error(Code::kCorrupt, "{}: {}", name, keys.wrong());

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 
 namespace still {
 
@@ -18,9 +19,12 @@ Result<std::string> benchmark_of(const std::string& task) {
 
 constexpr std::array kUsual = {"BF16", "FP8-BLOCK", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M"};
 
-double recovery_of(const QualityData& quality, const std::string& name) {
-  const auto found = quality.recovery.find(name == "FP8-BLOCK" ? "FP8" : name);
-  return found == quality.recovery.end() ? 1.0 : found->second;
+// Share of the 16-bit score that is kept; of most types nobody has published it.
+std::optional<double> recovery_of(const QualityData& quality, const Quantisation& q) {
+  if (q.kind == Quantisation::Kind::kPlain) return 1.0;
+  const auto found = quality.recovery.find(q.name == "FP8-BLOCK" ? "FP8" : q.name);
+  if (found == quality.recovery.end()) return std::nullopt;
+  return found->second;
 }
 
 Result<Candidate> judge(const ClaimWorld& world, const AdviceRequest& r, const KnownModel& known, const Quantisation& q,
@@ -29,24 +33,43 @@ Result<Candidate> judge(const ClaimWorld& world, const AdviceRequest& r, const K
   Candidate c{
       .model = known.name, .title = known.title, .quantisation = q.name, .weight_bytes = weight_file_bytes(q, shape)};
   if (const auto score = world.quality.score(known.quality_key, benchmark)) {
-    c.has_score = true;
-    c.score = *score * recovery_of(world.quality, q.name);
+    c.score_16_bit = *score;
+    if (const auto kept = recovery_of(world.quality, q)) {
+      c.has_score = true;
+      c.score = *score * *kept;
+    }
   }
   c.licence_ok = !r.permissive_licence || known.licence.find("Community") == std::string::npos;
+  if (r.context > shape.config.max_seq_len) {
+    c.reason = message("it was made for at most {} tokens of context", shape.config.max_seq_len);
+    return c;
+  }
   const auto parallelism = choose_parallelism(shape, q, r.devices.count);
   if (!parallelism) {
     c.reason = plain_message(parallelism.error().message);
     return c;
   }
-  DeploymentSettings settings{.context = std::min(r.context, shape.config.max_seq_len),
-                              .concurrency = r.concurrency,
-                              .parallelism = *parallelism};
-  STILL_TRY(const FitAnswer fit, check_fit(shape, q, r.devices, settings, false));
+  DeploymentSettings settings{
+      .context = r.context, .concurrency = r.concurrency, .kv = r.kv, .parallelism = *parallelism};
+  STILL_TRY(const FitAnswer fit, check_fit(shape, q, r.devices, settings));
   c.fits = fit.fits;
   c.max_context = fit.max_context;
   c.max_concurrency = fit.max_concurrency;
   c.reason = fit.reason;
-  const SpeedModel speed = make_speed_model(shape, q, r.devices.device, fit.weights, settings);
+  c.notes = fit.notes;
+  if (!fit.nearest.empty()) c.nearest = fit.nearest.front();
+  SpeedModel speed = make_speed_model(shape, q, r.devices.device, fit.weights, settings);
+  if (!c.fits && r.host) {
+    STILL_TRY(const OffloadPlan plan, plan_offload(shape, q, r.devices, r.host_capacity, settings));
+    if (plan.fits) {
+      c.fits = true;
+      c.max_context = settings.context;
+      c.max_concurrency = settings.concurrency;
+      c.host_bytes = plan.host_bytes;
+      c.reason = c.nearest = {};
+      speed = make_offload_model(shape, q, r.devices.device, settings, plan, *r.host);
+    }
+  }
   const SpeedPoint point = predict_decode(speed, r.concurrency, static_cast<double>(settings.context) / 2);
   c.tok_per_s_user = point.tok_per_s_user;
   c.tok_per_s_total = point.tok_per_s_total;
@@ -92,7 +115,8 @@ Result<Advice> advise(const ClaimWorld& world, const AdviceRequest& r) {
   const auto is_good = [](const Candidate& c) { return c.fits && c.fast_enough && c.licence_ok; };
   // For Chinese users the Qwen distills win a tie of two points: Llama's pre-training held little Chinese.
   const auto rank = [&](const Candidate& c) {
-    return c.score - (r.language == "zh" && c.title.find("Llama") != std::string::npos ? 2.0 : 0.0);
+    return (c.has_score ? c.score : c.score_16_bit) -
+           (r.language == "zh" && c.title.find("Llama") != std::string::npos ? 2.0 : 0.0);
   };
   // Half a point is below the noise of these benchmarks: there the faster one wins.
   std::stable_sort(advice.candidates.begin(), advice.candidates.end(), [&](const Candidate& a, const Candidate& b) {
@@ -105,6 +129,9 @@ Result<Advice> advise(const ClaimWorld& world, const AdviceRequest& r) {
   unknown(
       message("the score after quantisation is the published 16-bit score times an average loss; AIME has 30 "
               "questions, so 8 points are noise"));
+  if (std::any_of(advice.candidates.begin(), advice.candidates.end(),
+                  [](const Candidate& c) { return !c.has_score && c.score_16_bit > 0; }))
+    unknown(message("what {} loses: no result was published, so it has no score", r.quantisation));
   unknown(message("speed is a roofline with the stated interval, not a measurement on your machine"));
   if (r.task == "general") unknown(message("no general benchmark was published for the distills: GPQA stands in"));
   if (r.language == "zh")
@@ -130,9 +157,15 @@ Result<Advice> advise(const ClaimWorld& world, const AdviceRequest& r) {
     return advice;
   }
   const Candidate& best = advice.candidates.front();
-  advice.because.push_back(message(
-      "{} in {} has the best published {} result that fits: {:.1f} (with {:.1f} % kept by the quantisation)",
-      best.title, best.quantisation, benchmark, best.score, 100 * recovery_of(world.quality, best.quantisation)));
+  if (best.has_score)
+    advice.because.push_back(
+        message("{} in {} has the best published {} result that fits: {:.1f} (with {:.1f} % kept by the quantisation)",
+                best.title, best.quantisation, benchmark, best.score, 100 * best.score / best.score_16_bit));
+  else
+    advice.because.push_back(
+        message("{} has the best published {} result in 16 bits of those that fit: {:.1f}; how much "
+                "of it {} keeps is not known",
+                best.title, benchmark, best.score_16_bit, best.quantisation));
   advice.because.push_back(message("its weights are {}; {} tokens of context fit {} at once, up to {} sequences of {}",
                                    both_units(best.weight_bytes), best.max_context, r.concurrency, best.max_concurrency,
                                    r.context));
@@ -140,6 +173,9 @@ Result<Advice> advise(const ClaimWorld& world, const AdviceRequest& r) {
                                    best.tok_per_s_user.value, best.tok_per_s_user.low, best.tok_per_s_user.high,
                                    best.tok_per_s_total.value));
   advice.because.push_back(message("about {:.2f} s until the first token of a prompt of 1024 tokens", best.ttft.value));
+  if (best.host_bytes > 0)
+    advice.because.push_back(message("{} of it lie in host memory", both_units(best.host_bytes)));
+  for (const Message& note : best.notes) advice.because.push_back(note);
   // The next step up, and why not.
   for (const Candidate& other : advice.candidates) {
     if (is_good(other) || other.score <= best.score + 0.5 || other.reason.empty()) continue;

@@ -23,7 +23,10 @@ struct AdviceRequest {
   std::string language = "any";        // of the users: any, en, zh
   double answer_tokens = 8000;         // of a typical answer, thinking included: the user's assumption
   std::optional<double> usd_per_hour;  // of all devices; default: the database's price
-  std::string quantisation;            // empty: the usual ones
+  KvStorage kv;
+  std::optional<Device> host;      // with it, what does not fit may lie partly in host memory, at its speed
+  std::int64_t host_capacity = 0;  // bytes of it
+  std::string quantisation;        // empty: the usual ones
 };
 
 struct Candidate {
@@ -31,10 +34,14 @@ struct Candidate {
   bool fits = false, fast_enough = false, licence_ok = true;
   double score = 0;  // published, times what the quantisation keeps
   bool has_score = false;
+  double score_16_bit = 0;  // published; 0: none
   std::int64_t weight_bytes = 0, max_context = 0, max_concurrency = 0;
   Interval tok_per_s_user, tok_per_s_total, ttft;
   double usd_per_million = 0, usd_per_correct = 0;  // 0: no price known
   Message reason;                                   // why it is not chosen
+  Message nearest;                                  // the smallest change that would make it fit
+  std::vector<Message> notes;                       // what the device does not do itself
+  std::int64_t host_bytes = 0;                      // in host memory
 };
 
 struct Advice {

@@ -64,9 +64,11 @@ std::string plan_chart_svg(const ChartWords& words, const std::vector<MemoryBar>
       x += width;
       sum += bytes;
     }
-    body += text_at(x + 6, y + 15, fmt::format("{:.2f} GiB", to_gib(sum)));
+    const std::string value = fmt::format("{:.2f} GiB", to_gib(sum));
+    const double mark = left + kPlot * static_cast<double>(bar.capacity) / static_cast<double>(largest);
+    const bool is_crossed = bar.capacity > 0 && mark > x && mark < x + 12 + kLetter * static_cast<double>(value.size());
+    body += text_at((is_crossed ? mark : x) + 6, y + 15, value);
     if (bar.capacity > 0) {
-      const double mark = left + kPlot * static_cast<double>(bar.capacity) / static_cast<double>(largest);
       body += fmt::format(
           "<line x1=\"{0:.1f}\" y1=\"{1:.1f}\" x2=\"{0:.1f}\" y2=\"{2:.1f}\" stroke=\"#000\" stroke-dasharray=\"3 "
           "2\"/>\n",

@@ -38,6 +38,24 @@ TEST(Chart, DrawsBarsAndCurve) {
   EXPECT_EQ(svg.find("nan"), std::string::npos);
 }
 
+// The value stands beyond the mark of the capacity where it would run over it.
+TEST(Chart, WritesNoValueOverTheCapacity) {
+  const auto x_of = [](const std::string& svg, std::string_view before) {
+    const std::size_t end = svg.find(before), at = svg.rfind(before.starts_with(">") ? " x=\"" : "x1=\"", end);
+    return std::stod(svg.substr(svg.find('"', at) + 1));
+  };
+  for (const std::int64_t percent : {50, 97, 99}) {
+    const std::int64_t capacity = std::int64_t{10} << 30;
+    const std::string svg = plan_chart_svg(
+        {.title = "t"}, {{.label = "a", .parts = {{"weights", capacity / 100 * percent}}, .capacity = capacity}}, {});
+    const double value = x_of(svg, percent == 50   ? ">5.00 GiB"
+                                   : percent == 97 ? ">9.70 GiB"
+                                                   : ">9.90 GiB"),
+                 mark = x_of(svg, "stroke-dasharray");
+    EXPECT_EQ(value < mark, percent == 50) << percent;
+  }
+}
+
 TEST(Chart, DrawsNoCurveWhereNothingFits) {
   const std::string svg = plan_chart_svg({.title = "t"}, {{.label = "a", .parts = {{"weights", 1}}}}, {});
   EXPECT_EQ(count(svg, "<polyline"), 0u);

@@ -147,6 +147,45 @@ Result<double> answer_check(const ClaimWorld& world, const ClaimCheck& check) {
   return error(Code::kInvalidArgument, "a check of unknown kind \"{}\"", kind);
 }
 
+namespace {
+
+bool is_digit(char c) {
+  return c >= '0' && c <= '9';
+}
+
+// A word of a claim in a sentence. One that begins or ends with a digit must not be a part of a longer number or name:
+// "2" is not in "256", "1.2" or "v2", but "2" and "80" are in "2x80".
+bool holds_word(std::string_view text, std::string_view word) {
+  for (std::size_t at = text.find(word); at != std::string_view::npos; at = text.find(word, at + 1)) {
+    const auto after = [&](std::size_t n) {
+      return at + word.size() + n < text.size() ? text[at + word.size() + n] : ' ';
+    };
+    const auto before = [&](std::size_t n) { return at >= n ? text[at - n] : ' '; };
+    const bool is_times = before(1) == 'x' && (is_digit(before(2)) || before(2) == ' ');
+    const bool is_name = before(1) >= 'a' && before(1) <= 'z' && !is_times;
+    const bool is_inside = is_digit(before(1)) || ((before(1) == '.' || before(1) == ',') && is_digit(before(2)));
+    if (is_digit(word.front()) && (is_inside || is_name)) continue;
+    const bool goes_on = is_digit(after(0)) || ((after(0) == '.' || after(0) == ',') && is_digit(after(1)));
+    if (is_digit(word.back()) && goes_on) continue;
+    return true;
+  }
+  return false;
+}
+
+bool is_negated(std::string_view text) {
+  for (const std::string_view word : {"not ", "n't ", "never ", "without ", "neither ", " no ", "\u4e0d",
+                                      "\u6ca1\u6709", "\u5e76\u975e", "\u800c\u975e"})
+    if (text.find(word) != std::string_view::npos) return true;
+  return false;
+}
+
+}  // namespace
+
+bool may_deny(const Claim& claim, std::string_view sentence) {
+  const std::string text = lower(sentence), own = lower(claim.claim);
+  return text != own && text != claim.id && is_negated(text + " ") != is_negated(own + " ");
+}
+
 std::vector<const Claim*> match_claims(const std::vector<Claim>& claims, std::string_view sentence) {
   const std::string text = lower(sentence);
   std::vector<const Claim*> found;
@@ -155,7 +194,7 @@ std::vector<const Claim*> match_claims(const std::vector<Claim>& claims, std::st
         !claim.match.empty() &&
         std::all_of(claim.match.begin(), claim.match.end(), [&](const std::vector<std::string>& words) {
           return std::any_of(words.begin(), words.end(),
-                             [&](const std::string& word) { return text.find(word) != std::string::npos; });
+                             [&](const std::string& word) { return holds_word(text, word); });
         });
     if (matches || text == lower(claim.claim) || text == claim.id) found.push_back(&claim);
   }

@@ -34,6 +34,8 @@ struct ClaimWorld {
 // The planner's own answer to a check. kInvalidArgument for a query of an unknown kind.
 Result<double> answer_check(const ClaimWorld& world, const ClaimCheck& check);
 
+// A sentence that holds a claim's words with a "not" that the claim has not, or the other way round: it may be right.
+bool may_deny(const Claim& claim, std::string_view sentence);
 // Claims whose words a sentence holds, the most specific first.
 std::vector<const Claim*> match_claims(const std::vector<Claim>& claims, std::string_view sentence);
 

@@ -113,7 +113,8 @@ Result<EngineProfile> find_engine_profile(std::string_view name) {
                                 .utilisation = 0.97,
                                 .runtime_bytes = 500 * kMiB,
                                 .table_on_host = true,
-                                .activation_bytes = 4};
+                                .activation_bytes = 4,
+                                .splits_by_layer = true};
   EngineProfile no_fa = llama_cpp, old = llama_cpp;
   no_fa.name = "llama.cpp-no-fa";
   no_fa.flash_attention = false;
@@ -184,10 +185,11 @@ Status check_parallelism(const ModelShape& shape, const Quantisation& q, const P
 }
 
 Result<Parallelism> choose_parallelism(const ModelShape& shape, const Quantisation& q, std::int64_t n_devices,
-                                       std::int64_t devices_per_node) {
+                                       const EngineProfile& engine, std::int64_t devices_per_node) {
   if (n_devices < 1) return error(Code::kInvalidArgument, "{} devices: expected 1 or more", n_devices);
   Parallelism best{.tensor = 1, .pipeline = n_devices};
-  for (const std::int64_t tensor : possible_tensor_ranks(shape, q, std::min(n_devices, devices_per_node)))
+  for (const std::int64_t tensor :
+       possible_tensor_ranks(shape, q, std::min(engine.splits_by_layer ? 1 : n_devices, devices_per_node)))
     if (n_devices % tensor == 0) best = {.tensor = tensor, .pipeline = n_devices / tensor};
   STILL_TRY_STATUS(check_parallelism(shape, q, best));
   return best;
@@ -203,19 +205,21 @@ Result<RankWeights> plan_rank_weights(const ModelShape& shape, const Quantisatio
   const std::int64_t stage_layers = ceil_div(c.n_layers, p.pipeline);
   std::vector<RankWeights> stages(static_cast<std::size_t>(p.pipeline));
   RankWeights result;
-  for (const PlannedTensor& t : shape.tensors) {
+  for (const PlannedTensor& t : planned_tensors(q, shape)) {
     if (t.group == WeightGroup::kMtp && !settings.with_mtp) continue;
     // The published files carry copies of embedding and head in the MTP module; they are shared, not loaded twice.
     const bool is_copy = t.group == WeightGroup::kMtp && (t.part == kEmbedding || t.part == kOutput);
     result.file_bytes += planned_bytes(q, shape, t);
     if (is_copy) continue;
     std::int64_t rows = t.rows, cols = t.cols, count = t.count;
-    const bool is_expert = t.count > 1 && p.expert > 1;
-    if (is_expert) count = (count + p.redundant) / p.expert;
+    const bool is_expert = t.is_routed && p.expert > 1;
+    if (is_expert && count > 1) count = (count + p.redundant) / p.expert;
     // With EP every expert is cut over the ranks of a stage that are left.
     const std::int64_t ways = is_expert ? p.tensor * p.data / p.expert : p.tensor;
     const bool is_kv_part = t.part == kKey || t.part == kValue;
-    if (!t.is_vector) {
+    if (t.part == kKvB && t.count > 1) {  // [heads, ...]: whole heads to each rank
+      count = ceil_div(count, ways);
+    } else if (!t.is_vector) {
       const Cut cut = cut_of(t.part);
       if (cut == Cut::kRows)
         rows =
@@ -224,8 +228,11 @@ Result<RankWeights> plan_rank_weights(const ModelShape& shape, const Quantisatio
       if (cut == Cut::kCols) cols = ceil_div(cols, ways);
     }
     std::int64_t bytes = planned_bytes(q, shape, t, rows, cols, count);
-    // Files with a tensor for each expert: the ranks share them evenly.
-    if (t.group == WeightGroup::kExperts && t.count == 1) bytes = ceil_div(bytes, p.expert);
+    // Files with a tensor for each expert: the ranks share them, and the copies, evenly.
+    if (is_expert && t.count == 1) {
+      const std::int64_t n_experts = std::max(1, c.n_experts);
+      bytes = ceil_div(bytes * (n_experts + p.redundant), n_experts * p.expert);
+    }
     const bool on_host = (settings.experts_on_host && t.group == WeightGroup::kExperts) ||
                          (settings.engine.table_on_host && t.part == kEmbedding && !c.tied_embeddings);
     if (on_host) {

@@ -32,10 +32,6 @@ Status check_parallelism(const ModelShape& shape, const Quantisation& quantisati
 // Tensor-parallel degrees up to `max` that divide everything that must be divided.
 std::vector<std::int64_t> possible_tensor_ranks(const ModelShape& shape, const Quantisation& quantisation,
                                                 std::int64_t max);
-// The best use of n devices: the largest possible tensor degree that divides n, the rest as pipeline stages.
-Result<Parallelism> choose_parallelism(const ModelShape& shape, const Quantisation& quantisation,
-                                       std::int64_t n_devices, std::int64_t devices_per_node = 8);
-
 // An engine's habits, beside the model's need. Ours sizes to the need; vLLM reserves a share of each device. What is
 // said of other engines is an estimate from their sources and published measurements.
 struct EngineProfile {
@@ -48,9 +44,16 @@ struct EngineProfile {
   bool table_on_host = false;                          // the embedding table is looked up in host memory
   bool whole_prompt = false;          // a prompt is one step, and its activations are gone when the answer's KV is full
   std::int64_t activation_bytes = 2;  // of a value
+  bool splits_by_layer = false;       // several devices: whole layers each, one after the other
 };
 // still, vllm, llama.cpp, llama.cpp-no-fa, llama.cpp-2025-02 (before its latent cache), transformers
 Result<EngineProfile> find_engine_profile(std::string_view name);
+
+// The best use of n devices: the largest possible tensor degree that divides n, the rest as pipeline stages; or what
+// the engine does.
+Result<Parallelism> choose_parallelism(const ModelShape& shape, const Quantisation& quantisation,
+                                       std::int64_t n_devices, const EngineProfile& engine = {},
+                                       std::int64_t devices_per_node = 8);
 
 struct DeploymentSettings {
   std::int64_t context = 8192;      // tokens of one sequence
@@ -62,6 +65,7 @@ struct DeploymentSettings {
   EngineProfile engine;
   bool with_mtp = false;
   bool experts_on_host = false;     // routed experts in host memory, the rest on the device
+  std::int64_t host_capacity = 0;   // bytes of a machine's own memory; 0: not compared
   std::int64_t answer_tokens = 0;   // of the context, that are generated (engines with whole_prompt)
   double network_bandwidth = 50e9;  // bytes/s of a device to those of other nodes (400 Gb/s)
   std::int64_t devices_per_node = 8;
@@ -71,7 +75,7 @@ struct DeploymentSettings {
 struct RankWeights {
   std::array<std::int64_t, kWeightGroupCount> groups{};
   std::int64_t bytes = 0;       // on the device
-  std::int64_t host_bytes = 0;  // routed experts in host memory (experts_on_host), all ranks of a node together
+  std::int64_t host_bytes = 0;  // of host memory: routed experts (experts_on_host), the table; of all ranks together
   std::int64_t kv_bytes_per_token = 0;
   std::int64_t window_kv_bytes_per_token = 0;  // of layers with a sliding window
   std::int64_t all_ranks_bytes = 0;            // sum over ranks: the file plus what is replicated

@@ -25,20 +25,47 @@ struct FitAnswer {
   std::int64_t reserved = 0;         // bytes the engine takes of a device, where it reserves (vLLM)
 };
 
-// with_nearest false: the verdict alone. Errors only where the deployment is impossible as such (a split that does not
-// divide, numbers that cannot be).
+// One deployment at any contexts and concurrencies: what does not depend on them (weights, and those of the single
+// changes that are tried for a no) is planned once, so that a cell of a large grid takes microseconds. Keeps references
+// to the shape.
+class FitPlanner {
+ public:
+  // Errors only where the deployment is impossible as such (a split that does not divide, numbers that cannot be).
+  static Result<FitPlanner> make(const ModelShape& shape, const Quantisation& quantisation, const DeviceSet& devices,
+                                 const DeploymentSettings& settings);
+  // details false: the verdict and its reason alone, without what would fit and without notes.
+  Result<FitAnswer> at(std::int64_t context, std::int64_t concurrency, bool details = true);
+  const RankWeights& weights() const { return weights_; }
+  const DeploymentSettings& settings() const { return settings_; }
+
+ private:
+  // The same deployment with one thing changed.
+  struct Alternative {
+    DeploymentSettings settings;
+    RankWeights weights;
+    Message text;
+  };
+  FitPlanner() = default;
+  bool fits(const Alternative& other, std::int64_t context, std::int64_t concurrency) const;
+  void find_alternatives();
+  void add_device_sets(std::int64_t context, std::int64_t concurrency, FitAnswer& answer);
+  void find_nearest(FitAnswer& answer, std::int64_t context, std::int64_t concurrency);
+
+  const ModelShape* shape_ = nullptr;
+  Quantisation quantisation_;
+  DeviceSet devices_;
+  DeploymentSettings settings_;
+  RankWeights weights_;
+  std::int64_t capacity_ = 0;
+  std::vector<Message> notes_;
+  bool has_alternatives_ = false;
+  std::vector<Alternative> smaller_kv_, smaller_types_, larger_sets_;  // the last found as far as they were asked for
+  std::int64_t next_count_ = 0;                                        // of devices, to be tried for larger_sets_
+};
+
+// One cell. with_nearest false: as details of FitPlanner::at.
 Result<FitAnswer> check_fit(const ModelShape& shape, const Quantisation& quantisation, const DeviceSet& devices,
                             const DeploymentSettings& settings, bool with_nearest = true);
-
-struct FitCell {
-  bool fits = false;
-  std::int64_t need = 0, capacity = 0, max_kv_tokens = 0;
-};
-// Cells of contexts x concurrencies for one deployment: the weights are planned once. cells[i * n_concurrencies + j].
-Result<std::vector<FitCell>> fit_grid(const ModelShape& shape, const Quantisation& quantisation,
-                                      const DeviceSet& devices, DeploymentSettings settings,
-                                      const std::vector<std::int64_t>& contexts,
-                                      const std::vector<std::int64_t>& concurrencies);
 
 // One GPU (or several) beside host memory: whole layers on the GPU as far as they fit; of a model with experts all but
 // the routed experts first, then whole layers of experts.

@@ -8,6 +8,7 @@
 
 #include "plan/plan_data.h"
 #include "plan/speed.h"
+#include "plan/test_model.h"
 
 namespace still {
 namespace {
@@ -299,6 +300,98 @@ TEST(Fit, AWindowBoundsTheCacheOfASequence) {
   EXPECT_DOUBLE_EQ(mean_kv_tokens(windowed, 8192), 3072);
 }
 
+// Two layers of R1, the second with experts; each expert a tensor of its own or all of a layer in one.
+ModelShape experts_of_a_file(bool is_one_each) {
+  FakeModel model({{"model_type", "deepseek_v3"},
+                   {"num_hidden_layers", 2},
+                   {"hidden_size", 7168},
+                   {"intermediate_size", 18432},
+                   {"moe_intermediate_size", 2048},
+                   {"num_attention_heads", 128},
+                   {"num_key_value_heads", 128},
+                   {"kv_lora_rank", 512},
+                   {"q_lora_rank", 1536},
+                   {"qk_rope_head_dim", 64},
+                   {"qk_nope_head_dim", 128},
+                   {"v_head_dim", 128},
+                   {"n_routed_experts", 256},
+                   {"num_experts_per_tok", 8},
+                   {"first_k_dense_replace", 1},
+                   {"vocab_size", 1280},
+                   {"max_position_embeddings", 163840}});
+  const auto add = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
+    model.tensor("model." + name + ".weight", "BF16", {rows, cols});
+  };
+  add("embed_tokens", 1280, 7168);
+  model.tensor("lm_head.weight", "BF16", {1280, 7168});
+  for (const std::string layer : {"layers.0.", "layers.1."}) {
+    add(layer + "self_attn.q_a_proj", 1536, 7168);
+    add(layer + "self_attn.q_b_proj", 24576, 1536);
+    add(layer + "self_attn.kv_a_proj_with_mqa", 576, 7168);
+    add(layer + "self_attn.o_proj", 7168, 16384);
+    if (is_one_each) {
+      add(layer + "self_attn.kv_b_proj", 32768, 512);
+    } else {  // as llama.cpp writes them: by heads, k_b transposed
+      model.tensor("model." + layer + "self_attn.k_b_proj.weight", "BF16", {128, 512, 128});
+      model.tensor("model." + layer + "self_attn.v_b_proj.weight", "BF16", {128, 128, 512});
+    }
+  }
+  for (const char* part : {"gate_proj", "up_proj", "down_proj"}) {
+    const bool is_down = std::string(part) == "down_proj";
+    add(std::string("layers.0.mlp.") + part, is_down ? 7168 : 18432, is_down ? 18432 : 7168);
+    const std::int64_t rows = is_down ? 7168 : 2048, cols = is_down ? 2048 : 7168;
+    if (!is_one_each)
+      model.tensor(std::string("model.layers.1.mlp.experts.") + part + ".weight", "BF16", {256, rows, cols});
+    for (int expert = 0; is_one_each && expert < 256; ++expert)
+      add("layers.1.mlp.experts." + std::to_string(expert) + "." + part, rows, cols);
+  }
+  add("layers.1.mlp.gate", 256, 7168);
+  auto shape = model.shape();
+  EXPECT_TRUE(shape) << (shape ? "" : shape.error().message);
+  return *shape;
+}
+
+// Files hold a tensor for each expert or one for all of a layer: a rank holds the same bytes of both.
+TEST(Weights, OfExpertsDoNotDependOnHowTheFileHoldsThem) {
+  const ModelShape each = experts_of_a_file(true), together = experts_of_a_file(false);
+  constexpr std::int64_t kExpert = 2 * 3 * 2048 * 7168;
+  constexpr auto kExperts = static_cast<std::size_t>(WeightGroup::kExperts),
+                 kAttention = static_cast<std::size_t>(WeightGroup::kAttention);
+  struct Row {
+    Parallelism split;
+    std::int64_t n_experts;  // of a rank, whole ones
+  };
+  for (const Row& row :
+       {Row{{.tensor = 8}, 32}, Row{{.tensor = 8, .expert = 8}, 32}, Row{{.expert = 16, .data = 16}, 16},
+        Row{{.tensor = 2, .expert = 8, .data = 8}, 16}, Row{{.expert = 16, .data = 16, .redundant = 16}, 17}}) {
+    for (const ModelShape* shape : {&each, &together}) {
+      const auto weights = plan_rank_weights(*shape, quant("own"), {.parallelism = row.split});
+      ASSERT_TRUE(weights) << weights.error().message;
+      EXPECT_EQ(weights->groups[kExperts], row.n_experts * kExpert)
+          << row.split.tensor << " " << row.split.expert << " " << row.split.redundant;
+      // Latent projections are copied, the rest of attention is cut by heads: never spread like experts.
+      const std::int64_t attention =
+          2 * 2 * (7168 * (1536 + 576) + (24576 * 1536 + 32768 * 512 + 7168 * 16384) / row.split.tensor);
+      EXPECT_EQ(weights->groups[kAttention], attention);
+    }
+  }
+}
+
+TEST(Fit, OfExpertsOnTheHostNeedsHostMemory) {
+  constexpr std::int64_t kGiB = std::int64_t{1} << 30;
+  DeploymentSettings s{.experts_on_host = true};
+  s.host_capacity = 64 * kGiB;
+  const FitAnswer no = fit("r1", "q4_k_m", "h100", s);
+  EXPECT_FALSE(no.fits);
+  EXPECT_EQ(no.max_context, 0);
+  EXPECT_EQ(no.max_concurrency, 0);
+  EXPECT_NE(no.reason.english.find("host memory, 64.00 GiB are there"), std::string::npos) << no.reason.english;
+  s.host_capacity = no.weights.host_bytes + kGiB;
+  EXPECT_TRUE(fit("r1", "q4_k_m", "h100", s).fits);
+  s.host_capacity -= 1;
+  EXPECT_FALSE(fit("r1", "q4_k_m", "h100", s).fits);
+}
+
 // Every yes is checked against the cell beyond: a fit at the largest context, none one block further.
 TEST(Fit, NearestYesIsAYesAndTheNextIsNot) {
   for (const char* devices : {"3090", "4060", "a100-80", "v100"}) {
@@ -319,6 +412,42 @@ TEST(Fit, NearestYesIsAYesAndTheNextIsNot) {
   }
 }
 
+TEST(Fit, NotesWhatOtherVendorsDevicesDoNotCompute) {
+  const auto has = [](const FitAnswer& answer, const char* text) {
+    for (const Message& note : answer.notes)
+      if (note.english.find(text) != std::string::npos) return true;
+    return false;
+  };
+  EXPECT_TRUE(has(fit("7b", "fp8", "mi210"), "no FP8 units"));
+  EXPECT_FALSE(has(fit("7b", "fp8", "mi300x"), "no FP8 units"));
+  EXPECT_TRUE(has(fit("7b", "bf16", "m1-max"), "does not compute BF16"));
+  EXPECT_FALSE(has(fit("7b", "bf16", "mi210"), "does not compute BF16"));
+  // GeForce sums FP8 in f32 at half the rate.
+  EXPECT_DOUBLE_EQ(world().set("4090").device.fp8, 330e12);
+}
+
+// What a planner keeps from cell to cell changes no answer.
+TEST(Fit, ACellOfAGridIsTheCellAlone) {
+  const ModelShape shape = world().shape("32b");
+  const DeviceSet set = world().set("2x3090");
+  DeploymentSettings s{.parallelism = *choose_parallelism(shape, quant("q4_k_m"), set.count)};
+  FitPlanner planner = *FitPlanner::make(shape, quant("q4_k_m"), set, s);
+  for (const std::int64_t context : {131072, 2048, 65536, 16384}) {
+    for (const std::int64_t concurrency : {64, 1, 8}) {
+      s.context = context;
+      s.concurrency = concurrency;
+      const FitAnswer cell = *planner.at(context, concurrency), alone = *check_fit(shape, quant("q4_k_m"), set, s);
+      EXPECT_EQ(cell.fits, alone.fits);
+      EXPECT_EQ(cell.memory.need(), alone.memory.need());
+      EXPECT_EQ(cell.max_concurrency, alone.max_concurrency);
+      EXPECT_EQ(cell.reason.english, alone.reason.english);
+      ASSERT_EQ(cell.nearest.size(), alone.nearest.size());
+      for (std::size_t i = 0; i < cell.nearest.size(); ++i)
+        EXPECT_EQ(cell.nearest[i].english, alone.nearest[i].english);
+    }
+  }
+}
+
 TEST(Fit, GridOf100000CellsTakesLessThanASecond) {
   std::vector<std::int64_t> contexts, concurrencies;
   for (std::int64_t i = 1; i <= 32; ++i) contexts.push_back(i * 256);
@@ -332,10 +461,16 @@ TEST(Fit, GridOf100000CellsTakesLessThanASecond) {
         const DeviceSet set = world().set(devices);
         auto p = choose_parallelism(shape, quant(q), set.count);
         ASSERT_TRUE(p);
-        auto cells = fit_grid(shape, quant(q), set, {.parallelism = *p}, contexts, concurrencies);
-        ASSERT_TRUE(cells) << cells.error().message;
-        n_cells += cells->size();
-        for (const FitCell& cell : *cells) n_fit += cell.fits;
+        auto planner = FitPlanner::make(shape, quant(q), set, {.parallelism = *p});
+        ASSERT_TRUE(planner) << planner.error().message;
+        for (const std::int64_t context : contexts) {
+          for (const std::int64_t concurrency : concurrencies) {
+            const auto answer = planner->at(context, concurrency);
+            ASSERT_TRUE(answer) << answer.error().message;
+            ++n_cells;
+            n_fit += answer->fits;
+          }
+        }
       }
     }
   }
@@ -398,6 +533,56 @@ TEST(Speed, ThroughputRisesWithConcurrencyToAKnee) {
   EXPECT_GT(curve.within_goal, 1);
   EXPECT_LE(predict_decode(m, curve.within_goal, 1024).step_s, 0.05);
   EXPECT_GT(predict_decode(m, curve.within_goal + 1, 1024).step_s, 0.05);
+}
+
+// A wanted number of sequences is a point of its own; where memory ends the curve there is no knee.
+TEST(Speed, CurveHasTheWantedPointAndNoFalseKnee) {
+  const auto flat_from = [](std::int64_t limit) {
+    return [limit](std::int64_t n) {
+      const auto total = static_cast<double>(std::min(n, limit));
+      return SpeedPoint{.concurrency = n, .tok_per_s_total = {total, total, total}};
+    };
+  };
+  const SpeedCurve ended = speed_curve(flat_from(1000), 28, 0, 12);
+  std::vector<std::int64_t> counts;
+  for (const SpeedPoint& point : ended.points) counts.push_back(point.concurrency);
+  EXPECT_EQ(counts, (std::vector<std::int64_t>{1, 2, 4, 8, 12, 16, 28}));
+  EXPECT_FALSE(ended.has_knee);
+  EXPECT_EQ(ended.knee, 28);
+  const SpeedCurve bent = speed_curve(flat_from(16), 64, 0, 64);
+  EXPECT_TRUE(bent.has_knee);
+  EXPECT_EQ(bent.knee, 16);
+  EXPECT_EQ(bent.points.size(), 7u);
+}
+
+// llama.cpp gives whole layers to each GPU: they work one after the other for one sequence.
+TEST(Speed, OfAnEngineThatSplitsByLayer) {
+  const ModelShape shape = world().shape("70b");
+  const DeviceSet set = world().set("2x3090");
+  DeploymentSettings s{.engine = *find_engine_profile("llama.cpp")};
+  s.parallelism = *choose_parallelism(shape, quant("q4_k_m"), set.count, s.engine);
+  EXPECT_EQ(s.parallelism.tensor, 1);
+  EXPECT_EQ(s.parallelism.pipeline, 2);
+  s.parallelism = *choose_parallelism(shape, quant("q4_k_m"), set.count);
+  EXPECT_EQ(s.parallelism.tensor, 2);
+  const auto refused = choose_parallelism(shape, quant("q4_k_m"), 81, *find_engine_profile("llama.cpp"));
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message, "81 pipeline stages: deepseek-r1:70b has 80 layers");
+}
+
+// Data ranks that hold all experts each are as many whole models.
+TEST(Speed, OfDataRanksWithAllExpertsEach) {
+  const ModelShape shape = world().shape("deepseek-v2:16b");
+  const DeviceSet set = world().set("h200");
+  const auto rate = [&](std::int64_t data, std::int64_t concurrency) {
+    const DeploymentSettings s{.parallelism = {.data = data}};
+    const RankWeights weights = *plan_rank_weights(shape, quant("bf16"), s);
+    SpeedModel model = make_speed_model(shape, quant("bf16"), set.device, weights, s);
+    model.link_bandwidth = 0;
+    return predict_decode(model, concurrency, 1024).tok_per_s_total.value;
+  };
+  EXPECT_DOUBLE_EQ(rate(2, 1), rate(1, 1));
+  EXPECT_DOUBLE_EQ(rate(2, 16), 2 * rate(1, 8));
 }
 
 // What DeepSeek's published figures imply for each other (open-infra-index day 6; ISCA'25 section on communication).

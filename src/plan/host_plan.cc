@@ -188,13 +188,14 @@ Machine detect_machine(const std::vector<Device>& database, const char* nvml) {
 Result<HostWeights> plan_host_weights(const ModelShape& shape, const Quantisation& q) {
   STILL_TRY(const Arch* arch, find_arch(shape.config.model_type));
   (void)arch;
+  if (shape.is_moe()) return error(Code::kUnsupported, "{}: the engine computes no experts yet", shape.name);
   if (q.kind != Quantisation::Kind::kOwn && q.kind != Quantisation::Kind::kPlain &&
       q.kind != Quantisation::Kind::kMixture && q.kind != Quantisation::Kind::kPure)
     return error(Code::kUnsupported, "{}: the engine computes ggml types and plain floats", q.name);
   if (q.kind == Quantisation::Kind::kOwn && !shape.has_own_types)
     return error(Code::kInvalidArgument, "{} is a shape without a file: name a quantisation", shape.name);
   HostWeights weights;
-  for (const PlannedTensor& t : shape.tensors) {
+  for (const PlannedTensor& t : planned_tensors(q, shape)) {
     if (t.part == TensorPart::kOther || t.group == WeightGroup::kMtp) continue;
     if (t.is_vector) {
       weights.arena_bytes += Arena::rounded(t.n_params() * static_cast<std::int64_t>(sizeof(float)));

@@ -105,6 +105,35 @@ std::int64_t longest_context(const ModelConfig& config, std::int64_t weight_byte
   return std::min(low * settings.block_size, config.max_seq_len);
 }
 
+// Settings that do not fit only because of the steps of so many sequences: says how many would.
+Status check_sequences(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
+                       const EngineSettings& wanted) {
+  const auto plan_of = [&](std::int64_t n_seqs) {
+    EngineSettings settings = wanted;
+    settings.max_seqs = n_seqs;
+    // The chunk grew with the sequences, beyond what is usual.
+    if (wanted.chunk_tokens == wanted.max_seqs)
+      settings.chunk_tokens = std::max(std::min(wanted.chunk_tokens, EngineSettings().chunk_tokens), n_seqs);
+    return with_blocks(config, weight_bytes, max_k, settings);
+  };
+  std::int64_t low = 0, high = wanted.max_seqs - 1;
+  while (low < high) {
+    const std::int64_t middle = (low + high + 1) / 2;
+    if (plan_of(middle).total_bytes() <= wanted.memory_limit)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  if (low < 1) return ok();
+  const MemoryPlan plan = plan_of(wanted.max_seqs);
+  return error(
+      Code::kResourceExhausted,
+      "{} sequences at once need {:.2f} GiB (weights {:.2f}, KV cache {:.2f}, workspace {:.2f}), {:.2f} GiB are "
+      "available: {} sequences fit",
+      wanted.max_seqs, gib(plan.total_bytes()), gib(plan.weight_bytes), gib(plan.kv_bytes), gib(plan.workspace_bytes),
+      gib(wanted.memory_limit), low);
+}
+
 }  // namespace
 
 std::int64_t available_memory() {
@@ -226,6 +255,7 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
     if (longest < std::min(kMinContext, config.max_seq_len)) {
       EngineSettings least = settings;
       least.context = least.kv_tokens = std::min(kMinContext, config.max_seq_len);
+      STILL_TRY_STATUS(check_sequences(config, weight_bytes, max_k, least));
       return error(
           Code::kResourceExhausted,
           "the model needs {:.2f} GiB with a context of {} tokens, {:.2f} GiB are available: choose a smaller model or "
@@ -257,11 +287,13 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
             settings.max_seqs, wanted_tokens, gib(plan.total_bytes()), gib(plan.weight_bytes), gib(plan.kv_bytes),
             gib(settings.memory_limit), fitting, fitting / settings.context, settings.context);
     }
+    STILL_TRY_STATUS(check_sequences(config, weight_bytes, max_k, settings));
     return error(
         Code::kResourceExhausted,
-        "a context of {} tokens needs {:.2f} GiB (weights {:.2f}, KV cache {:.2f}), {:.2f} GiB are available: {}",
+        "a context of {} tokens needs {:.2f} GiB (weights {:.2f}, KV cache {:.2f}, workspace {:.2f}), {:.2f} GiB are "
+        "available: {}",
         settings.context, gib(plan.total_bytes()), gib(plan.weight_bytes), gib(plan.kv_bytes),
-        gib(settings.memory_limit),
+        gib(plan.workspace_bytes), gib(settings.memory_limit),
         longest >= kMinContext ? fmt::format("the longest context that fits is {}", longest)
                                : std::string("choose a smaller model or quantisation"));
   }

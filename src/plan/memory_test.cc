@@ -71,6 +71,22 @@ TEST(PlanMemory, ADraftModelsKeysAndValuesAreCountedForAllSequences) {
   EXPECT_TRUE(plan_memory(small_config(), 1 << 20, 128, settings));
 }
 
+// The steps of very many sequences take the memory, not the model: so it says how many would do, and they do.
+TEST(PlanMemory, TooManyStepsAreToldTheSequencesThatFit) {
+  for (const std::int64_t context : {std::int64_t{0}, std::int64_t{4096}}) {
+    const auto plan = plan_memory(small_config(), 1 << 20, 128, settings_of(context, 1'000'000, 0));
+    ASSERT_FALSE(plan);
+    const std::string& message = plan.error().message;
+    EXPECT_THAT(message, HasSubstr("1000000 sequences at once need"));
+    EXPECT_THAT(message, HasSubstr("workspace"));
+    const std::size_t at = message.find("are available: ");
+    ASSERT_NE(at, std::string::npos) << message;
+    const std::int64_t fitting = std::stoll(message.substr(at + 15));
+    EXPECT_TRUE(plan_memory(small_config(), 1 << 20, 128, settings_of(context, fitting, 0))) << fitting;
+    EXPECT_FALSE(plan_memory(small_config(), 1 << 20, 128, settings_of(context, fitting + 1, 0))) << fitting;
+  }
+}
+
 TEST(PlanMemory, OneSequenceIsToldTheLongestContext) {
   EngineSettings settings = settings_of(65536, 1, 0);
   settings.memory_limit = std::int64_t{20} << 20;

@@ -62,6 +62,7 @@ struct PlannedTensor {
   std::int64_t rows = 1, cols = 1;  // [rows, cols] of one matrix, cols contiguous; a vector has one row
   std::int64_t count = 1;           // matrices: routed experts of a layer, or 1
   bool is_vector = false;
+  bool is_routed = false;         // one routed expert, or all of a layer (count), in the MTP module too
   std::optional<DType> own_type;  // of the file, where there is one
   std::int64_t own_bytes = 0;
   std::int64_t n_params() const { return rows * cols * count; }
@@ -71,10 +72,14 @@ struct ModelShape {
   std::string name, title, licence, base, quality_key;  // the last three: empty where unknown
   ModelConfig config;
   std::vector<PlannedTensor> tensors;
+  // Of files with several weights in a word, or scales beside the weights: the tensors by the hyperparameters, which
+  // other types, parameters and operations are counted by. Empty otherwise.
+  std::vector<PlannedTensor> unpacked;
   bool has_own_types = false;   // the tensors came from a file
   std::int64_t file_bytes = 0;  // of that file
   std::string own_type_name;    // the type that holds the most bytes of the file
 
+  const std::vector<PlannedTensor>& weights() const { return unpacked.empty() ? tensors : unpacked; }
   bool is_mla() const { return config.kv_lora_rank > 0; }
   bool is_moe() const { return config.n_experts > 0; }
   std::int64_t n_params(bool with_mtp = false) const;  // the MTP module counts only with_mtp
@@ -83,7 +88,7 @@ struct ModelShape {
   std::int64_t n_routed_params() const;
 };
 
-// config.json of any architecture planned here: llama, qwen2, qwen3, deepseek_v2, deepseek_v3.
+// config.json of any architecture planned here; kUnsupported names them.
 Result<ModelConfig> read_plan_config(const JsonObject& json);
 
 // kInvalidArgument for sizes that no model has, naming the field.

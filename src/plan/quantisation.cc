@@ -201,7 +201,7 @@ DType mixture_type(std::string_view name, DType base, const PlannedTensor& tenso
     if (is_low_iq(name) || name == "IQ3_XXS") return DType::kQ5_K;
     return base == DType::kQ8_0 ? base : DType::kQ6_K;
   }
-  if (name == "MXFP4_MOE") return tensor.count > 1 ? DType::kMXFP4 : DType::kQ8_0;
+  if (name == "MXFP4_MOE") return tensor.is_routed ? DType::kMXFP4 : DType::kQ8_0;
   const std::int64_t layer = tensor.layer;
   switch (tensor.part) {
     case kEmbedding:
@@ -209,8 +209,10 @@ DType mixture_type(std::string_view name, DType base, const PlannedTensor& tenso
       if (name == "IQ2_S" || name == "IQ2_M" || name == "IQ3_XXS") return DType::kIQ3_S;
       if (name == "TQ1_0" || name == "TQ2_0" || name == "Q2_0") return DType::kQ4_K;
       return base;
-    case kValue:
     case kKvB:
+      if (tensor.count > 1) return base;  // k_b and v_b apart: the rule names the whole only
+      [[fallthrough]];
+    case kValue:
       return value_type(name, base, layer, f);
     case kKey:
       if (f.n_experts == 8) return is_low_iq(name) ? DType::kQ4_K : DType::kQ8_0;
@@ -319,9 +321,13 @@ std::int64_t planned_bytes(const Quantisation& q, const ModelShape& shape, const
   STILL_CHECK(!"a kind without a rule");
 }
 
+const std::vector<PlannedTensor>& planned_tensors(const Quantisation& q, const ModelShape& shape) {
+  return q.kind == Kind::kOwn ? shape.tensors : shape.weights();
+}
+
 std::int64_t weight_file_bytes(const Quantisation& q, const ModelShape& shape, bool with_mtp) {
   std::int64_t bytes = 0;
-  for (const PlannedTensor& tensor : shape.tensors)
+  for (const PlannedTensor& tensor : planned_tensors(q, shape))
     if (with_mtp || tensor.group != WeightGroup::kMtp) bytes += planned_bytes(q, shape, tensor);
   return bytes;
 }

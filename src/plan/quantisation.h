@@ -45,6 +45,8 @@ inline std::int64_t planned_bytes(const Quantisation& quantisation, const ModelS
                                   const PlannedTensor& tensor) {
   return planned_bytes(quantisation, shape, tensor, tensor.rows, tensor.cols, tensor.count);
 }
+// What a file of that quantisation has: its own tensors, or of another type the weights alone.
+const std::vector<PlannedTensor>& planned_tensors(const Quantisation& quantisation, const ModelShape& shape);
 // All tensors; the MTP module only on request.
 std::int64_t weight_file_bytes(const Quantisation& quantisation, const ModelShape& shape, bool with_mtp = false);
 

@@ -46,6 +46,24 @@ TEST(Claims, AreFoundInFreeSentencesOfBothLanguages) {
   EXPECT_EQ(first("The experts' top-k is usually 2 in such models"), "top-2");
   EXPECT_EQ(first("the weather is fine"), "");
   EXPECT_EQ(first(""), "");
+  // Right sentences: other numbers that hold a claim's digits, and a claim denied.
+  EXPECT_EQ(first("R1 chooses 8 of 256 experts, top-k 8"), "");
+  EXPECT_EQ(first("The 70B fits 14x80 GB"), "");
+  EXPECT_EQ(first("The 70B needs 4x80 GB"), "70b-4x80");
+  EXPECT_EQ(first("a 13B distill"), "");
+  const auto denies = [&](const char* text) {
+    const auto found = match_claims(claims(), text);
+    return !found.empty() && may_deny(*found.front(), text);
+  };
+  EXPECT_TRUE(denies("V3 is a mixture of experts, not dense"));
+  EXPECT_TRUE(denies("R1 is text only, not multimodal"));
+  EXPECT_TRUE(denies("V3\u4e0d\u662f\u7a20\u5bc6\u6a21\u578b"));
+  EXPECT_FALSE(denies("V3 is a dense model"));
+  EXPECT_FALSE(denies("The first distills were made without chains of thought"));
+  for (const Claim& claim : claims()) {
+    EXPECT_FALSE(may_deny(claim, claim.claim)) << claim.id;
+    EXPECT_FALSE(may_deny(claim, claim.id)) << claim.id;
+  }
   EXPECT_GE(claims().size(), 50u);
   ClaimCheck wrong{.query = {{"kind", "nonsense"}, {"model", "7b"}}};
   EXPECT_FALSE(answer_check(world(), wrong));
@@ -144,6 +162,81 @@ TEST(Advice, OfFiveTypicalQuestions) {
   }
   AdviceRequest wrong{.devices = *parse_device_set(world().devices, "3090"), .task = "cooking"};
   EXPECT_FALSE(advise(world(), wrong));
+}
+
+// What a type loses is published, or estimated from published divergences, or there is no score: never none lost.
+TEST(Advice, KnowsNoLosslessTypesButThoseOf16Bits) {
+  for (const char* name : {"IQ1_S", "IQ2_XXS", "Q4_0", "2bpw", "Q3_K_L", "BF16"}) {
+    AdviceRequest request{.devices = *parse_device_set(world().devices, "8xh200"), .quantisation = name};
+    const auto advice = advise(world(), request);
+    ASSERT_TRUE(advice) << advice.error().message;
+    const bool is_plain = std::string(name) == "BF16", is_known = world().quality.recovery.contains(name);
+    for (const Candidate& c : advice->candidates) {
+      EXPECT_EQ(c.has_score, is_plain || is_known) << name;
+      if (is_plain) {
+        EXPECT_EQ(c.score, c.score_16_bit);
+      } else if (is_known) {
+        EXPECT_LT(c.score, .97 * c.score_16_bit) << name;
+      }
+    }
+    const std::string unknown = std::string("what ") + name + " loses: no result was published, so it has no score";
+    const bool is_named = std::any_of(advice->unknowns.begin(), advice->unknowns.end(),
+                                      [&](const Message& text) { return text.english == unknown; });
+    EXPECT_EQ(is_named, !is_known && !is_plain) << name;
+  }
+  EXPECT_TRUE(world().quality.recovery.contains("IQ1_S"));
+  EXPECT_FALSE(world().quality.recovery.contains("2bpw"));
+}
+
+TEST(Advice, PutsPartsInHostMemoryWhereItMay) {
+  AdviceRequest request{.devices = *parse_device_set(world().devices, "4090"),
+                        .context = 4096,
+                        .min_tok_per_s = 5,
+                        .host = *find_device(world().devices, "xeon-6454s")};
+  request.host_capacity = request.host->usable_bytes;
+  const auto advice = advise(world(), request);
+  ASSERT_TRUE(advice) << advice.error().message;
+  EXPECT_EQ(advice->candidates.front().model, "deepseek-r1:671b");
+  EXPECT_GT(advice->candidates.front().host_bytes, 0);
+  request.host.reset();
+  EXPECT_NE(advise(world(), request)->candidates.front().model, "deepseek-r1:671b");
+}
+
+// What does not fit says the change that would do, and the chosen one what its device does not compute.
+TEST(Advice, NamesTheNearestAndTheNotes) {
+  AdviceRequest request{.devices = *parse_device_set(world().devices, "3090"), .context = 8192};
+  const auto advice = advise(world(), request);
+  ASSERT_TRUE(advice) << advice.error().message;
+  for (const Candidate& c : advice->candidates)
+    if (c.model == "deepseek-r1:32b" && c.quantisation == "Q4_K_M") {
+      EXPECT_FALSE(c.fits);
+      EXPECT_FALSE(c.reason.empty());
+      EXPECT_FALSE(c.nearest.empty());
+    }
+  request.devices = *parse_device_set(world().devices, "v100");
+  request.quantisation = "BF16";
+  const auto old = advise(world(), request);
+  ASSERT_TRUE(old) << old.error().message;
+  EXPECT_TRUE(std::any_of(old->because.begin(), old->because.end(), [](const Message& text) {
+    return text.english.find("does not compute BF16") != std::string::npos;
+  }));
+}
+
+// A model that was made for less than the wanted context is no choice, rather than one for a shorter context.
+TEST(Advice, LeavesOutModelsOfAShorterContext) {
+  AdviceRequest request{.devices = *parse_device_set(world().devices, "8xh200"), .context = 150'000};
+  const auto advice = advise(world(), request);
+  ASSERT_TRUE(advice) << advice.error().message;
+  for (const Candidate& c : advice->candidates) {
+    if (!c.fits) continue;
+    EXPECT_EQ(c.model, "deepseek-r1:671b");
+    EXPECT_GE(c.max_context, 150'000);
+  }
+  request.context = 1'000'000;
+  const auto none = advise(world(), request);
+  ASSERT_TRUE(none) << none.error().message;
+  for (const Candidate& c : none->candidates) EXPECT_FALSE(c.fits) << c.model;
+  EXPECT_NE(none->because.front().english.find("nothing of the family fits"), std::string::npos);
 }
 
 }  // namespace

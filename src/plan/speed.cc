@@ -42,13 +42,13 @@ struct StepTime {
   bool compute_bound = false;
 };
 
-// n_seqs: of one data rank. The experts of a rank serve the tokens of all data ranks.
+// n_seqs: of one data rank.
 StepTime step_time(const SpeedModel& m, double n_seqs, double kv_len) {
   const DeviceEfficiency& e = m.device.efficiency;
-  const double touched =
-      m.n_experts > 0 ? expected_experts(m.n_experts, m.n_experts_per_tok, n_seqs * static_cast<double>(m.data)) /
-                            static_cast<double>(m.n_experts)
-                      : 0;
+  const double touched = m.n_experts > 0 ? expected_experts(m.n_experts, m.n_experts_per_tok,
+                                                            n_seqs * static_cast<double>(m.expert_data)) /
+                                               static_cast<double>(m.n_experts)
+                                         : 0;
   const double weights = m.weight_bytes + m.expert_bytes * touched;
   const double kv = n_seqs * kv_len * m.kv_bytes_per_token;
   const double memory = weights / (m.device.bandwidth * e.decode) + kv / (m.device.bandwidth * e.kv_read);
@@ -93,11 +93,12 @@ SpeedModel make_speed_model(const ModelShape& shape, const Quantisation& q, cons
                .n_experts_per_tok = c.n_experts_per_tok,
                .pipeline = p.pipeline,
                .data = p.data,
+               .expert_data = p.expert > 1 ? p.data : 1,
                .n_layers = c.n_layers,
                .device = device};
   // Sums over stages of what one tensor rank holds, shared out by the file's groups.
   double embedding = 0, experts = 0;
-  for (const PlannedTensor& t : shape.tensors) {
+  for (const PlannedTensor& t : planned_tensors(q, shape)) {
     if (t.group == WeightGroup::kMtp) continue;
     const auto bytes = static_cast<double>(planned_bytes(q, shape, t));
     if (t.part == TensorPart::kEmbedding && !c.tied_embeddings) embedding += bytes;
@@ -109,7 +110,7 @@ SpeedModel make_speed_model(const ModelShape& shape, const Quantisation& q, cons
   const double on_rank = static_cast<double>(weights.all_ranks_bytes) / group;
   const double expert_share =
       experts * (1 + static_cast<double>(p.redundant) / std::max(1.0, static_cast<double>(c.n_experts)));
-  const double experts_on_rank = on_host ? 0 : expert_share / group;
+  const double experts_on_rank = on_host ? 0 : expert_share / (p.expert > 1 ? group : tensor);
   const double table = s.engine.table_on_host ? 0 : embedding / tensor;
   m.weight_bytes = std::max(0.0, on_rank - experts_on_rank - table);
   if (on_host) {
@@ -201,7 +202,7 @@ Interval predict_ttft(const SpeedModel& m, std::int64_t n_prompt, std::int64_t c
 }
 
 SpeedCurve speed_curve(const std::function<SpeedPoint(std::int64_t)>& point_of, std::int64_t max_concurrency,
-                       double goal_s) {
+                       double goal_s, std::int64_t asked) {
   SpeedCurve curve;
   std::vector<std::int64_t> counts;
   for (std::int64_t n = 1; n < max_concurrency; n *= 2) counts.push_back(n);
@@ -212,7 +213,13 @@ SpeedCurve speed_curve(const std::function<SpeedPoint(std::int64_t)>& point_of, 
     const double doubled = point_of(2 * point.concurrency).tok_per_s_total.value;
     if (doubled >= 1.2 * point.tok_per_s_total.value) continue;
     curve.knee = point.concurrency;
+    curve.has_knee = true;
     break;
+  }
+  if (asked > 0) {
+    const auto at = std::lower_bound(counts.begin(), counts.end(), asked);
+    if (at == counts.end() || *at != asked)
+      curve.points.insert(curve.points.begin() + (at - counts.begin()), point_of(asked));
   }
   if (goal_s > 0) {
     std::int64_t low = 0, high = max_concurrency;
@@ -228,8 +235,9 @@ SpeedCurve speed_curve(const std::function<SpeedPoint(std::int64_t)>& point_of, 
   return curve;
 }
 
-SpeedCurve predict_curve(const SpeedModel& m, std::int64_t max_concurrency, double kv_len, double goal_s) {
-  return speed_curve([&](std::int64_t n) { return predict_decode(m, n, kv_len); }, max_concurrency, goal_s);
+SpeedCurve predict_curve(const SpeedModel& m, std::int64_t max_concurrency, double kv_len, double goal_s,
+                         std::int64_t asked) {
+  return speed_curve([&](std::int64_t n) { return predict_decode(m, n, kv_len); }, max_concurrency, goal_s, asked);
 }
 
 }  // namespace still

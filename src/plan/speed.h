@@ -24,6 +24,7 @@ struct SpeedModel {
   double link_bandwidth = 0;            // 0: one rank, nothing to reduce
   double exchange_bytes_per_token = 0;  // experts spread over ranks: dispatch and combine, of one rank's token
   std::int64_t n_experts = 0, n_experts_per_tok = 0, pipeline = 1, data = 1;
+  std::int64_t expert_data = 1;  // data ranks whose tokens an expert serves: all, or with whole experts on each its own
   std::int64_t n_layers = 0;
   Device device;
   double compute_peak = 0;  // FLOP/s of the type it multiplies in
@@ -64,13 +65,16 @@ SpeedPoint predict_decode(const SpeedModel& model, std::int64_t concurrency, dou
 Interval predict_ttft(const SpeedModel& model, std::int64_t n_prompt, std::int64_t chunk_tokens);
 
 struct SpeedCurve {
-  std::vector<SpeedPoint> points;  // 1, 2, 4, ... up to the largest that fits
-  std::int64_t knee = 1;           // the first from which doubling gains less than 20 %
-  std::int64_t within_goal = 0;    // the largest within the latency goal; 0: none
+  std::vector<SpeedPoint> points;  // 1, 2, 4, ... up to the largest that fits, and the wanted one
+  std::int64_t knee = 1;           // the first from which doubling gains less than 20 %; not has_knee: the largest
+  bool has_knee = false;
+  std::int64_t within_goal = 0;  // the largest within the latency goal; 0: none
 };
-// goal_s: seconds between tokens of a user at most; 0: none. point_of: the point of a number of sequences.
+// goal_s: seconds between tokens of a user at most; 0: none. asked: a point that is wanted too; 0: none. point_of: the
+// point of a number of sequences.
 SpeedCurve speed_curve(const std::function<SpeedPoint(std::int64_t)>& point_of, std::int64_t max_concurrency,
-                       double goal_s);
-SpeedCurve predict_curve(const SpeedModel& model, std::int64_t max_concurrency, double kv_len, double goal_s);
+                       double goal_s, std::int64_t asked = 0);
+SpeedCurve predict_curve(const SpeedModel& model, std::int64_t max_concurrency, double kv_len, double goal_s,
+                         std::int64_t asked = 0);
 
 }  // namespace still
