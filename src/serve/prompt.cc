@@ -183,6 +183,7 @@ Result<Request> prepare_prompt(const GenerationInput& input, const ServedModel& 
         fmt::format("a context of {} tokens was asked for, {} fit", input.model.context, served.engine->context()));
   if (context < served.engine->context() && (request.max_tokens < 0 || request.max_tokens > context - n_prompt))
     request.max_tokens = context - n_prompt;
+  request.warnings.insert(request.warnings.begin(), input.warnings.begin(), input.warnings.end());
   request.min_tokens = input.min_tokens;
   request.stop_tokens = input.stop_tokens;
   request.n_logprobs = input.n_logprobs;

@@ -100,6 +100,22 @@ def check_keys_and_limits():
             assert status(refused) == 401, refused
             # What a key may not do.
             assert server.request("DELETE", "/api/delete", json.dumps({"model": "tiny"}), bearer("sk-slow")).status == 403
+            for path, rest in (("/api/generate", {}), ("/api/chat", {}), ("/api/chat", {"messages": []})):
+                refused = server.post(path, {"model": "tiny", "keep_alive": 0} | rest, bearer("sk-one"))
+                assert refused.status == 403 and "not change" in refused.text, refused.text
+            for path in ("/api/chat", "/v1/chat/completions", "/v1/completions", "/api/generate"):
+                for time_to_stay in (0, "1ms", -1):
+                    body = CHAT | {"prompt": "The sea", "keep_alive": time_to_stay, "stream": False}
+                    if path.endswith(("completions", "generate")) and "chat" not in path:
+                        body.pop("messages")
+                    answer = server.post(path, body, bearer("sk-one"))
+                    assert answer.status == 200 and "keep_alive was ignored" in answer.text, answer.text
+            kept = json.loads(server.get("/api/ps", bearer("sk-root")).text)["models"]
+            assert [m["name"] for m in kept] == ["tiny:latest"] and not kept[0]["expires_at"].startswith("23"), kept
+            asked = server.post("/v1/chat/completions", CHAT | {"keep_alive": "1h"}, bearer("sk-one"))
+            assert asked.status == 200 and "warnings" not in asked.text, asked.text
+            unloaded = server.post("/api/generate", {"model": "tiny", "keep_alive": 0}, bearer("sk-root"))
+            assert unloaded.status == 200 and "unload" in unloaded.text, unloaded.text
             # Requests a minute.
             codes = [server.post("/v1/chat/completions", CHAT, bearer("sk-slow")) for _ in range(3)]
             assert [c.status for c in codes] == [200, 200, 429], [c.text for c in codes]
