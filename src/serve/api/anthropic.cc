@@ -364,6 +364,8 @@ std::string AnthropicSink::message(const GenerationDone& done) {
 void AnthropicSink::on_done(const GenerationDone& done) {
   if (!writer_) return;
   if (done.finished.reason == FinishReason::kError) return on_failed(done.finished.error);
+  // There is no stop_reason for an answer that was cut: as a normal end it would be taken for whole.
+  if (done.finished.reason == FinishReason::kCancelled) return on_failed({Code::kCancelled, "request canceled"});
   close_block();
   std::string rest;
   if (!call_.stream) final_ = message(done);

@@ -439,6 +439,23 @@ TEST(Anthropic, AnswersInOneMessage) {
   EXPECT_EQ(json.at("usage"), (JsonObject{{"input_tokens", 5}, {"output_tokens", 7}}));
 }
 
+TEST(Anthropic, AnAnswerThatWasCutIsAnError) {
+  auto streamed = std::make_shared<RecordingWriter>();
+  AnthropicSink stream({.model = "M", .stream = true}, streamed);
+  play(stream, false, FinishReason::kCancelled);
+  const auto events = events_of(streamed->body);
+  EXPECT_EQ(events.back().first, "error");
+  EXPECT_EQ(events.back().second.at("error").at("type"), "api_error");
+  for (const auto& [name, data] : events) EXPECT_NE(name, "message_stop");
+  EXPECT_EQ(streamed->body.find("end_turn"), std::string::npos);
+  EXPECT_TRUE(streamed->is_finished);
+  auto whole = std::make_shared<RecordingWriter>();
+  AnthropicSink sink({.model = "M"}, whole);
+  play(sink, false, FinishReason::kCancelled);
+  EXPECT_EQ(whole->status, 499);
+  EXPECT_EQ(parse_json(whole->body, "body")->at("type"), "error");
+}
+
 TEST(Anthropic, ReadsBlocksToolsAndThinking) {
   const JsonObject body = parse_json(R"({"model":"m","max_tokens":9,"system":[{"type":"text","text":"S"}],
     "messages":[{"role":"user","content":"q"},
@@ -522,6 +539,38 @@ TEST(Responses, SaysWhenItWasCut) {
   EXPECT_EQ(json.at("status"), "incomplete");
   EXPECT_EQ(json.at("incomplete_details").at("reason"), "max_output_tokens");
   EXPECT_EQ(json.at("output").at(1).at("status"), "incomplete");
+}
+
+TEST(Responses, AnAnswerThatWasCutIsIncomplete) {
+  const auto play_to = [](std::string_view body, bool breaks) {
+    auto writer = std::make_shared<RecordingWriter>();
+    std::string param;
+    auto call = read_responses_call(parse_json(body, "body")->get_object(), param);
+    EXPECT_TRUE(call);
+    ResponsesSink sink(std::move(*call), writer);
+    if (breaks) {
+      sink.on_begun(begun());
+      sink.on_piece({.content = "H"});
+      sink.on_failed({Code::kInternal, "the GPU is gone"});
+    } else {
+      play(sink, false, FinishReason::kCancelled);
+    }
+    return writer;
+  };
+  const Json whole = *parse_json(play_to(R"({"model":"M","input":"hi"})", false)->body, "body");
+  EXPECT_EQ(whole.at("status"), "incomplete");
+  EXPECT_EQ(whole.at("incomplete_details").at("reason"), "cancelled");
+  EXPECT_EQ(whole.at("output").at(1).at("status"), "incomplete");
+  for (const bool breaks : {false, true}) {
+    const auto events = events_of(play_to(R"({"model":"M","input":"hi","stream":true})", breaks)->body);
+    EXPECT_EQ(events.back().first, breaks ? "response.failed" : "response.incomplete");
+    const Json& response = events.back().second.at("response");
+    EXPECT_EQ(response.at("status"), breaks ? "failed" : "incomplete");
+    EXPECT_EQ(response.at("output").as_array().back().at("status"), "incomplete");
+    const auto& done = events[events.size() - 2];
+    EXPECT_EQ(done.first, "response.output_item.done");
+    EXPECT_EQ(done.second.at("item").at("status"), "incomplete");
+  }
 }
 
 TEST(Responses, ReadsItemsAndRefusesState) {
