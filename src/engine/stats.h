@@ -14,6 +14,7 @@ struct Histogram {
   std::int64_t n = 0;
   double sum = 0;
   void observe(double seconds, std::int64_t times = 1);
+  void add(const Histogram& other);
 };
 
 struct EngineStats {
@@ -35,6 +36,8 @@ struct EngineStats {
   double prefill_tokens_per_s = 0;                       // what the scheduler believes
   double device_busy_s = 0, device_idle_s = 0;           // inside and between steps, where it is measured
   Histogram ttft, inter_token, end_to_end, queue, step;  // seconds
+
+  void add_counters(const EngineStats& other);  // what only grows, of another engine of the same model
 };
 
 }  // namespace still

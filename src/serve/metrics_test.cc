@@ -265,6 +265,30 @@ TEST(Metrics, HistogramsAreCumulativeAndAddUp) {
   EXPECT_NEAR(value_of(families, ttft, ttft + "_sum", {{"model_name", "m:latest"}}), 1009.6005, 1e-6);
 }
 
+TEST(Metrics, CountersOutliveTheirModel) {
+  Metrics metrics;
+  const EngineStats once = busy_model("m:latest").stats;
+  EngineStats twice = once;
+  twice.add_counters(once);
+  const std::string tokens = "vllm:generation_tokens_total", ttft = "vllm:time_to_first_token_seconds";
+  const auto values = [&](const Metrics::Facts& facts) {
+    const Families families = parse(metrics.render(facts));
+    return std::pair(value_of(families, tokens, tokens, {{"model_name", "m:latest"}}),
+                     value_of(families, ttft, ttft + "_count", {{"model_name", "m:latest"}}));
+  };
+  const auto loaded = values({.models = {busy_model("m:latest")}});
+  EXPECT_GT(loaded.first, 0);
+  EXPECT_EQ(values({.ended = {{"m:latest", once}}}), loaded);
+  EXPECT_EQ(values({.models = {busy_model("m:latest")}, .ended = {{"m:latest", once}}}),
+            std::pair(2 * loaded.first, 2 * loaded.second));
+  EXPECT_EQ(twice.n_finished[0], 2 * once.n_finished[0]);
+  EXPECT_EQ(twice.n_running, once.n_running) << "a gauge is not summed up";
+  // Gauges are of what is loaded.
+  const std::string page = metrics.render({.ended = {{"m:latest", once}}});
+  EXPECT_EQ(page.find("vllm:num_requests_running{"), std::string::npos);
+  EXPECT_EQ(page.find("still_model_memory_bytes{"), std::string::npos);
+}
+
 TEST(Metrics, ClientsInventNoLabels) {
   Metrics metrics;
   metrics.count_http(record_of("/v1/models", "GET", 200, 0.001));

@@ -198,6 +198,7 @@ Result<std::unique_ptr<Server>> Server::create(ServeOptions options) {
                              .keep_alive = context.options.keep_alive,
                              .max_models = context.options.max_models,
                              .max_queue = context.options.max_queue,
+                             .on_load = [raw](bool is_ok) { raw->context.metrics->count_load(is_ok); },
                              .log = [raw](const std::string& sentence) { raw->log->event(sentence); }}));
   add_operation_routes(state->router, context);
   add_ollama_routes(state->router, context);

@@ -308,6 +308,42 @@ def check_clients_that_never_read():
         nothing_runs(server)
 
 
+def check_counters_outlive_models():
+    with serving() as server:
+        def value(name, labels):
+            page = server.get("/metrics").text
+            found = [line for line in page.splitlines() if line.startswith(name + "{" + labels)]
+            return float(found[0].rpartition(" ")[2]) if found else None
+
+        works(server)
+        of_model = 'model_name="tiny:latest"'
+        before = value("vllm:generation_tokens_total", of_model)
+        assert before >= 8 and value("still_model_loads_total", 'result="ok"') == 1
+        server.json("POST", "/api/generate", {"model": "tiny", "keep_alive": 0})
+        for _ in range(200):
+            if not server.json("GET", "/api/ps")["models"]:
+                break
+            time.sleep(0.05)
+        assert value("vllm:generation_tokens_total", of_model) == before
+        assert value("vllm:num_requests_running", of_model) is None
+        works(server)
+        assert value("vllm:generation_tokens_total", of_model) > before
+        assert value("vllm:time_to_first_token_seconds_count", of_model) == 2
+        assert value("still_model_loads_total", 'result="ok"') == 2
+        # A model whose file is broken.
+        for blob in (server.folder / "models").rglob("*"):
+            if blob.is_file() and blob.stat().st_size > 100000:
+                blob.chmod(0o644)
+                blob.write_bytes(b"rubbish" + bytes(blob.stat().st_size - 7))
+        server.json("POST", "/api/generate", {"model": "tiny", "keep_alive": 0})
+        for _ in range(200):
+            if not server.json("GET", "/api/ps")["models"]:
+                break
+            time.sleep(0.05)
+        assert server.post("/v1/chat/completions", CHAT).status >= 400
+        assert value("still_model_loads_total", 'result="failed"') == 1
+
+
 def check_drain():
     """SIGTERM: what runs ends whole, or with its last line; what comes is refused."""
     with serving(("--drain", "30")) as server:
@@ -331,7 +367,7 @@ def check_drain():
 
 
 CHECKS = [check_keys_and_limits, check_tls, check_origins, check_packed_bodies, check_large_upload, check_broken_requests,
-          check_clients_that_never_read, check_drain]
+          check_clients_that_never_read, check_counters_outlive_models, check_drain]
 
 
 def main():

@@ -31,8 +31,10 @@ void send_health(const ServeContext& context, const Writer& writer) {
 }
 
 void send_metrics(const ServeContext& context, const Writer& writer) {
+  PoolSnapshot models = context.pool ? context.pool->snapshot() : PoolSnapshot{};
   const Metrics::Facts facts{
-      .models = context.pool ? context.pool->loaded() : std::vector<LoadedModelInfo>{},
+      .models = std::move(models.loaded),
+      .ended = std::move(models.ended),
       .http = context.http ? context.http->stats() : HttpServerStats{},
       .n_generations = context.generations->size(),
       .n_log_lost = context.access_log ? context.access_log->n_lost() : 0,
