@@ -348,10 +348,24 @@ def check_drain():
     """SIGTERM: what runs ends whole, or with its last line; what comes is refused."""
     with serving(("--drain", "30")) as server:
         held = server.connect()
-        held.request("POST", "/v1/chat/completions", json.dumps(LONG | {"max_tokens": 150}))
+        held.request("POST", "/v1/chat/completions", json.dumps(LONG | {"n": 8}))
         response = held.getresponse()
         response.read(20)
+        idle = server.connect()
+        idle.request("GET", "/health")
+        assert idle.getresponse().read() and idle.sock
         server.process.send_signal(signal.SIGTERM)
+        for _ in range(200):
+            if server.get("/health").status == 503:
+                break
+            time.sleep(0.02)
+        for path in ("/v1/chat/completions", "/api/chat", "/v1/messages", "/api/pull"):
+            late = server.post(path, CHAT)
+            assert late.status == 503 and late.getheader("Retry-After") and "shutting down" in late.text, late.text
+            assert late.getheader("Connection") == "close", late.headers
+        assert len(server.json("GET", "/v1/generations")["data"]) == 1
+        idle.sock.settimeout(10)
+        assert idle.sock.recv(1) == b"", "an idle connection was left open"
         text = response.read().decode()
         assert text.endswith("data: [DONE]\n\n") and '"finish_reason":"length"' in text, text[-300:]
         assert server.process.wait(40) == 0
