@@ -38,6 +38,19 @@ Status refuse_without_engine(const ServedModel& served, std::string_view what) {
   return error(Code::kInvalidArgument, "\"{}\" does not support {}", served.name, what);
 }
 
+// Turns of calls alone have no content (null), which some templates add to text. Those get an empty one.
+bool fill_content(JsonArray& messages) {
+  bool is_changed = false;
+  for (Json& message : messages) {
+    JsonObject* object = message.if_object();
+    Json* content = object != nullptr ? object->if_contains("content") : nullptr;
+    if (content == nullptr || !content->is_null()) continue;
+    *content = "";
+    is_changed = true;
+  }
+  return is_changed;
+}
+
 std::int64_t context_of(const GenerationInput& input, const ServedModel& served) {
   const std::int64_t wanted = input.model.context;
   return wanted > 0 ? std::min(wanted, served.engine->context()) : served.engine->context();
@@ -60,10 +73,17 @@ Result<Request> chat_request(const GenerationInput& input, const ChatInput& chat
   if (input.tools.choice != ToolWish::Choice::kNone) base.tools = input.tools.tools;
   STILL_TRY(const ChatThinking thinking,
             resolve_thinking(input.thinking, served.can_think, served.name, base.variables));
-  const auto render = [&](JsonArray messages) -> Result<Request> {
+  const auto render_as = [&](const JsonArray& messages) {
     ChatRequest request = base;
-    request.messages = std::move(messages);
-    STILL_TRY(Request made, make_chat_request(*served.model, chat_template, std::move(request), thinking));
+    request.messages = messages;
+    return make_chat_request(*served.model, chat_template, std::move(request), thinking);
+  };
+  const auto render = [&](JsonArray messages) -> Result<Request> {
+    Result<Request> first = render_as(messages);
+    if (!first && fill_content(messages)) {
+      if (Result<Request> second = render_as(messages)) first = std::move(second);
+    }
+    STILL_TRY(Request made, std::move(first));
     made.prompt.insert(made.prompt.begin(), chat.prefix_ids.begin(), chat.prefix_ids.end());
     return made;
   };

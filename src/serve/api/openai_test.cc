@@ -444,6 +444,25 @@ TEST_F(OpenAi, CancelsARequestThatWaitsForItsModel) {
   EXPECT_EQ(context.generations->size(), 0);
 }
 
+TEST_F(OpenAi, ATurnOfCallsAloneFitsATemplateThatAddsContent) {
+  use_model({.chat_template = "{% for m in messages %}<{{ m.role + ':' + m.content }}>{% endfor %}"});
+  const std::string call = R"("tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}])";
+  const auto body = [&](const std::string& content) {
+    return R"({"model":"qwen2","max_tokens":1,"messages":[{"role":"user","content":"a"},{"role":"assistant")" +
+           content + "," + call + R"(},{"role":"tool","tool_call_id":"c","content":"b"}]})";
+  };
+  for (const char* content : {"", R"(,"content":null)", R"(,"content":"")"}) {
+    EXPECT_EQ(post("/v1/chat/completions", body(content)).at("object"), "chat.completion") << content;
+  }
+  // A template that tells them apart still sees that there is none, and its own mistakes are told.
+  use_model({.chat_template = "{% for m in messages %}{% if m.content is none %}NONE{% endif %}{% endfor %}"});
+  const Json tokens = post("/tokenize", body(R"(,"content":"")"));
+  EXPECT_NE(to_json(post("/detokenize", R"({"tokens":)" + to_json(tokens.at("tokens")) + "}")).find("NONE"),
+            std::string::npos);
+  use_model({.chat_template = "{{ raise_exception('never') }}"});
+  EXPECT_NE(to_json(post("/v1/chat/completions", body(""), 400)).find("never"), std::string::npos);
+}
+
 TEST_F(OpenAi, AnswersBusyWhenTheQueueIsFull) {
   use_model({.max_queue = 0});
   std::vector<std::shared_ptr<testing::RecordingWriter>> writers;
