@@ -142,6 +142,24 @@ TEST(OllamaRequest, NamesWhatIsWrong) {
   EXPECT_EQ(raw.error().message, "raw mode does not support template, system, or context");
 }
 
+TEST(RequestBody, HalfAPairOfSurrogatesIsAReplacementCharacter) {
+  const auto text_of = [](std::string_view escaped) {
+    const auto body = parse_body(fmt::format(R"({{"a":"{}"}})", escaped));
+    EXPECT_TRUE(body) << escaped << ": " << body.error().message;
+    return body ? std::string(body->at("a").as_string()) : std::string();
+  };
+  const std::string mark = "\xef\xbf\xbd";
+  EXPECT_EQ(text_of(R"(cut \ud83d)"), "cut " + mark);
+  EXPECT_EQ(text_of(R"(\uDE00!)"), mark + "!");
+  EXPECT_EQ(text_of(R"(\ud83d\ud83d\ude00\ude00)"), mark + "\xf0\x9f\x98\x80" + mark);
+  EXPECT_EQ(text_of(R"(\ud83d\u0041)"), mark + "A");
+  EXPECT_EQ(text_of(R"(\\ud83d \"\\)"), R"(\ud83d "\)");  // a backslash, not an escape
+  EXPECT_EQ(text_of(R"(\u00e4)"), "\xc3\xa4");
+  EXPECT_FALSE(parse_body(R"({"a":"\ud83"})"));
+  EXPECT_FALSE(parse_body(R"({"a":"\)"));
+  EXPECT_EQ(fields_of(R"({"model":"\ud83d"})").json().at("model").as_string(), mark);
+}
+
 TEST(OllamaRequest, ReadsOptionsWithTheirDefaults) {
   const auto call = read_ollama_chat(fields_of(R"({"name":"m","messages":[{"role":"USER","content":"hi"}],
       "tools":[],"format":null,"keep_alive":"1h30m","think":"low",
