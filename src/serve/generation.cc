@@ -137,6 +137,11 @@ void EngineGeneration::on_ready(Result<std::shared_ptr<ModelLease>> lease, Resul
 
 Status EngineGeneration::submit(const ServedModel& served, const AnswerShape& shape) {
   STILL_TRY(const Request prompt, prepare_prompt(input_, served));
+  // More answers than ever fit must not be sent to try again.
+  const std::int64_t capacity = served.engine->options().max_queue + served.engine->plan().settings.max_seqs;
+  if (input_.n > capacity)
+    return error(Code::kInvalidArgument, "{} answers were asked for: this server computes and queues {} at most",
+                 input_.n, capacity);
   GenerationBegun begun;
   begun.id = id_;
   begun.model = &served;

@@ -477,6 +477,30 @@ TEST_F(OpenAi, AnswersBusyWhenTheQueueIsFull) {
   EXPECT_GT(n_busy, 0);
 }
 
+TEST_F(OpenAi, WhatCanNeverFitIsNotSentToTryAgain) {
+  use_model({.max_queue = 3});  // beside 8 that compute
+  EXPECT_EQ(post("/v1/chat/completions", chat(R"("n":11,"max_tokens":2)")).at("choices").as_array().size(), 11u);
+  const auto refused = call("POST", "/v1/chat/completions", chat(R"("n":12,"max_tokens":2)"));
+  EXPECT_EQ(refused->status, 400) << refused->body;
+  EXPECT_NE(refused->body.find("12 answers"), std::string::npos) << refused->body;
+  // The prompts of one request wait for each other, whole and streamed.
+  std::string prompts;
+  for (int i = 0; i < 40; ++i) prompts += fmt::format("{}\"number {}\"", i == 0 ? "" : ",", i);
+  const std::string body = R"({"model":"qwen2","max_tokens":6,"temperature":0,"ignore_eos":true,"prompt":[)" + prompts;
+  for (int round = 0; round < 3; ++round) {
+    const Json whole = post("/v1/completions", body + "]}");
+    ASSERT_EQ(whole.at("choices").as_array().size(), 40u);
+    for (std::size_t i = 0; i < 40; ++i) EXPECT_EQ(whole.at("choices").at(i).at("finish_reason"), "length");
+    EXPECT_EQ(whole.at("usage").at("completion_tokens"), 240);
+  }
+  const auto streamed = call("POST", "/v1/completions", body + R"(],"stream":true})");
+  std::set<std::int64_t> ended;
+  for (const Json& chunk : sse_chunks(streamed->body))
+    for (const Json& choice : chunk.at("choices").as_array())
+      if (choice.at("finish_reason").is_string()) ended.insert(choice.at("index").as_int64());
+  EXPECT_EQ(ended.size(), 40u);
+}
+
 TEST_F(OpenAi, UsesTheManifestsParametersUnlessTheClientSetsThem) {
   use_model({.parameters = {{"num_predict", 3}, {"temperature", 0.0}}, .system = "Be brief."});
   const Json answer = post("/v1/chat/completions", chat(R"("ignore_eos":true)"));
