@@ -4,18 +4,23 @@
 
 namespace still {
 
-void Histogram::observe(double seconds, std::int64_t times) {
-  const auto bound = std::lower_bound(kBounds.begin(), kBounds.end(), seconds);
+template <class Bounds>
+void BucketCounts<Bounds>::observe(double value, std::int64_t times) {
+  const auto bound = std::lower_bound(kBounds.begin(), kBounds.end(), value);
   counts[static_cast<std::size_t>(bound - kBounds.begin())] += times;
   n += times;
-  sum += seconds * static_cast<double>(times);
+  sum += value * static_cast<double>(times);
 }
 
-void Histogram::add(const Histogram& other) {
+template <class Bounds>
+void BucketCounts<Bounds>::add(const BucketCounts& other) {
   for (std::size_t i = 0; i < counts.size(); ++i) counts[i] += other.counts[i];
   n += other.n;
   sum += other.sum;
 }
+
+template struct BucketCounts<SecondBounds>;
+template struct BucketCounts<TokenBounds>;
 
 void EngineStats::add_counters(const EngineStats& other) {
   for (const auto member :
@@ -27,8 +32,12 @@ void EngineStats::add_counters(const EngineStats& other) {
   for (std::size_t i = 0; i < n_finished.size(); ++i) n_finished[i] += other.n_finished[i];
   device_busy_s += other.device_busy_s;
   device_idle_s += other.device_idle_s;
-  for (const auto member : {&EngineStats::ttft, &EngineStats::inter_token, &EngineStats::end_to_end,
-                            &EngineStats::queue, &EngineStats::step})
+  for (const auto member :
+       {&EngineStats::ttft, &EngineStats::inter_token, &EngineStats::end_to_end, &EngineStats::queue,
+        &EngineStats::step, &EngineStats::prefill, &EngineStats::decode, &EngineStats::inference})
+    (this->*member).add(other.*member);
+  for (const auto member :
+       {&EngineStats::request_prompt_tokens, &EngineStats::request_completion_tokens, &EngineStats::step_tokens})
     (this->*member).add(other.*member);
 }
 

@@ -53,12 +53,13 @@ class Page {
     family(name, type, help);
     sample(name, "", value);
   }
-  void histogram(std::string_view name, const std::string& labels, const Histogram& histogram) {
+  template <class Counts>
+  void histogram(std::string_view name, const std::string& labels, const Counts& histogram) {
     const std::string begin = labels.empty() ? "" : labels + ",";
     std::int64_t below = 0;
-    for (std::size_t i = 0; i < Histogram::kBounds.size(); ++i) {
+    for (std::size_t i = 0; i < Counts::kBounds.size(); ++i) {
       below += histogram.counts[i];
-      fmt::format_to(out(), "{}_bucket{{{}le=\"{}\"}} {}\n", name, begin, Histogram::kBounds[i], below);
+      fmt::format_to(out(), "{}_bucket{{{}le=\"{}\"}} {}\n", name, begin, Counts::kBounds[i], below);
     }
     fmt::format_to(out(), "{}_bucket{{{}le=\"+Inf\"}} {}\n", name, begin, histogram.n);
     sample(std::string(name) + "_sum", labels, histogram.sum);
@@ -92,7 +93,8 @@ struct ModelPage {
     page.family(name, "counter", help);
     for (const auto& [model, stats] : totals) page.sample(name, label(model), value(stats));
   }
-  void histograms(std::string_view name, std::string_view help, const Histogram EngineStats::* which) {
+  template <class Counts>
+  void histograms(std::string_view name, std::string_view help, const Counts EngineStats::* which) {
     page.family(name, "histogram", help);
     for (const auto& [model, stats] : totals) page.histogram(name, label(model), stats.*which);
   }
@@ -137,6 +139,15 @@ void add_vllm_names(ModelPage& each, Page& page) {
   each.histograms("vllm:time_per_output_token_seconds", "The same under its older name.", &EngineStats::inter_token);
   each.histograms("vllm:e2e_request_latency_seconds", "From a request to its end.", &EngineStats::end_to_end);
   each.histograms("vllm:request_queue_time_seconds", "Until a request begins to compute.", &EngineStats::queue);
+  each.histograms("vllm:request_prefill_time_seconds", "From there to a request's first token.", &EngineStats::prefill);
+  each.histograms("vllm:request_decode_time_seconds", "From a request's first token to its last.",
+                  &EngineStats::decode);
+  each.histograms("vllm:request_inference_time_seconds", "Both: the time that a request computes.",
+                  &EngineStats::inference);
+  each.histograms("vllm:request_prompt_tokens", "Prompt tokens of a request.", &EngineStats::request_prompt_tokens);
+  each.histograms("vllm:request_generation_tokens", "Tokens of a request's answer.",
+                  &EngineStats::request_completion_tokens);
+  each.histograms("vllm:iteration_tokens_total", "Tokens computed in a step.", &EngineStats::step_tokens);
 }
 
 void add_model_names(ModelPage& each, Page& page) {
