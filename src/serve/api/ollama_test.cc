@@ -124,6 +124,8 @@ TEST(OllamaRequest, NamesWhatIsWrong) {
   EXPECT_NE(message_of("{\"model\": "), "");
   EXPECT_EQ(message_of(R"({"model":"m","think":"maybe"})"),
             "invalid think value: \"maybe\" (must be \"high\", \"medium\", \"low\", \"max\", true, or false)");
+  EXPECT_NE(message_of(R"({"model":"m","_debug_render_only":true})").find("not supported"), std::string::npos);
+  EXPECT_EQ(message_of(R"({"model":"m","_debug_render_only":false})"), "");
   EXPECT_EQ(message_of(R"({"model":"m","top_logprobs":21})"), "top_logprobs must be between 0 and 20");
   EXPECT_EQ(message_of(R"({"model":"m","options":{"num_ctx":"big"}})"), "option \"num_ctx\" must be of type integer");
   EXPECT_EQ(message_of(R"({"model":"m","options":{"temperature":true}})"),

@@ -409,6 +409,24 @@ TEST_F(OpenAi, RefusesBadRequestsInASentenceThatNamesTheField) {
   }
 }
 
+TEST_F(OpenAi, DropsNoConstraintInSilence) {
+  for (const char* field : {R"("bad_words":["sea"])", R"("allowed_token_ids":[1,2])", R"("truncate_prompt_tokens":4)",
+                            R"("add_generation_prompt":false)"}) {
+    const Json answer = post("/v1/chat/completions", chat(field), 400);
+    const std::string name = std::string(field).substr(1, std::string(field).find('"', 1) - 1);
+    EXPECT_EQ(text_of(answer.at("error"), "param"), name);
+  }
+  for (const char* field : {R"("bad_words":[])", R"("allowed_token_ids":null)", R"("prompt_logprobs":null)",
+                            R"("best_of":1)", R"("add_generation_prompt":true)"})
+    EXPECT_FALSE(
+        post("/v1/chat/completions", chat(std::string(R"("max_tokens":1,)") + field)).as_object().contains("warnings"))
+        << field;
+  for (const char* field : {R"("prompt_logprobs":1)", R"("best_of":3)"}) {
+    const Json answer = post("/v1/chat/completions", chat(std::string(R"("max_tokens":1,)") + field));
+    EXPECT_EQ(answer.at("warnings").as_array().size(), 1u) << field;
+  }
+}
+
 TEST_F(OpenAi, TellsTheLimitOfALongPrompt) {
   use_model({.context = 64});
   const Json answer = post("/v1/chat/completions", chat("", std::string(300, 'x')), 400);
