@@ -136,6 +136,19 @@ class ModelPoolTest : public ::testing::Test {
   std::unique_ptr<ModelPool> pool_;
 };
 
+TEST_F(ModelPoolTest, OllamasFullNamesAreTheSameModel) {
+  open(options());
+  for (const char* name :
+       {"first", "library/first", "registry.ollama.ai/library/first", "registry.ollama.ai/library/first:latest"}) {
+    const LeaseResult lease = acquire({.name = name});
+    ASSERT_TRUE(lease) << name << ": " << lease.error().message;
+    EXPECT_EQ((*lease)->model().name, "first:latest");
+  }
+  EXPECT_THAT(loaded(), ElementsAre("first:latest"));
+  for (const char* name : {"other/first", "registry.ollama.ai/other/first", "library/third", "library/"})
+    EXPECT_FALSE(acquire({.name = name})) << name;
+}
+
 TEST_F(ModelPoolTest, CountsWhatIsGoneAndWhatWasLoaded) {
   ModelPoolOptions chosen = options();
   std::atomic<int> n_loaded{0}, n_failed{0};
