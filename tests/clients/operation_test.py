@@ -155,6 +155,18 @@ def check_tls():
             if shutil.which("curl"):
                 done = subprocess.run(["curl", "-s", "--cacert", certificate, f"https://localhost:{server.port}/api/version"], capture_output=True, text=True)
                 assert "version" in done.stdout, done
+            # The commands that talk to it, with and without the authority of its certificate.
+            def ps(**more):
+                env = server.env | {"STILL_HOST": f"https://localhost:{server.port}"} | more
+                return subprocess.run([STILL, "ps"], capture_output=True, text=True, env=env, timeout=60)
+
+            for name in ("STILL_CA_FILE", "SSL_CERT_FILE"):
+                done = ps(**{name: certificate})
+                assert done.returncode == 0 and "tiny:latest" in done.stdout, done
+            done = ps()
+            assert done.returncode != 0 and "not trusted" in done.stderr and "STILL_CA_FILE" in done.stderr, done
+            done = ps(STILL_CA_FILE=f"{folder}/none.pem")
+            assert done.returncode != 0 and "none.pem" in done.stderr, done
             # Plain HTTP, old TLS and rubbish do not disturb it.
             with contextlib.suppress(OSError):
                 raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", wait=5)
