@@ -20,6 +20,7 @@
 #include "engine/model_drafter.h"
 #include "engine/vocab.h"
 #include "models/arch.h"
+#include "models/encoder.h"
 
 namespace still {
 namespace {
@@ -74,6 +75,10 @@ Result<Headers> read_headers(const std::filesystem::path& path, std::int32_t n_r
   STILL_TRY(Checkpoint opened, Checkpoint::open(path));
   Headers headers;
   headers.checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
+  if (is_encoder(*headers.checkpoint))
+    return error(Code::kInvalidArgument,
+                 "this is a model for embeddings (POST /v1/embeddings, /api/embed): it does not "
+                 "support chat or completions");
   STILL_TRY(const Arch* arch, find_arch(headers.checkpoint->architecture()));
   STILL_TRY(headers.config, arch->read_config(headers.checkpoint->config()));
   STILL_TRY(const WeightLayout layout, weight_layout(*arch, headers.config, *headers.checkpoint));
@@ -130,11 +135,11 @@ Result<std::unique_ptr<ServedModel>> make_served(const LibraryModel& source, con
     STILL_TRY(options.draft, Model::load(headers.draft->checkpoint, load));
   }
   STILL_TRY(served->engine, Engine::create(served->model, options));
-  const std::string what = "chat template of " + source.name;
   const TemplateLanguage language =
       source.template_language == kTemplateGo ? TemplateLanguage::kGo : TemplateLanguage::kJinja;
-  Result<ChatTemplate> parsed = source.template_text.empty() ? chat_template_of(*served->model, what)
-                                                             : load_chat_template(source.template_text, what, language);
+  Result<ChatTemplate> parsed = source.template_text.empty()
+                                    ? chat_template_of(*served->model, source.name)
+                                    : load_chat_template(source.template_text, source.name, language);
   // A template that cannot be parsed is told to those who chat; completions need none.
   if (parsed) served->chat_template.emplace(std::move(*parsed));
   served->can_think = make_vocab(served->model->tokenizer(), served->model->config().vocab_size).has_thinking();

@@ -169,8 +169,8 @@ TemplateLanguage language_of(std::string_view source) {
 Result<std::shared_ptr<const ChatTemplate>> chat_template_for(const GenerationInput& input, const ServedModel& served) {
   const auto* chat = std::get_if<ChatInput>(&input.prompt);
   if (chat != nullptr && !chat->template_override.empty()) {
-    Result<ChatTemplate> own = load_chat_template(chat->template_override, fmt::format("template for {}", served.name),
-                                                  language_of(chat->template_override));
+    Result<ChatTemplate> own =
+        load_chat_template(chat->template_override, "this request", language_of(chat->template_override));
     if (!own) return error(Code::kInvalidArgument, "{}", own.error().message);
     return std::make_shared<const ChatTemplate>(std::move(*own));
   }
