@@ -356,6 +356,27 @@ def check_counters_outlive_models():
         assert value("still_model_loads_total", 'result="failed"') == 1
 
 
+def check_access_log():
+    with tempfile.TemporaryDirectory() as folder:
+        log = pathlib.Path(folder, "access.log")
+        with serving(("--access-log", str(log))) as server:
+            answer = server.post("/v1/chat/completions", CHAT, {"X-Request-Id": "trace-7f:1"})
+            assert answer.getheader("X-Request-Id") == "trace-7f:1", answer.headers
+            assert answer.status == 200
+            own = server.post("/api/chat", CHAT | {"stream": False}, {"X-Request-Id": "no good one"})
+            assert len(own.getheader("X-Request-Id")) == 16, own.headers
+            server.get("/version")
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        requests = {line["path"]: line for line in lines if "path" in line}
+        chat, ollama = requests["/v1/chat/completions"], requests["/api/chat"]
+        assert chat["client_id"] == "trace-7f:1" and "client_id" not in ollama
+        usage = json.loads(answer.text)["usage"]
+        assert chat["model"] == "tiny:latest" and chat["generation"] == answer.getheader("X-Still-Generation"), chat
+        assert (chat["prompt_tokens"], chat["completion_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"]), chat
+        assert ollama["id"] == own.getheader("X-Request-Id") and ollama["completion_tokens"] > 0
+        assert "model" not in requests["/version"] and "E" not in log.read_text().split('"ms":')[1].split("}")[0]
+
+
 def check_drain():
     """SIGTERM: what runs ends whole, or with its last line; what comes is refused."""
     with serving(("--drain", "30")) as server:
@@ -393,7 +414,7 @@ def check_drain():
 
 
 CHECKS = [check_keys_and_limits, check_tls, check_origins, check_packed_bodies, check_large_upload, check_broken_requests,
-          check_clients_that_never_read, check_counters_outlive_models, check_drain]
+          check_clients_that_never_read, check_counters_outlive_models, check_access_log, check_drain]
 
 
 def main():

@@ -456,7 +456,10 @@ TEST(Anthropic, AnswersInOneMessage) {
   EXPECT_EQ(json.at("content").at(0).at("thinking"), "hm");
   EXPECT_EQ(json.at("content").at(1), (JsonObject{{"type", "text"}, {"text", "Hi \"\xc3\xa4\"\n"}}));
   EXPECT_EQ(json.at("stop_reason"), "max_tokens");
-  EXPECT_EQ(json.at("usage"), (JsonObject{{"input_tokens", 5}, {"output_tokens", 7}}));
+  EXPECT_EQ(json.at("usage"), (JsonObject{{"input_tokens", 3},
+                                          {"cache_creation_input_tokens", 0},
+                                          {"cache_read_input_tokens", 2},
+                                          {"output_tokens", 7}}));
 }
 
 TEST(Anthropic, AnAnswerThatWasCutIsAnError) {
@@ -591,6 +594,22 @@ TEST(Responses, AnAnswerThatWasCutIsIncomplete) {
     EXPECT_EQ(done.first, "response.output_item.done");
     EXPECT_EQ(done.second.at("item").at("status"), "incomplete");
   }
+}
+
+TEST(Responses, NamesAnEffortThatIsNone) {
+  for (const char* effort : {"5", "\"much\"", "{}"}) {
+    std::string param;
+    const auto call = read_responses_call(
+        parse_json(fmt::format(R"({{"model":"M","input":"hi","reasoning":{{"effort":{}}}}})", effort), "body")
+            ->get_object(),
+        param);
+    ASSERT_FALSE(call) << effort;
+    EXPECT_NE(call.error().message.find("reasoning.effort"), std::string::npos) << call.error().message;
+  }
+  std::string param;
+  EXPECT_TRUE(read_responses_call(
+      parse_json(R"({"model":"M","input":"hi","reasoning":{"effort":null,"summary":"auto"}})", "body")->get_object(),
+      param));
 }
 
 TEST(Responses, ReadsItemsAndRefusesState) {

@@ -34,6 +34,7 @@ void chat_completions(ServeContext& context, const HttpRequest& request, const W
   if (std::string warning = limit_keep_alive(context, request, call.input.model); !warning.empty())
     call.input.warnings.push_back(std::move(warning));
   call.input.user = user_of(request);
+  call.input.facts = request.facts;
   call.input.wants_progress = call.stream.is_on;
   auto sink = std::make_shared<OpenAiChatSink>(call, writer);
   const auto generation = start_generation(context, std::move(call.input), std::move(sink));
@@ -51,6 +52,7 @@ void completions(ServeContext& context, const HttpRequest& request, const Writer
   if (std::string warning = limit_keep_alive(context, request, call.input.model); !warning.empty())
     call.input.warnings.push_back(std::move(warning));
   call.input.user = user_of(request);
+  call.input.facts = request.facts;
   start_completions(context, std::move(call), writer);
 }
 

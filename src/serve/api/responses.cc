@@ -9,6 +9,7 @@
 #include "serve/api/errors.h"
 #include "serve/api/json_fields.h"
 #include "serve/context.h"
+#include "serve/thinking_wish.h"
 
 namespace still {
 
@@ -179,10 +180,17 @@ Result<ToolWish> read_tools(JsonFields& fields, std::vector<std::string>& warnin
 Status read_reasoning(JsonFields& fields, ThinkingWish& wish) {
   const JsonObject* reasoning = fields.object("reasoning");
   if (reasoning == nullptr) return ok();
-  wish.effort = member_text(*reasoning, "effort");
+  JsonFields inner(*reasoning, "field", "reasoning.");
+  wish.effort = inner.text("effort").value_or("");
+  const auto budget = inner.integer_in("max_tokens", -1, std::int64_t{1} << 31);
+  STILL_TRY_STATUS(inner.status());
+  if (!wish.effort.empty() && !effort_budget(wish.effort)) {
+    return error(Code::kInvalidArgument,
+                 "field \"reasoning.effort\" is \"{}\": expected none, minimal, low, medium, high, xhigh or max",
+                 wish.effort);
+  }
   if (wish.effort == "none") wish = {.enabled = false};
-  const Json* budget = reasoning->if_contains("max_tokens");
-  if (budget != nullptr && budget->is_int64()) wish.budget = budget->get_int64();
+  if (budget) wish.budget = *budget;
   return ok();
 }
 
@@ -536,6 +544,7 @@ void handle_responses(ServeContext& context, const RequestPtr& request, const Wr
   std::string param;
   Result<ResponsesCall> call = read_responses_call(*body, param);
   if (!call) return writer->send(error_response(ApiShape::kOpenAi, call.error(), {.param = param}));
+  call->input.facts = request->facts;
   call->input.user = request->key.empty() ? request->peer.substr(0, request->peer.rfind(':')) : request->key;
   GenerationInput input = call->input;
   const auto sink = std::make_shared<ResponsesSink>(std::move(*call), writer);
