@@ -55,10 +55,10 @@ void apply(const ChatSettings& settings, Request& request) {
 Result<ChatTemplate> template_of(const ResolvedModel& found, const Model& model) {
   if (found.is_stored && !found.manifest.template_text.empty()) {
     return load_chat_template(
-        found.manifest.template_text, "chat template of " + found.name,
+        found.manifest.template_text, found.name,
         found.manifest.template_language == kTemplateGo ? TemplateLanguage::kGo : TemplateLanguage::kJinja);
   }
-  return chat_template_of(model, "chat template of " + found.name);
+  return chat_template_of(model, found.name);
 }
 
 }  // namespace

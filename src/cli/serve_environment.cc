@@ -135,6 +135,8 @@ Result<ServeEnvironment> read_serve_environment() {
   environment.kv_type = variable("OLLAMA_KV_CACHE_TYPE");
   environment.origins = comma_list(variable("OLLAMA_ORIGINS"));
   environment.keys = comma_list(variable("STILL_API_KEYS"));
+  environment.client_ca = variable("STILL_CA_FILE");
+  if (environment.client_ca.empty()) environment.client_ca = variable("SSL_CERT_FILE");
   environment.client_key = variable("STILL_API_KEY");
   if (environment.client_key.empty()) environment.client_key = variable("OLLAMA_API_KEY");
   return environment;

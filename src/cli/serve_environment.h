@@ -38,7 +38,8 @@ struct ServeEnvironment {
   std::string kv_type;                     // OLLAMA_KV_CACHE_TYPE: f16, q8_0; empty: not set
   std::vector<std::string> origins;        // OLLAMA_ORIGINS
   std::vector<std::string> keys;           // STILL_API_KEYS, comma-separated
-  std::string client_key;                  // STILL_API_KEY, OLLAMA_API_KEY: of the commands that talk to a server
+  std::string client_ca;   // STILL_CA_FILE, SSL_CERT_FILE: who may sign the server's certificate; empty: the system's
+  std::string client_key;  // STILL_API_KEY, OLLAMA_API_KEY: of the commands that talk to a server
 };
 
 // kInvalidArgument for a number that is none.

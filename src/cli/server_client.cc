@@ -32,7 +32,16 @@ Result<Json> call_server(const ServeEnvironment& environment, const std::string&
   if (!body.empty()) curl_easy_setopt(curl.get(), CURLOPT_POSTFIELDS, body.c_str());
   curl_easy_setopt(curl.get(), CURLOPT_WRITEFUNCTION, on_bytes);
   curl_easy_setopt(curl.get(), CURLOPT_WRITEDATA, &answer);
+  if (!environment.client_ca.empty()) curl_easy_setopt(curl.get(), CURLOPT_CAINFO, environment.client_ca.c_str());
   if (const CURLcode code = curl_easy_perform(curl.get()); code != CURLE_OK) {
+    if (code == CURLE_PEER_FAILED_VERIFICATION)
+      return error(
+          Code::kUnavailable,
+          "the certificate of {} is not trusted: STILL_CA_FILE names a file of the authorities that may sign it",
+          environment.address.for_client().url());
+    if (code == CURLE_SSL_CACERT_BADFILE)
+      return error(Code::kUnavailable, "{}: no file of certificates (STILL_CA_FILE, SSL_CERT_FILE)",
+                   environment.client_ca);
     return error(Code::kUnavailable, "no server answers at {}: {}; `still serve` starts one",
                  environment.address.for_client().url(), curl_easy_strerror(code));
   }

@@ -517,6 +517,13 @@ void EngineCore::finish(Sequence& sequence, FinishReason reason) {
   }
   event.error = sequence.error;
   counters_.end_to_end.observe(seconds(event.timings.total));
+  if (sequence.has_token) {
+    counters_.prefill.observe(seconds(event.timings.prefill));
+    counters_.decode.observe(seconds(event.timings.decode));
+    counters_.inference.observe(seconds(event.timings.prefill + event.timings.decode));
+  }
+  counters_.request_prompt_tokens.observe(static_cast<double>(event.usage.n_prompt));
+  counters_.request_completion_tokens.observe(static_cast<double>(event.usage.n_completion));
   ++counters_.n_finished[static_cast<std::size_t>(reason)];
   send(sequence, event);
   finished_.push_back(&sequence);
@@ -653,6 +660,7 @@ void EngineCore::observe(const StepCounts& counts, TimePoint since) {
   const double step_seconds = seconds(last_finished_ - since);
   ++counters_.n_steps;
   counters_.step.observe(step_seconds);
+  counters_.step_tokens.observe(static_cast<double>(counts.n_decode + counts.n_drafted + counts.n_prefill));
   scheduler_.observe_step(counts.n_decode, counts.n_drafted, counts.n_prefill, step_seconds);
 }
 

@@ -6,15 +6,27 @@
 
 namespace still {
 
-// Counts of observations in seconds; bucket i counts those <= kBounds[i], the last one all the others (not cumulative).
-struct Histogram {
-  static constexpr std::array<double, 20> kBounds = {0.001, 0.005, 0.01, 0.02, 0.025, 0.04, 0.05, 0.075, 0.1,  0.15,
-                                                     0.25,  0.5,   0.75, 1.0,  2.5,   5.0,  10.0, 30.0,  60.0, 120.0};
+// Counts of observations; bucket i counts those <= kBounds[i], the last one all the others (not cumulative).
+template <class Bounds>
+struct BucketCounts {
+  static constexpr std::array<double, 20> kBounds = Bounds::kValues;
   std::array<std::int64_t, kBounds.size() + 1> counts{};
   std::int64_t n = 0;
   double sum = 0;
-  void observe(double seconds, std::int64_t times = 1);
+  void observe(double value, std::int64_t times = 1);
+  void add(const BucketCounts& other);
 };
+
+struct SecondBounds {
+  static constexpr std::array<double, 20> kValues = {0.001, 0.005, 0.01, 0.02, 0.025, 0.04, 0.05, 0.075, 0.1,  0.15,
+                                                     0.25,  0.5,   0.75, 1.0,  2.5,   5.0,  10.0, 30.0,  60.0, 120.0};
+};
+struct TokenBounds {
+  static constexpr std::array<double, 20> kValues = {1,    2,    5,   10,    20,    50,  100,    200,    500, 1e3,
+                                                     2000, 5000, 1e4, 20000, 50000, 1e5, 200000, 500000, 1e6, 2e6};
+};
+using Histogram = BucketCounts<SecondBounds>;
+using TokenHistogram = BucketCounts<TokenBounds>;
 
 struct EngineStats {
   std::int64_t n_running = 0, n_waiting = 0;
@@ -35,6 +47,12 @@ struct EngineStats {
   double prefill_tokens_per_s = 0;                       // what the scheduler believes
   double device_busy_s = 0, device_idle_s = 0;           // inside and between steps, where it is measured
   Histogram ttft, inter_token, end_to_end, queue, step;  // seconds
+  // Of a request that ended: from its first computation to its first token, from there to its last, both; its tokens.
+  Histogram prefill, decode, inference;
+  TokenHistogram request_prompt_tokens, request_completion_tokens;
+  TokenHistogram step_tokens;  // computed in a step, drafts included
+
+  void add_counters(const EngineStats& other);  // what only grows, of another engine of the same model
 };
 
 }  // namespace still

@@ -54,7 +54,8 @@ bool looks_like_path(std::string_view text);
 // An error of opening or loading `model`, made a sentence on its own: which model, what was found, what to do (get it
 // again, or choose another). Errors of memory, permissions and arguments say so themselves and stay as they are.
 Error explain_failure(Error problem, const ResolvedModel& model);
-// The same for commands that need a stored model (rm, cp, show): exact name, else the catalogue's name of an alias.
+// The same for commands that need a stored model (rm, cp, show): exact name, else the catalogue's name of an alias;
+// "library/NAME" and "registry.ollama.ai/library/NAME" are NAME where there is no such namespace.
 Result<ModelName> find_stored_name(const Store& store, std::string_view argument);
 
 }  // namespace still

@@ -43,10 +43,21 @@ tl::unexpected<Error> not_found(const Store& store, std::string_view argument, c
 }  // namespace
 
 Result<ModelName> find_stored_name(const Store& store, std::string_view argument) {
-  STILL_TRY(const ModelName name, ModelName::parse(argument));
-  if (store.contains(name)) return name;
-  if (const auto entry = find_in_catalogue(name); entry && store.contains(entry->name)) return entry->name;
-  return not_found(store, argument, name);
+  const auto find = [&](std::string_view text) -> Result<ModelName> {
+    STILL_TRY(const ModelName name, ModelName::parse(text));
+    if (store.contains(name)) return name;
+    if (const auto entry = find_in_catalogue(name); entry && store.contains(entry->name)) return entry->name;
+    return not_found(store, argument, name);
+  };
+  Result<ModelName> found = find(argument);
+  if (found) return found;
+  // Ollama's clients write the same name in full, too.
+  std::string_view shorter = argument;
+  for (const std::string_view prefix : {"registry.ollama.ai/", "library/"})
+    if (shorter.starts_with(prefix)) shorter.remove_prefix(prefix.size());
+  if (shorter.size() == argument.size()) return found;
+  Result<ModelName> as_short = find(shorter);
+  return as_short ? as_short : found;
 }
 
 Result<ResolvedModel> resolve_model(const Store& store, std::string_view argument) {

@@ -63,15 +63,27 @@ std::string access_line(const HttpRecord& record, bool with_prompts) {
                   {"status", record.status},
                   {"outcome", word_of(record.outcome)},
                   {"bytes_in", record.n_in},
-                  {"bytes_out", record.n_out},
-                  {"first_byte_ms", milliseconds(record.first_byte)},
-                  {"ms", milliseconds(record.total)}};
+                  {"bytes_out", record.n_out}};
+  if (const std::string_view id = request.client_id(); !id.empty()) line["client_id"] = id;
+  if (request.facts) {
+    const std::lock_guard lock(request.facts->mutex);
+    if (!request.facts->model.empty()) {
+      line["model"] = request.facts->model;
+      line["generation"] = request.facts->generation;
+      line["prompt_tokens"] = request.facts->n_prompt;
+      line["completion_tokens"] = request.facts->n_completion;
+    }
+  }
   if (!request.key.empty()) line["key"] = ascii(request.key, 100);
   if (const std::string_view agent = request.header("User-Agent"); !agent.empty()) {
     line["agent"] = ascii(agent, 200);
   }
   if (with_prompts && !request.body.empty()) line["body"] = ascii(request.body, kMaxPrompt);
-  return to_json(line) + "\n";
+  std::string text = to_json(line);
+  text.pop_back();
+  // Written here: the JSON library writes 0.478 as 4.78E-1.
+  return text + fmt::format(",\"first_byte_ms\":{:.3f},\"ms\":{:.3f}}}\n", milliseconds(record.first_byte),
+                            milliseconds(record.total));
 }
 
 Result<std::unique_ptr<AccessLog>> AccessLog::open(const std::filesystem::path& path, bool with_prompts) {

@@ -190,7 +190,7 @@ Auth::Verdict Auth::admit(const HttpRequest& request, RouteClass route_class, Cl
   const KeyLimits& limits = key->limits;
   if (route_class == RouteClass::kAdmin && !limits.is_admin) {
     verdict.status = 403;
-    verdict.sentence = "this API key may use models, but not change them";
+    verdict.sentence = kMayNotChangeModels;
     return verdict;
   }
   if (route_class != RouteClass::kCompute) return verdict;

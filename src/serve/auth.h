@@ -25,6 +25,8 @@ struct KeyLimits {
   bool is_admin = true;  // may pull, create, copy, delete and stop models
 };
 
+inline constexpr const char* kMayNotChangeModels = "this API key may use models, but not change them";
+
 class Auth {
  public:
   using Clock = std::chrono::steady_clock;

@@ -137,6 +137,11 @@ void EngineGeneration::on_ready(Result<std::shared_ptr<ModelLease>> lease, Resul
 
 Status EngineGeneration::submit(const ServedModel& served, const AnswerShape& shape) {
   STILL_TRY(const Request prompt, prepare_prompt(input_, served));
+  // More answers than ever fit must not be sent to try again.
+  const std::int64_t capacity = served.engine->options().max_queue + served.engine->plan().settings.max_seqs;
+  if (input_.n > capacity)
+    return error(Code::kInvalidArgument, "{} answers were asked for: this server computes and queues {} at most",
+                 input_.n, capacity);
   GenerationBegun begun;
   begun.id = id_;
   begun.model = &served;
@@ -181,6 +186,12 @@ Status EngineGeneration::submit(const ServedModel& served, const AnswerShape& sh
   }
   STILL_TRY_STATUS(status);
   n_open_ = input_.n;
+  if (input_.facts) {
+    const std::lock_guard lock(input_.facts->mutex);
+    input_.facts->model = served.name;
+    if (input_.facts->generation.empty()) input_.facts->generation = id_;
+    input_.facts->n_prompt += begun.n_prompt;
+  }
   sink_->on_begun(begun);
   return ok();
 }
@@ -200,6 +211,10 @@ void EngineGeneration::on_event(AnswerStream& stream, const Event& event, int an
   } else if (const auto* prompt_token = std::get_if<PromptTokenEvent>(&event)) {
     sink_->on_prompt_token(*prompt_token, answer);
   } else if (const auto* finished = std::get_if<FinishedEvent>(&event)) {
+    if (input_.facts) {
+      const std::lock_guard facts_lock(input_.facts->mutex);
+      input_.facts->n_completion += finished->usage.n_completion;
+    }
     if (context_.auth != nullptr)
       context_.auth->count_tokens(input_.user, finished->usage.n_prompt + finished->usage.n_completion);
     if (finished->reason == FinishReason::kError) {

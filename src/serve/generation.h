@@ -92,8 +92,10 @@ struct GenerationInput {
   bool may_truncate = false;
   std::int32_t priority = 0;
   bool wants_progress = false;
-  bool wants_tokens = false;  // GenerationPiece::tokens without log-probabilities too
-  std::string user;           // requests of different users take turns: the API key's name, else the peer's address
+  bool wants_tokens = false;            // GenerationPiece::tokens without log-probabilities too
+  std::vector<std::string> warnings;    // of the request itself, told with the answer's
+  std::shared_ptr<RequestFacts> facts;  // for the access log; null: nobody asks
+  std::string user;  // requests of different users take turns: the API key's name, else the peer's address
 };
 
 // A step's news of one answer. Texts of a kind, joined over an answer, are valid UTF-8.

@@ -53,12 +53,13 @@ class Page {
     family(name, type, help);
     sample(name, "", value);
   }
-  void histogram(std::string_view name, const std::string& labels, const Histogram& histogram) {
+  template <class Counts>
+  void histogram(std::string_view name, const std::string& labels, const Counts& histogram) {
     const std::string begin = labels.empty() ? "" : labels + ",";
     std::int64_t below = 0;
-    for (std::size_t i = 0; i < Histogram::kBounds.size(); ++i) {
+    for (std::size_t i = 0; i < Counts::kBounds.size(); ++i) {
       below += histogram.counts[i];
-      fmt::format_to(out(), "{}_bucket{{{}le=\"{}\"}} {}\n", name, begin, Histogram::kBounds[i], below);
+      fmt::format_to(out(), "{}_bucket{{{}le=\"{}\"}} {}\n", name, begin, Counts::kBounds[i], below);
     }
     fmt::format_to(out(), "{}_bucket{{{}le=\"+Inf\"}} {}\n", name, begin, histogram.n);
     sample(std::string(name) + "_sum", labels, histogram.sum);
@@ -71,22 +72,31 @@ class Page {
   std::string text_;
 };
 
-// A family with one sample for each model.
+// What all engines of a model have counted, those of earlier loads included.
+using Totals = std::map<std::string, EngineStats>;
+
+// A family with one sample for each model: gauges of those that are loaded, counters of all that ever were.
 struct ModelPage {
   Page& page;
   const std::vector<LoadedModelInfo>& models;
+  const Totals& totals;
 
-  static std::string label(const LoadedModelInfo& model) {
-    return fmt::format("model_name=\"{}\"", escaped(model.name));
-  }
+  static std::string label(std::string_view name) { return fmt::format("model_name=\"{}\"", escaped(name)); }
+  static std::string label(const LoadedModelInfo& model) { return label(model.name); }
   template <class Value>
-  void each(std::string_view name, std::string_view type, std::string_view help, Value value) {
-    page.family(name, type, help);
+  void gauge(std::string_view name, std::string_view help, Value value) {
+    page.family(name, "gauge", help);
     for (const LoadedModelInfo& model : models) page.sample(name, label(model), value(model));
   }
-  void histograms(std::string_view name, std::string_view help, const Histogram EngineStats::* which) {
+  template <class Value>
+  void counter(std::string_view name, std::string_view help, Value value) {
+    page.family(name, "counter", help);
+    for (const auto& [model, stats] : totals) page.sample(name, label(model), value(stats));
+  }
+  template <class Counts>
+  void histograms(std::string_view name, std::string_view help, const Counts EngineStats::* which) {
     page.family(name, "histogram", help);
-    for (const LoadedModelInfo& model : models) page.histogram(name, label(model), model.stats.*which);
+    for (const auto& [model, stats] : totals) page.histogram(name, label(model), stats.*which);
   }
 };
 
@@ -97,31 +107,29 @@ double kv_use(const LoadedModelInfo& model) {
 
 void add_vllm_names(ModelPage& each, Page& page) {
   using Info = LoadedModelInfo;
-  each.each("vllm:num_requests_running", "gauge", "Requests that compute.",
-            [](const Info& m) { return m.stats.n_running; });
-  each.each("vllm:num_requests_waiting", "gauge", "Requests that wait for a place.",
-            [](const Info& m) { return m.stats.n_waiting; });
-  each.each("vllm:kv_cache_usage_perc", "gauge", "Share of the KV cache in use by running requests; 1 is all.", kv_use);
-  each.each("vllm:gpu_cache_usage_perc", "gauge", "The same under its older name.", kv_use);
-  each.each("vllm:num_preemptions_total", "counter", "Times that a request gave its KV blocks up.",
-            [](const Info& m) { return m.stats.n_preemptions; });
-  each.each("vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked for in the prefix cache.",
-            [](const Info& m) { return m.stats.queried_tokens; });
-  each.each("vllm:prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.",
-            [](const Info& m) { return m.stats.cached_tokens; });
-  each.each("vllm:prompt_tokens_total", "counter", "Prompt tokens, those of the prefix cache included.",
-            [](const Info& m) { return m.stats.prompt_tokens + m.stats.cached_tokens; });
-  each.each("vllm:generation_tokens_total", "counter", "Tokens of answers.",
-            [](const Info& m) { return m.stats.completion_tokens; });
+  each.gauge("vllm:num_requests_running", "Requests that compute.", [](const Info& m) { return m.stats.n_running; });
+  each.gauge("vllm:num_requests_waiting", "Requests that wait for a place.",
+             [](const Info& m) { return m.stats.n_waiting; });
+  each.gauge("vllm:kv_cache_usage_perc", "Share of the KV cache in use by running requests; 1 is all.", kv_use);
+  each.gauge("vllm:gpu_cache_usage_perc", "The same under its older name.", kv_use);
+  each.counter("vllm:num_preemptions_total", "Times that a request gave its KV blocks up.",
+               [](const EngineStats& s) { return s.n_preemptions; });
+  each.counter("vllm:prefix_cache_queries_total", "Prompt tokens looked for in the prefix cache.",
+               [](const EngineStats& s) { return s.queried_tokens; });
+  each.counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.",
+               [](const EngineStats& s) { return s.cached_tokens; });
+  each.counter("vllm:prompt_tokens_total", "Prompt tokens, those of the prefix cache included.",
+               [](const EngineStats& s) { return s.prompt_tokens + s.cached_tokens; });
+  each.counter("vllm:generation_tokens_total", "Tokens of answers.",
+               [](const EngineStats& s) { return s.completion_tokens; });
   page.family("vllm:request_success_total", "counter", "Requests that ended, by reason.");
-  for (const Info& model : each.models) {
+  for (const auto& [model, stats] : each.totals) {
     // Those that vLLM knows; errors are not among them.
     static constexpr std::pair<FinishReason, const char*> kReasons[] = {
         {FinishReason::kStop, "stop"}, {FinishReason::kLength, "length"}, {FinishReason::kCancelled, "abort"}};
     for (const auto& [reason, word] : kReasons) {
-      std::int64_t n = model.stats.n_finished[static_cast<std::size_t>(reason)];
-      if (reason == FinishReason::kStop)
-        n += model.stats.n_finished[static_cast<std::size_t>(FinishReason::kStopString)];
+      std::int64_t n = stats.n_finished[static_cast<std::size_t>(reason)];
+      if (reason == FinishReason::kStop) n += stats.n_finished[static_cast<std::size_t>(FinishReason::kStopString)];
       page.sample("vllm:request_success_total", fmt::format("{},finished_reason=\"{}\"", ModelPage::label(model), word),
                   n);
     }
@@ -131,21 +139,27 @@ void add_vllm_names(ModelPage& each, Page& page) {
   each.histograms("vllm:time_per_output_token_seconds", "The same under its older name.", &EngineStats::inter_token);
   each.histograms("vllm:e2e_request_latency_seconds", "From a request to its end.", &EngineStats::end_to_end);
   each.histograms("vllm:request_queue_time_seconds", "Until a request begins to compute.", &EngineStats::queue);
+  each.histograms("vllm:request_prefill_time_seconds", "From there to a request's first token.", &EngineStats::prefill);
+  each.histograms("vllm:request_decode_time_seconds", "From a request's first token to its last.",
+                  &EngineStats::decode);
+  each.histograms("vllm:request_inference_time_seconds", "Both: the time that a request computes.",
+                  &EngineStats::inference);
+  each.histograms("vllm:request_prompt_tokens", "Prompt tokens of a request.", &EngineStats::request_prompt_tokens);
+  each.histograms("vllm:request_generation_tokens", "Tokens of a request's answer.",
+                  &EngineStats::request_completion_tokens);
+  each.histograms("vllm:iteration_tokens_total", "Tokens computed in a step.", &EngineStats::step_tokens);
 }
 
 void add_model_names(ModelPage& each, Page& page) {
   using Info = LoadedModelInfo;
-  each.each("still_model_memory_bytes", "gauge", "Planned memory of a loaded model: weights, KV cache, workspace.",
-            [](const Info& m) { return m.memory_bytes; });
-  each.each("still_model_context_tokens", "gauge", "Tokens of one sequence at most.",
-            [](const Info& m) { return m.context; });
-  each.each("still_model_requests", "gauge", "Requests that keep the model loaded.",
-            [](const Info& m) { return m.n_leases; });
+  each.gauge("still_model_memory_bytes", "Planned memory of a loaded model: weights, KV cache, workspace.",
+             [](const Info& m) { return m.memory_bytes; });
+  each.gauge("still_model_context_tokens", "Tokens of one sequence at most.", [](const Info& m) { return m.context; });
+  each.gauge("still_model_requests", "Requests that keep the model loaded.", [](const Info& m) { return m.n_leases; });
   page.family("still_tokens_total", "counter",
               "Tokens by kind: prompt (computed), cached, completion, reasoning (of "
               "completion), recomputed, drafted, accepted.");
-  for (const Info& model : each.models) {
-    const EngineStats& stats = model.stats;
+  for (const auto& [model, stats] : each.totals) {
     const std::pair<const char*, std::int64_t> kinds[] = {
         {"prompt", stats.prompt_tokens},         {"cached", stats.cached_tokens},
         {"completion", stats.completion_tokens}, {"reasoning", stats.reasoning_tokens},
@@ -164,16 +178,16 @@ void add_model_names(ModelPage& each, Page& page) {
     }
   }
   page.family("still_requests_finished_total", "counter", "Requests that ended in the engine, by reason.");
-  for (const Info& model : each.models) {
-    for (std::size_t i = 0; i < model.stats.n_finished.size(); ++i) {
+  for (const auto& [model, stats] : each.totals) {
+    for (std::size_t i = 0; i < stats.n_finished.size(); ++i) {
       page.sample("still_requests_finished_total",
                   fmt::format("{},reason=\"{}\"", ModelPage::label(model), to_string(static_cast<FinishReason>(i))),
-                  model.stats.n_finished[i]);
+                  stats.n_finished[i]);
     }
   }
-  each.each("still_steps_total", "counter", "Forward passes.", [](const Info& m) { return m.stats.n_steps; });
-  each.each("still_requests_rejected_total", "counter", "Requests that the engine's queue had no place for.",
-            [](const Info& m) { return m.stats.n_rejected; });
+  each.counter("still_steps_total", "Forward passes.", [](const EngineStats& s) { return s.n_steps; });
+  each.counter("still_requests_rejected_total", "Requests that the engine's queue had no place for.",
+               [](const EngineStats& s) { return s.n_rejected; });
   each.histograms("still_step_seconds", "Length of a forward pass.", &EngineStats::step);
 }
 
@@ -219,7 +233,9 @@ void Metrics::count_load(bool is_ok) {
 
 std::string Metrics::render(const Facts& facts) const {
   Page page;
-  ModelPage each{page, facts.models};
+  Totals totals = facts.ended;
+  for (const LoadedModelInfo& model : facts.models) totals[model.name].add_counters(model.stats);
+  ModelPage each{page, facts.models, totals};
   add_vllm_names(each, page);
   add_model_names(each, page);
 

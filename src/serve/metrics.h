@@ -1,6 +1,6 @@
 // Metrics: what is counted of HTTP, and the text that Prometheus reads (exposition format 0.0.4): vLLM's names, as
-// dashboards know them, and ours (still_*). Counters of engines come from EngineStats and end with their model.
-// Thread-safe.
+// dashboards know them, and ours (still_*). Counters of engines come from EngineStats, and outlive their model; gauges
+// do not. Thread-safe.
 #pragma once
 
 #include <chrono>
@@ -28,6 +28,7 @@ class Metrics {
 
   struct Facts {
     std::vector<LoadedModelInfo> models;
+    std::map<std::string, EngineStats> ended;  // counters of models' engines that are gone
     HttpServerStats http;
     std::int64_t n_generations = 0;
     std::int64_t n_log_lost = 0;

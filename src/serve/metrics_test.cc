@@ -180,6 +180,12 @@ TEST(Metrics, NamesAndTypesAreThoseOfTheDocs) {
                                                         {"vllm:inter_token_latency_seconds", "histogram"},
                                                         {"vllm:e2e_request_latency_seconds", "histogram"},
                                                         {"vllm:request_queue_time_seconds", "histogram"},
+                                                        {"vllm:request_prefill_time_seconds", "histogram"},
+                                                        {"vllm:request_decode_time_seconds", "histogram"},
+                                                        {"vllm:request_inference_time_seconds", "histogram"},
+                                                        {"vllm:request_prompt_tokens", "histogram"},
+                                                        {"vllm:request_generation_tokens", "histogram"},
+                                                        {"vllm:iteration_tokens_total", "histogram"},
                                                         {"still_tokens_total", "counter"},
                                                         {"still_kv_blocks", "gauge"},
                                                         {"still_model_memory_bytes", "gauge"},
@@ -196,6 +202,7 @@ TEST(Metrics, NamesAndTypesAreThoseOfTheDocs) {
     EXPECT_FALSE(it->second.help.empty()) << name;
   }
   for (const auto& [name, family] : families) {
+    if (name == "vllm:iteration_tokens_total") continue;  // vLLM's own exception
     // By convention, and what promtool asks for.
     EXPECT_EQ(family.type == "counter", name.ends_with("_total")) << name;
   }
@@ -263,6 +270,49 @@ TEST(Metrics, HistogramsAreCumulativeAndAddUp) {
   EXPECT_EQ(below("120"), 4);
   EXPECT_EQ(below("+Inf"), 5);
   EXPECT_NEAR(value_of(families, ttft, ttft + "_sum", {{"model_name", "m:latest"}}), 1009.6005, 1e-6);
+}
+
+TEST(Metrics, TokensOfRequestsHaveBucketsOfTheirOwn) {
+  LoadedModelInfo model = busy_model("m:latest");
+  model.stats.request_prompt_tokens.observe(7);
+  model.stats.request_prompt_tokens.observe(3e6);
+  model.stats.step_tokens.observe(512, 3);
+  const Families families = parse(Metrics().render({.models = {model}}));
+  const std::string prompts = "vllm:request_prompt_tokens", steps = "vllm:iteration_tokens_total";
+  const auto value = [&](const std::string& family, const std::string& name, const std::string& bound) {
+    Labels labels{{"model_name", "m:latest"}};
+    if (!bound.empty()) labels["le"] = bound;
+    return value_of(families, family, name, labels);
+  };
+  EXPECT_EQ(value(prompts, prompts + "_bucket", "5"), 0);
+  EXPECT_EQ(value(prompts, prompts + "_bucket", "10"), 1);
+  EXPECT_EQ(value(prompts, prompts + "_bucket", "2000000"), 1);
+  EXPECT_EQ(value(prompts, prompts + "_bucket", "+Inf"), 2);
+  EXPECT_EQ(value(steps, steps + "_sum", ""), 1536);
+}
+
+TEST(Metrics, CountersOutliveTheirModel) {
+  Metrics metrics;
+  const EngineStats once = busy_model("m:latest").stats;
+  EngineStats twice = once;
+  twice.add_counters(once);
+  const std::string tokens = "vllm:generation_tokens_total", ttft = "vllm:time_to_first_token_seconds";
+  const auto values = [&](const Metrics::Facts& facts) {
+    const Families families = parse(metrics.render(facts));
+    return std::pair(value_of(families, tokens, tokens, {{"model_name", "m:latest"}}),
+                     value_of(families, ttft, ttft + "_count", {{"model_name", "m:latest"}}));
+  };
+  const auto loaded = values({.models = {busy_model("m:latest")}});
+  EXPECT_GT(loaded.first, 0);
+  EXPECT_EQ(values({.ended = {{"m:latest", once}}}), loaded);
+  EXPECT_EQ(values({.models = {busy_model("m:latest")}, .ended = {{"m:latest", once}}}),
+            std::pair(2 * loaded.first, 2 * loaded.second));
+  EXPECT_EQ(twice.n_finished[0], 2 * once.n_finished[0]);
+  EXPECT_EQ(twice.n_running, once.n_running) << "a gauge is not summed up";
+  // Gauges are of what is loaded.
+  const std::string page = metrics.render({.ended = {{"m:latest", once}}});
+  EXPECT_EQ(page.find("vllm:num_requests_running{"), std::string::npos);
+  EXPECT_EQ(page.find("still_model_memory_bytes{"), std::string::npos);
 }
 
 TEST(Metrics, ClientsInventNoLabels) {

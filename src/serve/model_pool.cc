@@ -20,6 +20,7 @@
 #include "engine/model_drafter.h"
 #include "engine/vocab.h"
 #include "models/arch.h"
+#include "models/encoder.h"
 
 namespace still {
 namespace {
@@ -74,6 +75,10 @@ Result<Headers> read_headers(const std::filesystem::path& path, std::int32_t n_r
   STILL_TRY(Checkpoint opened, Checkpoint::open(path));
   Headers headers;
   headers.checkpoint = std::make_shared<const Checkpoint>(std::move(opened));
+  if (is_encoder(*headers.checkpoint))
+    return error(Code::kInvalidArgument,
+                 "this is a model for embeddings (POST /v1/embeddings, /api/embed): it does not "
+                 "support chat or completions");
   STILL_TRY(const Arch* arch, find_arch(headers.checkpoint->architecture()));
   STILL_TRY(headers.config, arch->read_config(headers.checkpoint->config()));
   STILL_TRY(const WeightLayout layout, weight_layout(*arch, headers.config, *headers.checkpoint));
@@ -130,11 +135,11 @@ Result<std::unique_ptr<ServedModel>> make_served(const LibraryModel& source, con
     STILL_TRY(options.draft, Model::load(headers.draft->checkpoint, load));
   }
   STILL_TRY(served->engine, Engine::create(served->model, options));
-  const std::string what = "chat template of " + source.name;
   const TemplateLanguage language =
       source.template_language == kTemplateGo ? TemplateLanguage::kGo : TemplateLanguage::kJinja;
-  Result<ChatTemplate> parsed = source.template_text.empty() ? chat_template_of(*served->model, what)
-                                                             : load_chat_template(source.template_text, what, language);
+  Result<ChatTemplate> parsed = source.template_text.empty()
+                                    ? chat_template_of(*served->model, source.name)
+                                    : load_chat_template(source.template_text, source.name, language);
   // A template that cannot be parsed is told to those who chat; completions need none.
   if (parsed) served->chat_template.emplace(std::move(*parsed));
   served->can_think = make_vocab(served->model->tokenizer(), served->model->config().vocab_size).has_thinking();
@@ -186,7 +191,7 @@ struct PoolState {
                    : static_cast<std::int64_t>(static_cast<double>(available_memory()) * kBudgetShare)) {}
 
   std::shared_ptr<void> acquire(ModelWish wish, Ready ready);
-  std::vector<LoadedModelInfo> loaded() const;
+  PoolSnapshot snapshot() const;
   Status unload(const std::string& name);
   void refresh();
   void drain();
@@ -230,8 +235,9 @@ struct PoolState {
   bool is_draining = false, is_stopped = false;
   std::uint64_t next_waiter = 1;
   std::map<std::string, Entry> entries;
-  std::list<Waiter> waiters;      // in order of arrival; each has its source
-  std::deque<Waiter> unresolved;  // names to look up
+  std::map<std::string, EngineStats> ended;  // counters of engines that are gone, by name
+  std::list<Waiter> waiters;                 // in order of arrival; each has its source
+  std::deque<Waiter> unresolved;             // names to look up
   std::deque<std::function<void()>> calls;
   std::map<std::string, std::pair<LibraryModel, Clock::time_point>> names;
 
@@ -498,6 +504,8 @@ void PoolState::evict(std::unique_lock<std::mutex>& lock, const std::string& nam
   Entry& entry = entries.at(name);
   entry.state = Entry::State::kUnloading;
   std::shared_ptr<ServedModel> served = std::move(entry.served);
+  // Idle: it counts no more.
+  if (served && served->engine) ended[name].add_counters(served->engine->stats());
   lock.unlock();
   log(fmt::format("unloading {}", name));
   served.reset();
@@ -638,6 +646,7 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
   if (!served) {
     entries.erase(name);
     if (served.error().code != Code::kCancelled) {
+      if (options.on_load) options.on_load(false);
       log(fmt::format("{} cannot be loaded: {}", name, served.error().message));
       fail_waiters(name, served.error());
     }
@@ -661,17 +670,20 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
   entry.last_used = Clock::now();
   entry.keep_alive = options.keep_alive;
   if (options.keep_alive >= std::chrono::nanoseconds{}) entry.expires = entry.last_used + options.keep_alive;
+  if (options.on_load) options.on_load(true);
   log(fmt::format("{} is loaded, {:.1f} s", name, std::chrono::duration<double>(entry.load_time).count()));
   schedule();
 }
 
 // Facts and the end -----------------------------------------------------------------------------------------------
 
-std::vector<LoadedModelInfo> PoolState::loaded() const {
-  std::vector<LoadedModelInfo> list;
+PoolSnapshot PoolState::snapshot() const {
+  PoolSnapshot snapshot;
+  std::vector<LoadedModelInfo>& list = snapshot.loaded;
   std::vector<std::shared_ptr<ServedModel>> models;
   {
     const std::lock_guard lock(mutex);
+    snapshot.ended = ended;
     for (const auto& [name, entry] : entries) {
       LoadedModelInfo info{.name = name,
                            .digest = entry.source.digest,
@@ -698,7 +710,7 @@ std::vector<LoadedModelInfo> PoolState::loaded() const {
   for (std::size_t i = 0; i < list.size(); ++i) {
     if (models[i] && models[i]->engine) list[i].stats = models[i]->engine->stats();
   }
-  return list;
+  return snapshot;
 }
 
 Status PoolState::unload(const std::string& name) {
@@ -763,7 +775,8 @@ class Pool : public ModelPool {
   std::shared_ptr<void> acquire(ModelWish wish, Ready ready) override {
     return state_->acquire(std::move(wish), std::move(ready));
   }
-  std::vector<LoadedModelInfo> loaded() const override { return state_->loaded(); }
+  std::vector<LoadedModelInfo> loaded() const override { return state_->snapshot().loaded; }
+  PoolSnapshot snapshot() const override { return state_->snapshot(); }
   Status unload(const std::string& name) override { return state_->unload(name); }
   void refresh() override { state_->refresh(); }
   void drain() override { state_->drain(); }

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -62,6 +63,12 @@ struct LoadedModelInfo {  // for /api/ps, `still ps`, /metrics
   bool is_on_gpu = false;  // memory_bytes are the GPU's
 };
 
+// Of one moment: what an engine has counted is in `ended` from the moment that its model is no longer loaded.
+struct PoolSnapshot {
+  std::vector<LoadedModelInfo> loaded;
+  std::map<std::string, EngineStats> ended;  // counters of unloaded engines, by the model's name
+};
+
 class ModelPool {
  public:
   virtual ~ModelPool() = default;
@@ -72,6 +79,7 @@ class ModelPool {
   virtual std::shared_ptr<void> acquire(ModelWish wish,
                                         std::function<void(Result<std::shared_ptr<ModelLease>>)> ready) = 0;
   virtual std::vector<LoadedModelInfo> loaded() const = 0;
+  virtual PoolSnapshot snapshot() const { return {.loaded = loaded(), .ended = {}}; }
   // Unloads when its last request is done; kNotFound if it is not loaded.
   virtual Status unload(const std::string& name) = 0;
   // The store changed (pull, create, copy, delete): names are looked up again.
@@ -97,6 +105,7 @@ struct ModelPoolOptions {
   std::int64_t max_models = 0;                  // 0: as many as fit
   std::int64_t max_queue = 512;                 // requests that wait for a model
   int n_callback_threads = 2;                   // on which `ready` is called
+  std::function<void(bool is_ok)> on_load;      // a model was loaded, or could not be; may be empty
   std::function<void(const std::string&)> log;  // a sentence about loading and unloading; may be empty
 };
 

@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <fstream>
 #include <mutex>
+#include <numeric>
 #include <sstream>
 #include <thread>
 
@@ -134,6 +135,55 @@ class ModelPoolTest : public ::testing::Test {
   test::TempFolder folder_;
   std::unique_ptr<ModelPool> pool_;
 };
+
+TEST_F(ModelPoolTest, OllamasFullNamesAreTheSameModel) {
+  open(options());
+  for (const char* name :
+       {"first", "library/first", "registry.ollama.ai/library/first", "registry.ollama.ai/library/first:latest"}) {
+    const LeaseResult lease = acquire({.name = name});
+    ASSERT_TRUE(lease) << name << ": " << lease.error().message;
+    EXPECT_EQ((*lease)->model().name, "first:latest");
+  }
+  EXPECT_THAT(loaded(), ElementsAre("first:latest"));
+  for (const char* name : {"other/first", "registry.ollama.ai/other/first", "library/third", "library/"})
+    EXPECT_FALSE(acquire({.name = name})) << name;
+}
+
+TEST_F(ModelPoolTest, CountsWhatIsGoneAndWhatWasLoaded) {
+  ModelPoolOptions chosen = options();
+  std::atomic<int> n_loaded{0}, n_failed{0};
+  chosen.on_load = [&](bool is_ok) { ++(is_ok ? n_loaded : n_failed); };
+  open(chosen);
+  std::int64_t n_steps = 0;
+  {
+    const LeaseResult lease = acquire({.name = "first"});
+    ASSERT_TRUE(lease) << lease.error().message;
+    struct Ignore : EventSink {
+      void on_event(const Event&) override {}
+    };
+    Request request;
+    request.prompt = {1, 2, 3};
+    request.max_tokens = 4;
+    ASSERT_TRUE((*lease)->model().engine->submit(request, std::make_shared<Ignore>()));
+    ASSERT_TRUE(becomes_true([&] {
+      const EngineStats stats = only().stats;
+      return std::accumulate(stats.n_finished.begin(), stats.n_finished.end(), std::int64_t{0}) == 1;
+    }));
+    n_steps = only().stats.n_steps;
+    EXPECT_TRUE(pool_->snapshot().ended.empty());
+  }
+  ASSERT_TRUE(pool_->unload("first"));
+  ASSERT_TRUE(becomes_true([&] { return loaded().empty(); }));
+  const PoolSnapshot after = pool_->snapshot();
+  ASSERT_EQ(after.ended.size(), 1U);
+  EXPECT_EQ(after.ended.begin()->first, "first:latest");
+  EXPECT_GE(after.ended.begin()->second.n_steps, n_steps);
+  EXPECT_GT(n_steps, 0);
+  EXPECT_EQ(after.ended.begin()->second.ttft.n, 1);
+  use({.name = "first"});
+  EXPECT_EQ(n_loaded, 2);
+  EXPECT_EQ(n_failed, 0);
+}
 
 // How long models stay ----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 #include <mutex>
 
+#include "serve/auth.h"
+
 namespace still {
 
 namespace {
@@ -30,6 +32,21 @@ void use_model(ServeContext& context, ModelWish wish, std::function<void(Result<
       });
   const std::lock_guard lock(pending->mutex);
   if (!pending->is_done) pending->ticket = std::move(ticket);
+}
+
+bool may_change_models(const ServeContext& context, const HttpRequest& request) {
+  return request.key.empty() || context.auth == nullptr || context.auth->is_admin(request.key);
+}
+
+std::string limit_keep_alive(const ServeContext& context, const HttpRequest& request, ModelWish& wish) {
+  if (!wish.keep_alive || may_change_models(context, request)) return {};
+  const std::chrono::nanoseconds own = context.options.keep_alive;
+  constexpr std::chrono::nanoseconds kZero{};
+  const bool is_for_ever = *wish.keep_alive < kZero;
+  const bool is_shorter = !is_for_ever && (own < kZero || *wish.keep_alive < own);
+  if (!is_shorter && !(is_for_ever && own >= kZero)) return {};
+  wish.keep_alive.reset();
+  return "keep_alive was ignored: this API key may not stop models, nor keep them for ever";
 }
 
 Result<Library> open_library(const ServeContext& context) {

@@ -16,6 +16,13 @@ void use_model(ServeContext& context, ModelWish wish, std::function<void(Result<
 // the library. kInvalidArgument where that is not one.
 Result<std::string> model_or_default(ServeContext& context, std::string_view name);
 
+// Whether the request's key may change and stop models; without keys everybody may.
+bool may_change_models(const ServeContext& context, const HttpRequest& request);
+
+// Of a request whose key may not stop models: a keep_alive that would let the model go sooner than the server's own, or
+// hold it for ever, is taken out of the wish. What to tell the client then; empty: nothing was taken.
+std::string limit_keep_alive(const ServeContext& context, const HttpRequest& request, ModelWish& wish);
+
 // The library as this server's options say.
 Result<Library> open_library(const ServeContext& context);
 

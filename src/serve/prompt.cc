@@ -38,6 +38,19 @@ Status refuse_without_engine(const ServedModel& served, std::string_view what) {
   return error(Code::kInvalidArgument, "\"{}\" does not support {}", served.name, what);
 }
 
+// Turns of calls alone have no content (null), which some templates add to text. Those get an empty one.
+bool fill_content(JsonArray& messages) {
+  bool is_changed = false;
+  for (Json& message : messages) {
+    JsonObject* object = message.if_object();
+    Json* content = object != nullptr ? object->if_contains("content") : nullptr;
+    if (content == nullptr || !content->is_null()) continue;
+    *content = "";
+    is_changed = true;
+  }
+  return is_changed;
+}
+
 std::int64_t context_of(const GenerationInput& input, const ServedModel& served) {
   const std::int64_t wanted = input.model.context;
   return wanted > 0 ? std::min(wanted, served.engine->context()) : served.engine->context();
@@ -60,10 +73,17 @@ Result<Request> chat_request(const GenerationInput& input, const ChatInput& chat
   if (input.tools.choice != ToolWish::Choice::kNone) base.tools = input.tools.tools;
   STILL_TRY(const ChatThinking thinking,
             resolve_thinking(input.thinking, served.can_think, served.name, base.variables));
-  const auto render = [&](JsonArray messages) -> Result<Request> {
+  const auto render_as = [&](const JsonArray& messages) {
     ChatRequest request = base;
-    request.messages = std::move(messages);
-    STILL_TRY(Request made, make_chat_request(*served.model, chat_template, std::move(request), thinking));
+    request.messages = messages;
+    return make_chat_request(*served.model, chat_template, std::move(request), thinking);
+  };
+  const auto render = [&](JsonArray messages) -> Result<Request> {
+    Result<Request> first = render_as(messages);
+    if (!first && fill_content(messages)) {
+      if (Result<Request> second = render_as(messages)) first = std::move(second);
+    }
+    STILL_TRY(Request made, std::move(first));
     made.prompt.insert(made.prompt.begin(), chat.prefix_ids.begin(), chat.prefix_ids.end());
     return made;
   };
@@ -149,8 +169,8 @@ TemplateLanguage language_of(std::string_view source) {
 Result<std::shared_ptr<const ChatTemplate>> chat_template_for(const GenerationInput& input, const ServedModel& served) {
   const auto* chat = std::get_if<ChatInput>(&input.prompt);
   if (chat != nullptr && !chat->template_override.empty()) {
-    Result<ChatTemplate> own = load_chat_template(chat->template_override, fmt::format("template for {}", served.name),
-                                                  language_of(chat->template_override));
+    Result<ChatTemplate> own =
+        load_chat_template(chat->template_override, "this request", language_of(chat->template_override));
     if (!own) return error(Code::kInvalidArgument, "{}", own.error().message);
     return std::make_shared<const ChatTemplate>(std::move(*own));
   }
@@ -183,6 +203,7 @@ Result<Request> prepare_prompt(const GenerationInput& input, const ServedModel& 
         fmt::format("a context of {} tokens was asked for, {} fit", input.model.context, served.engine->context()));
   if (context < served.engine->context() && (request.max_tokens < 0 || request.max_tokens > context - n_prompt))
     request.max_tokens = context - n_prompt;
+  request.warnings.insert(request.warnings.begin(), input.warnings.begin(), input.warnings.end());
   request.min_tokens = input.min_tokens;
   request.stop_tokens = input.stop_tokens;
   request.n_logprobs = input.n_logprobs;

@@ -153,6 +153,10 @@ void Server::State::handle(const std::shared_ptr<HttpRequest>& request, const st
   }
   request->route = match.route->pattern;
   request->captures = std::move(match.captures);
+  // Those who watch or steer what runs are still served.
+  const RouteClass route_class = match.route->route_class;
+  if (context.is_draining && (route_class == RouteClass::kCompute || route_class == RouteClass::kAdmin))
+    return writer->send(error_response(shape, 503, "the server is shutting down"));
   if (!check_key(*request, *match.route, *writer)) return;
   // Exceptions of libraries (memory, mostly) end this request, not the server.
   try {
@@ -198,6 +202,7 @@ Result<std::unique_ptr<Server>> Server::create(ServeOptions options) {
                              .keep_alive = context.options.keep_alive,
                              .max_models = context.options.max_models,
                              .max_queue = context.options.max_queue,
+                             .on_load = [raw](bool is_ok) { raw->context.metrics->count_load(is_ok); },
                              .log = [raw](const std::string& sentence) { raw->log->event(sentence); }}));
   add_operation_routes(state->router, context);
   add_ollama_routes(state->router, context);

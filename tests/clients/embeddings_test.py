@@ -94,6 +94,17 @@ def check_clients(server, model, goldens):
         check([row["embedding"] for row in data], short, f"{model} litellm ollama/")
 
 
+def check_refusals(server, model, goldens):
+    """What an embedding model cannot do is said as such, whichever API asks."""
+    chat = {"model": model, "messages": [{"role": "user", "content": goldens[0].get("text", "a")}], "max_tokens": 4}
+    for path, body in (("/v1/chat/completions", chat), ("/v1/messages", chat), ("/v1/completions", {"model": model, "prompt": "a"}),
+                       ("/v1/responses", {"model": model, "input": "a"})):
+        answer = server.post(path, body)
+        assert answer.status == 400 and "does not support" in answer.text and "embeddings" in answer.text, (path, answer.text)
+    assert "does not support chat" in server.post("/api/chat", chat).text
+    print("ok    refuses to chat")
+
+
 def main():
     models = {"tiny-bert": (GOLDENS / "tiny-bert", json.loads((GOLDENS / "tiny.json").read_text())["texts"])}
     minilm = pathlib.Path(os.environ.get("STILL_TEST_MODELS", ""), "minilm")
@@ -103,7 +114,7 @@ def main():
     failed = 0
     try:
         for name, (_, goldens) in models.items():
-            for test in (check_wire, check_clients):
+            for test in (check_wire, check_clients, check_refusals):
                 try:
                     test(server, name, goldens)
                 except Exception as failure:  # noqa: BLE001: told, and the others go on

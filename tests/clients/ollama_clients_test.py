@@ -417,7 +417,7 @@ class Anthropic(unittest.TestCase):
         counted = self.client.messages.count_tokens(
             model=LARGER, system="You are a calculator.",
             messages=[{"role": "user", "content": [{"type": "text", "text": "What is 2+2? Answer with a number."}]}])
-        self.assertEqual(counted.input_tokens, message.usage.input_tokens)
+        self.assertEqual(counted.input_tokens, message.usage.input_tokens + message.usage.cache_read_input_tokens)
 
     def test_stream(self):
         arguments = dict(model=LARGER, max_tokens=20, extra_body=GREEDY_BODY,

@@ -100,6 +100,22 @@ def check_keys_and_limits():
             assert status(refused) == 401, refused
             # What a key may not do.
             assert server.request("DELETE", "/api/delete", json.dumps({"model": "tiny"}), bearer("sk-slow")).status == 403
+            for path, rest in (("/api/generate", {}), ("/api/chat", {}), ("/api/chat", {"messages": []})):
+                refused = server.post(path, {"model": "tiny", "keep_alive": 0} | rest, bearer("sk-one"))
+                assert refused.status == 403 and "not change" in refused.text, refused.text
+            for path in ("/api/chat", "/v1/chat/completions", "/v1/completions", "/api/generate"):
+                for time_to_stay in (0, "1ms", -1):
+                    body = CHAT | {"prompt": "The sea", "keep_alive": time_to_stay, "stream": False}
+                    if path.endswith(("completions", "generate")) and "chat" not in path:
+                        body.pop("messages")
+                    answer = server.post(path, body, bearer("sk-one"))
+                    assert answer.status == 200 and "keep_alive was ignored" in answer.text, answer.text
+            kept = json.loads(server.get("/api/ps", bearer("sk-root")).text)["models"]
+            assert [m["name"] for m in kept] == ["tiny:latest"] and not kept[0]["expires_at"].startswith("23"), kept
+            asked = server.post("/v1/chat/completions", CHAT | {"keep_alive": "1h"}, bearer("sk-one"))
+            assert asked.status == 200 and "warnings" not in asked.text, asked.text
+            unloaded = server.post("/api/generate", {"model": "tiny", "keep_alive": 0}, bearer("sk-root"))
+            assert unloaded.status == 200 and "unload" in unloaded.text, unloaded.text
             # Requests a minute.
             codes = [server.post("/v1/chat/completions", CHAT, bearer("sk-slow")) for _ in range(3)]
             assert [c.status for c in codes] == [200, 200, 429], [c.text for c in codes]
@@ -139,6 +155,18 @@ def check_tls():
             if shutil.which("curl"):
                 done = subprocess.run(["curl", "-s", "--cacert", certificate, f"https://localhost:{server.port}/api/version"], capture_output=True, text=True)
                 assert "version" in done.stdout, done
+            # The commands that talk to it, with and without the authority of its certificate.
+            def ps(**more):
+                env = server.env | {"STILL_HOST": f"https://localhost:{server.port}"} | more
+                return subprocess.run([STILL, "ps"], capture_output=True, text=True, env=env, timeout=60)
+
+            for name in ("STILL_CA_FILE", "SSL_CERT_FILE"):
+                done = ps(**{name: certificate})
+                assert done.returncode == 0 and "tiny:latest" in done.stdout, done
+            done = ps()
+            assert done.returncode != 0 and "not trusted" in done.stderr and "STILL_CA_FILE" in done.stderr, done
+            done = ps(STILL_CA_FILE=f"{folder}/none.pem")
+            assert done.returncode != 0 and "none.pem" in done.stderr, done
             # Plain HTTP, old TLS and rubbish do not disturb it.
             with contextlib.suppress(OSError):
                 raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", wait=5)
@@ -292,14 +320,85 @@ def check_clients_that_never_read():
         nothing_runs(server)
 
 
+def check_counters_outlive_models():
+    with serving() as server:
+        def value(name, labels):
+            page = server.get("/metrics").text
+            found = [line for line in page.splitlines() if line.startswith(name + "{" + labels)]
+            return float(found[0].rpartition(" ")[2]) if found else None
+
+        works(server)
+        of_model = 'model_name="tiny:latest"'
+        before = value("vllm:generation_tokens_total", of_model)
+        assert before >= 8 and value("still_model_loads_total", 'result="ok"') == 1
+        server.json("POST", "/api/generate", {"model": "tiny", "keep_alive": 0})
+        for _ in range(200):
+            if not server.json("GET", "/api/ps")["models"]:
+                break
+            time.sleep(0.05)
+        assert value("vllm:generation_tokens_total", of_model) == before
+        assert value("vllm:num_requests_running", of_model) is None
+        works(server)
+        assert value("vllm:generation_tokens_total", of_model) > before
+        assert value("vllm:time_to_first_token_seconds_count", of_model) == 2
+        assert value("still_model_loads_total", 'result="ok"') == 2
+        # A model whose file is broken.
+        for blob in (server.folder / "models").rglob("*"):
+            if blob.is_file() and blob.stat().st_size > 100000:
+                blob.chmod(0o644)
+                blob.write_bytes(b"rubbish" + bytes(blob.stat().st_size - 7))
+        server.json("POST", "/api/generate", {"model": "tiny", "keep_alive": 0})
+        for _ in range(200):
+            if not server.json("GET", "/api/ps")["models"]:
+                break
+            time.sleep(0.05)
+        assert server.post("/v1/chat/completions", CHAT).status >= 400
+        assert value("still_model_loads_total", 'result="failed"') == 1
+
+
+def check_access_log():
+    with tempfile.TemporaryDirectory() as folder:
+        log = pathlib.Path(folder, "access.log")
+        with serving(("--access-log", str(log))) as server:
+            answer = server.post("/v1/chat/completions", CHAT, {"X-Request-Id": "trace-7f:1"})
+            assert answer.getheader("X-Request-Id") == "trace-7f:1", answer.headers
+            assert answer.status == 200
+            own = server.post("/api/chat", CHAT | {"stream": False}, {"X-Request-Id": "no good one"})
+            assert len(own.getheader("X-Request-Id")) == 16, own.headers
+            server.get("/version")
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        requests = {line["path"]: line for line in lines if "path" in line}
+        chat, ollama = requests["/v1/chat/completions"], requests["/api/chat"]
+        assert chat["client_id"] == "trace-7f:1" and "client_id" not in ollama
+        usage = json.loads(answer.text)["usage"]
+        assert chat["model"] == "tiny:latest" and chat["generation"] == answer.getheader("X-Still-Generation"), chat
+        assert (chat["prompt_tokens"], chat["completion_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"]), chat
+        assert ollama["id"] == own.getheader("X-Request-Id") and ollama["completion_tokens"] > 0
+        assert "model" not in requests["/version"] and "E" not in log.read_text().split('"ms":')[1].split("}")[0]
+
+
 def check_drain():
     """SIGTERM: what runs ends whole, or with its last line; what comes is refused."""
     with serving(("--drain", "30")) as server:
         held = server.connect()
-        held.request("POST", "/v1/chat/completions", json.dumps(LONG | {"max_tokens": 150}))
+        held.request("POST", "/v1/chat/completions", json.dumps(LONG | {"n": 8}))
         response = held.getresponse()
         response.read(20)
+        idle = server.connect()
+        idle.request("GET", "/health")
+        assert idle.getresponse().read() and idle.sock
         server.process.send_signal(signal.SIGTERM)
+        for _ in range(200):
+            if server.get("/health").status == 503:
+                break
+            time.sleep(0.02)
+        for path in ("/v1/chat/completions", "/api/chat", "/v1/messages", "/api/pull"):
+            late = server.post(path, CHAT)
+            assert late.status == 503 and late.getheader("Retry-After") and "shutting down" in late.text, late.text
+            assert late.getheader("Connection") == "close", late.headers
+        assert len(server.json("GET", "/v1/generations")["data"]) == 1
+        idle.sock.settimeout(10)
+        assert idle.sock.recv(1) == b"", "an idle connection was left open"
         text = response.read().decode()
         assert text.endswith("data: [DONE]\n\n") and '"finish_reason":"length"' in text, text[-300:]
         assert server.process.wait(40) == 0
@@ -315,7 +414,7 @@ def check_drain():
 
 
 CHECKS = [check_keys_and_limits, check_tls, check_origins, check_packed_bodies, check_large_upload, check_broken_requests,
-          check_clients_that_never_read, check_drain]
+          check_clients_that_never_read, check_counters_outlive_models, check_access_log, check_drain]
 
 
 def main():

@@ -322,7 +322,10 @@ void AnthropicSink::on_step_end() {
 }
 
 std::string AnthropicSink::usage(const Usage& usage) const {
-  return fmt::format("\"usage\":{{\"input_tokens\":{},\"output_tokens\":{}}}", usage.n_prompt, usage.n_completion);
+  // input_tokens are those that no cache had, as Anthropic counts.
+  return fmt::format(
+      R"("usage":{{"input_tokens":{},"cache_creation_input_tokens":0,"cache_read_input_tokens":{},"output_tokens":{}}})",
+      usage.n_prompt - usage.n_cached, usage.n_cached, usage.n_completion);
 }
 
 std::string AnthropicSink::stop_members(const GenerationDone& done) const {
@@ -364,6 +367,8 @@ std::string AnthropicSink::message(const GenerationDone& done) {
 void AnthropicSink::on_done(const GenerationDone& done) {
   if (!writer_) return;
   if (done.finished.reason == FinishReason::kError) return on_failed(done.finished.error);
+  // There is no stop_reason for an answer that was cut: as a normal end it would be taken for whole.
+  if (done.finished.reason == FinishReason::kCancelled) return on_failed({Code::kCancelled, "request canceled"});
   close_block();
   std::string rest;
   if (!call_.stream) final_ = message(done);
@@ -413,6 +418,7 @@ namespace {
 Result<AnthropicCall> parse_call(const HttpRequest& request, bool counts_only) {
   STILL_TRY(const JsonObject body, parse_body(request.body));
   STILL_TRY(AnthropicCall call, read_anthropic_call(body, counts_only));
+  call.input.facts = request.facts;
   call.input.user = request.key.empty() ? request.peer.substr(0, request.peer.rfind(':')) : request.key;
   return call;
 }

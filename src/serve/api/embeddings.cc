@@ -10,6 +10,7 @@
 #include "serve/api/openai_request.h"
 #include "serve/context.h"
 #include "serve/embedding.h"
+#include "serve/model_use.h"
 
 namespace still {
 
@@ -99,6 +100,7 @@ void create_embeddings(EmbeddingService& service, ServeContext& context, const H
   JsonFields fields(*body);
   EmbedInput input;
   read_openai_model(fields, input.model);
+  limit_keep_alive(context, request, input.model);
   read_input(fields, input);
   const std::string format = fields.text("encoding_format").value_or("float");
   if (format != "float" && format != "base64")
@@ -174,6 +176,7 @@ void rerank(EmbeddingService& service, ServeContext& context, const HttpRequest&
   JsonFields fields(*body);
   EmbedInput input;
   read_openai_model(fields, input.model);
+  limit_keep_alive(context, request, input.model);
   const std::string query = fields.required_text("query");
   std::vector<std::string> documents = read_documents(fields);
   const auto n_best = fields.integer_in("top_n", 1, 1 << 20).value_or(1 << 20);

@@ -73,6 +73,8 @@ std::string_view anthropic_type(int status) {
       return "not_found_error";
     case 413:
       return "request_too_large";
+    case 499:
+      return "api_error";
     case 429:
       return "rate_limit_error";
     case 503:

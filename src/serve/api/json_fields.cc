@@ -9,14 +9,62 @@
 
 namespace still {
 
+namespace {
+
+// The code unit of "\uXXXX" at `at`; -1: there is none.
+int escaped_unit(std::string_view text, std::size_t at) {
+  if (at + 6 > text.size() || text[at] != '\\' || text[at + 1] != 'u') return -1;
+  int unit = 0;
+  const auto [end, failure] = std::from_chars(text.data() + at + 2, text.data() + at + 6, unit, 16);
+  return failure == std::errc() && end == text.data() + at + 6 ? unit : -1;
+}
+
+bool is_high(int unit) {
+  return unit >= 0xd800 && unit < 0xdc00;
+}
+bool is_low(int unit) {
+  return unit >= 0xdc00 && unit < 0xe000;
+}
+
+// Empty: nothing is to be mended.
+std::string mend_surrogates(std::string_view text) {
+  std::string mended;
+  std::size_t copied = 0;
+  for (std::size_t at = text.find('\\'); at != std::string_view::npos; at = text.find('\\', at)) {
+    const int unit = escaped_unit(text, at);
+    if (unit < 0) {
+      at += 2;  // the escaped character, which may be a backslash
+    } else if (is_high(unit) && is_low(escaped_unit(text, at + 6))) {
+      at += 12;
+    } else {
+      if (is_high(unit) || is_low(unit)) {
+        mended += text.substr(copied, at - copied);
+        mended += "\\ufffd";
+        copied = at + 6;
+      }
+      at += 6;
+    }
+  }
+  if (copied > 0) mended += text.substr(copied);
+  return mended;
+}
+
+}  // namespace
+
+Result<Json> parse_client_json(std::string_view body) {
+  if (!is_valid_utf8(body)) return error(Code::kInvalidArgument, "request body: not valid UTF-8");
+  const std::string mended = mend_surrogates(body);
+  Result<Json> json = parse_json(mended.empty() ? body : mended, "request body");
+  if (!json) return error(Code::kInvalidArgument, "{}", json.error().message);
+  return json;
+}
+
 Result<JsonObject> parse_body(std::string_view body) {
   if (body.find_first_not_of(" \t\r\n") == std::string_view::npos)
     return error(Code::kInvalidArgument, "missing request body");
-  if (!is_valid_utf8(body)) return error(Code::kInvalidArgument, "request body: not valid UTF-8");
-  Result<Json> json = parse_json(body, "request body");
-  if (!json) return error(Code::kInvalidArgument, "{}", json.error().message);
-  if (!json->is_object()) return error(Code::kInvalidArgument, "request body: expected a JSON object");
-  return std::move(json->get_object());
+  STILL_TRY(Json json, parse_client_json(body));
+  if (!json.is_object()) return error(Code::kInvalidArgument, "request body: expected a JSON object");
+  return std::move(json.get_object());
 }
 
 const Json* JsonFields::find(std::string_view name) const {

@@ -18,6 +18,11 @@ namespace still {
 // wrong with the JSON, or that it is no object.
 Result<JsonObject> parse_body(std::string_view body);
 
+// A body's JSON in which each escaped surrogate without its other half ("\ud83d" of an emoji that was cut, as clients
+// in JavaScript and Python send it) is U+FFFD: UTF-8 has no place for it. kInvalidArgument where it is no UTF-8 or no
+// JSON.
+Result<Json> parse_client_json(std::string_view body);
+
 // A view of an object; the object must outlive it. The first mistake is kept, later reads give nothing: read all, then
 // ask status() once.
 class JsonFields {

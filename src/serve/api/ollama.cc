@@ -5,6 +5,8 @@
 #include "serve/api/ollama_generate.h"
 #include "serve/api/ollama_service.h"
 #include "serve/api/ollama_wire.h"
+#include "serve/auth.h"
+#include "serve/model_use.h"
 
 namespace still {
 
@@ -83,9 +85,16 @@ void generate(const OllamaServicePtr& service, Result<OllamaCall> call, const Ht
   if (!call) return send_ollama_error(*writer, call.error(), "");
   if (call->is_load) {
     const auto& keep_alive = call->input.model.keep_alive;
-    if (keep_alive && keep_alive->count() == 0) return unload_model(*service, *call, *writer);
+    if (keep_alive && keep_alive->count() == 0) {
+      if (!may_change_models(service->context, request)) return send_ollama_error(*writer, 403, kMayNotChangeModels);
+      return unload_model(*service, *call, *writer);
+    }
+    limit_keep_alive(service->context, request, call->input.model);
     return load_model(service, *call, writer);
   }
+  if (std::string warning = limit_keep_alive(service->context, request, call->input.model); !warning.empty())
+    call->warnings.push_back(std::move(warning));
+  call->input.facts = request.facts;
   call->input.user = request.key.empty() ? request.peer.substr(0, request.peer.rfind(':')) : request.key;
   const Result<LibraryModel> model = service->find(call->model);
   if (!model && model.error().code == Code::kNotFound) return send_model_not_found(*writer, *service, call->model);

@@ -9,6 +9,7 @@
 #include "serve/api/ollama_service.h"
 #include "serve/api/ollama_wire.h"
 #include "serve/embedding.h"
+#include "serve/model_use.h"
 
 namespace still {
 
@@ -36,11 +37,13 @@ void send_failure(ResponseWriter& writer, const Error& error, const std::string&
 }
 
 // What all three routes read: model, keep_alive, options (num_ctx), truncate, dimensions.
-Result<EmbedInput> read_common(const OllamaFields& fields, const HttpRequest& request, const WriterPtr& writer) {
+Result<EmbedInput> read_common(const OllamaService& service, const OllamaFields& fields, const HttpRequest& request,
+                               const WriterPtr& writer) {
   EmbedInput input{.user = request.key};
   input.options.is_cancelled = [writer] { return writer->is_closed(); };
   STILL_TRY(input.model.name, fields.model());
   STILL_TRY(input.model.keep_alive, fields.keep_alive());
+  limit_keep_alive(service.context, request, input.model);  // vectors have no place for a warning
   STILL_TRY(const JsonObject options, fields.object("options"));
   GenerationInput checked;
   std::vector<std::string> ignored;
@@ -71,7 +74,7 @@ Result<std::vector<std::string>> read_texts(const Json* given) {
 
 void handle_embed(OllamaService& service, const OllamaFields& fields, const HttpRequest& request,
                   const WriterPtr& writer) {
-  Result<EmbedInput> input = read_common(fields, request, writer);
+  Result<EmbedInput> input = read_common(service, fields, request, writer);
   if (!input) return send_ollama_error(*writer, input.error(), "");
   Result<std::vector<std::string>> texts = read_texts(fields.find("input"));
   if (!texts) return send_ollama_error(*writer, texts.error(), "");
@@ -99,7 +102,7 @@ void handle_embed(OllamaService& service, const OllamaFields& fields, const Http
 
 void handle_embeddings(OllamaService& service, const OllamaFields& fields, const HttpRequest& request,
                        const WriterPtr& writer) {
-  Result<EmbedInput> input = read_common(fields, request, writer);
+  Result<EmbedInput> input = read_common(service, fields, request, writer);
   if (!input) return send_ollama_error(*writer, input.error(), "");
   const Result<std::string> prompt = fields.text("prompt");
   if (!prompt) return send_ollama_error(*writer, prompt.error(), "");
@@ -116,7 +119,7 @@ void handle_embeddings(OllamaService& service, const OllamaFields& fields, const
 
 void handle_rerank(OllamaService& service, const OllamaFields& fields, const HttpRequest& request,
                    const WriterPtr& writer) {
-  Result<EmbedInput> input = read_common(fields, request, writer);
+  Result<EmbedInput> input = read_common(service, fields, request, writer);
   if (!input) return send_ollama_error(*writer, input.error(), "");
   const Result<std::string> query = fields.text("query");
   if (!query) return send_ollama_error(*writer, query.error(), "");

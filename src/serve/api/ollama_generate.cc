@@ -18,6 +18,12 @@ Status read_common(const OllamaFields& fields, OllamaCall& call) {
   GenerationInput& input = call.input;
   input.model.name = call.model;
   STILL_TRY(input.model.keep_alive, fields.keep_alive());
+  STILL_TRY(const std::optional<bool> only_renders, fields.flag("_debug_render_only"));
+  if (only_renders.value_or(false)) {
+    return error(Code::kInvalidArgument,
+                 "field \"_debug_render_only\" is not supported: /tokenize and /detokenize show "
+                 "the rendered prompt");
+  }
   STILL_TRY(const std::optional<bool> stream, fields.flag("stream"));
   call.stream = stream.value_or(true);
   input.fallback = ollama_sampling_defaults();

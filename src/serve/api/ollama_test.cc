@@ -124,6 +124,8 @@ TEST(OllamaRequest, NamesWhatIsWrong) {
   EXPECT_NE(message_of("{\"model\": "), "");
   EXPECT_EQ(message_of(R"({"model":"m","think":"maybe"})"),
             "invalid think value: \"maybe\" (must be \"high\", \"medium\", \"low\", \"max\", true, or false)");
+  EXPECT_NE(message_of(R"({"model":"m","_debug_render_only":true})").find("not supported"), std::string::npos);
+  EXPECT_EQ(message_of(R"({"model":"m","_debug_render_only":false})"), "");
   EXPECT_EQ(message_of(R"({"model":"m","top_logprobs":21})"), "top_logprobs must be between 0 and 20");
   EXPECT_EQ(message_of(R"({"model":"m","options":{"num_ctx":"big"}})"), "option \"num_ctx\" must be of type integer");
   EXPECT_EQ(message_of(R"({"model":"m","options":{"temperature":true}})"),
@@ -140,6 +142,24 @@ TEST(OllamaRequest, NamesWhatIsWrong) {
   const auto raw = read_ollama_generate(fields_of(R"({"model":"m","prompt":"x","raw":true,"system":"s"})"));
   ASSERT_FALSE(raw);
   EXPECT_EQ(raw.error().message, "raw mode does not support template, system, or context");
+}
+
+TEST(RequestBody, HalfAPairOfSurrogatesIsAReplacementCharacter) {
+  const auto text_of = [](std::string_view escaped) {
+    const auto body = parse_body(fmt::format(R"({{"a":"{}"}})", escaped));
+    EXPECT_TRUE(body) << escaped << ": " << body.error().message;
+    return body ? std::string(body->at("a").as_string()) : std::string();
+  };
+  const std::string mark = "\xef\xbf\xbd";
+  EXPECT_EQ(text_of(R"(cut \ud83d)"), "cut " + mark);
+  EXPECT_EQ(text_of(R"(\uDE00!)"), mark + "!");
+  EXPECT_EQ(text_of(R"(\ud83d\ud83d\ude00\ude00)"), mark + "\xf0\x9f\x98\x80" + mark);
+  EXPECT_EQ(text_of(R"(\ud83d\u0041)"), mark + "A");
+  EXPECT_EQ(text_of(R"(\\ud83d \"\\)"), R"(\ud83d "\)");  // a backslash, not an escape
+  EXPECT_EQ(text_of(R"(\u00e4)"), "\xc3\xa4");
+  EXPECT_FALSE(parse_body(R"({"a":"\ud83"})"));
+  EXPECT_FALSE(parse_body(R"({"a":"\)"));
+  EXPECT_EQ(fields_of(R"({"model":"\ud83d"})").json().at("model").as_string(), mark);
 }
 
 TEST(OllamaRequest, ReadsOptionsWithTheirDefaults) {
@@ -436,7 +456,27 @@ TEST(Anthropic, AnswersInOneMessage) {
   EXPECT_EQ(json.at("content").at(0).at("thinking"), "hm");
   EXPECT_EQ(json.at("content").at(1), (JsonObject{{"type", "text"}, {"text", "Hi \"\xc3\xa4\"\n"}}));
   EXPECT_EQ(json.at("stop_reason"), "max_tokens");
-  EXPECT_EQ(json.at("usage"), (JsonObject{{"input_tokens", 5}, {"output_tokens", 7}}));
+  EXPECT_EQ(json.at("usage"), (JsonObject{{"input_tokens", 3},
+                                          {"cache_creation_input_tokens", 0},
+                                          {"cache_read_input_tokens", 2},
+                                          {"output_tokens", 7}}));
+}
+
+TEST(Anthropic, AnAnswerThatWasCutIsAnError) {
+  auto streamed = std::make_shared<RecordingWriter>();
+  AnthropicSink stream({.model = "M", .stream = true}, streamed);
+  play(stream, false, FinishReason::kCancelled);
+  const auto events = events_of(streamed->body);
+  EXPECT_EQ(events.back().first, "error");
+  EXPECT_EQ(events.back().second.at("error").at("type"), "api_error");
+  for (const auto& [name, data] : events) EXPECT_NE(name, "message_stop");
+  EXPECT_EQ(streamed->body.find("end_turn"), std::string::npos);
+  EXPECT_TRUE(streamed->is_finished);
+  auto whole = std::make_shared<RecordingWriter>();
+  AnthropicSink sink({.model = "M"}, whole);
+  play(sink, false, FinishReason::kCancelled);
+  EXPECT_EQ(whole->status, 499);
+  EXPECT_EQ(parse_json(whole->body, "body")->at("type"), "error");
 }
 
 TEST(Anthropic, ReadsBlocksToolsAndThinking) {
@@ -522,6 +562,54 @@ TEST(Responses, SaysWhenItWasCut) {
   EXPECT_EQ(json.at("status"), "incomplete");
   EXPECT_EQ(json.at("incomplete_details").at("reason"), "max_output_tokens");
   EXPECT_EQ(json.at("output").at(1).at("status"), "incomplete");
+}
+
+TEST(Responses, AnAnswerThatWasCutIsIncomplete) {
+  const auto play_to = [](std::string_view body, bool breaks) {
+    auto writer = std::make_shared<RecordingWriter>();
+    std::string param;
+    auto call = read_responses_call(parse_json(body, "body")->get_object(), param);
+    EXPECT_TRUE(call);
+    ResponsesSink sink(std::move(*call), writer);
+    if (breaks) {
+      sink.on_begun(begun());
+      sink.on_piece({.content = "H"});
+      sink.on_failed({Code::kInternal, "the GPU is gone"});
+    } else {
+      play(sink, false, FinishReason::kCancelled);
+    }
+    return writer;
+  };
+  const Json whole = *parse_json(play_to(R"({"model":"M","input":"hi"})", false)->body, "body");
+  EXPECT_EQ(whole.at("status"), "incomplete");
+  EXPECT_EQ(whole.at("incomplete_details").at("reason"), "cancelled");
+  EXPECT_EQ(whole.at("output").at(1).at("status"), "incomplete");
+  for (const bool breaks : {false, true}) {
+    const auto events = events_of(play_to(R"({"model":"M","input":"hi","stream":true})", breaks)->body);
+    EXPECT_EQ(events.back().first, breaks ? "response.failed" : "response.incomplete");
+    const Json& response = events.back().second.at("response");
+    EXPECT_EQ(response.at("status"), breaks ? "failed" : "incomplete");
+    EXPECT_EQ(response.at("output").as_array().back().at("status"), "incomplete");
+    const auto& done = events[events.size() - 2];
+    EXPECT_EQ(done.first, "response.output_item.done");
+    EXPECT_EQ(done.second.at("item").at("status"), "incomplete");
+  }
+}
+
+TEST(Responses, NamesAnEffortThatIsNone) {
+  for (const char* effort : {"5", "\"much\"", "{}"}) {
+    std::string param;
+    const auto call = read_responses_call(
+        parse_json(fmt::format(R"({{"model":"M","input":"hi","reasoning":{{"effort":{}}}}})", effort), "body")
+            ->get_object(),
+        param);
+    ASSERT_FALSE(call) << effort;
+    EXPECT_NE(call.error().message.find("reasoning.effort"), std::string::npos) << call.error().message;
+  }
+  std::string param;
+  EXPECT_TRUE(read_responses_call(
+      parse_json(R"({"model":"M","input":"hi","reasoning":{"effort":null,"summary":"auto"}})", "body")->get_object(),
+      param));
 }
 
 TEST(Responses, ReadsItemsAndRefusesState) {

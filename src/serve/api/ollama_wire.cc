@@ -78,13 +78,11 @@ Result<OllamaFields> OllamaFields::parse(std::string_view body) {
   if (body.find_first_not_of(" \t\r\n") == std::string_view::npos) {
     return error(Code::kInvalidArgument, "missing request body");
   }
-  if (!is_valid_utf8(body)) return error(Code::kInvalidArgument, "request body: not valid UTF-8");
-  Result<Json> json = parse_json(body, "request body");
-  if (!json) return error(Code::kInvalidArgument, "{}", json.error().message);
-  if (!json->is_object()) {
-    return error(Code::kInvalidArgument, "request body: expected an object, found {}", json_type(*json));
+  STILL_TRY(Json json, parse_client_json(body));
+  if (!json.is_object()) {
+    return error(Code::kInvalidArgument, "request body: expected an object, found {}", json_type(json));
   }
-  return OllamaFields(std::move(json->get_object()));
+  return OllamaFields(std::move(json.get_object()));
 }
 
 const Json* OllamaFields::find(std::string_view key) const {

@@ -31,7 +31,10 @@ void chat_completions(ServeContext& context, const HttpRequest& request, const W
   JsonFields fields(*body);
   ChatCall call = read_chat_call(fields);
   if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
+  if (std::string warning = limit_keep_alive(context, request, call.input.model); !warning.empty())
+    call.input.warnings.push_back(std::move(warning));
   call.input.user = user_of(request);
+  call.input.facts = request.facts;
   call.input.wants_progress = call.stream.is_on;
   auto sink = std::make_shared<OpenAiChatSink>(call, writer);
   const auto generation = start_generation(context, std::move(call.input), std::move(sink));
@@ -46,7 +49,10 @@ void completions(ServeContext& context, const HttpRequest& request, const Writer
   JsonFields fields(*body);
   CompletionCall call = read_completion_call(fields);
   if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
+  if (std::string warning = limit_keep_alive(context, request, call.input.model); !warning.empty())
+    call.input.warnings.push_back(std::move(warning));
   call.input.user = user_of(request);
+  call.input.facts = request.facts;
   start_completions(context, std::move(call), writer);
 }
 

@@ -29,6 +29,7 @@ struct PromptState {
   std::vector<Choice> choices;  // input.n: for best_of more than are told
   std::string echo_text;
   std::vector<TokenId> prompt_ids;
+  std::size_t n_ended_before = 0;  // prompts that had ended when it was started
 };
 
 class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
@@ -50,7 +51,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   void on_progress();
   void on_step_end();
   void on_end();
-  void on_failed(const Error& error);
+  void on_failed(std::size_t prompt_idx, const Error& error);
 
  private:
   void start_next();
@@ -71,7 +72,8 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   OpenAiHead head_;
   std::string head_json_, generation_id_, chunk_;
   std::vector<PromptState> prompts_;
-  std::size_t n_started_ = 0, n_ended_ = 0;
+  std::size_t n_started_ = 0, n_ended_ = 0, n_running_ = 0;
+  std::vector<std::size_t> postponed_;  // prompts that the queue had no place for beside the others of this request
   bool is_over_ = false;
   OpenAiUsage usage_;
   std::vector<std::string> warnings_;
@@ -94,7 +96,7 @@ class PromptSink : public GenerationSink {
   void on_done(const GenerationDone& done) override { job_->on_done(prompt_idx_, done); }
   void on_step_end() override { job_->on_step_end(); }
   void on_end() override { job_->on_end(); }
-  void on_failed(const Error& error) override { job_->on_failed(error); }
+  void on_failed(const Error& error) override { job_->on_failed(prompt_idx_, error); }
 
  private:
   std::shared_ptr<CompletionJob> job_;
@@ -109,8 +111,17 @@ void CompletionJob::start_next() {
   std::size_t idx = 0;
   {
     const std::lock_guard lock(mutex_);
-    if (is_over_ || n_started_ >= prompts_.size()) return;
-    idx = n_started_++;
+    if (is_over_) return;
+    if (!postponed_.empty()) {
+      idx = postponed_.back();
+      postponed_.pop_back();
+    } else if (n_started_ < prompts_.size()) {
+      idx = n_started_++;
+    } else {
+      return;
+    }
+    ++n_running_;
+    prompts_[idx].n_ended_before = n_ended_;
   }
   GenerationInput input = call_.input;
   input.wants_progress = call_.stream.is_on;
@@ -267,6 +278,7 @@ void CompletionJob::on_end() {
   {
     const std::lock_guard lock(mutex_);
     if (is_over_) return;
+    --n_running_;
     if (++n_ended_ == prompts_.size()) {
       is_over_ = true;
       if (!call_.stream.is_on) {
@@ -323,7 +335,20 @@ void CompletionJob::send_whole() {
   writer_->send({.body = std::move(out), .headers = {{"X-Still-Generation", generation_id_}}});
 }
 
-void CompletionJob::on_failed(const Error& error) {
+void CompletionJob::on_failed(std::size_t prompt_idx, const Error& error) {
+  bool is_postponed = false;
+  {
+    const std::lock_guard lock(mutex_);
+    --n_running_;
+    // A full queue is full of this request's own prompts, perhaps: the next that ends makes room, or has just made it.
+    const bool has_made_room = n_ended_ > prompts_[prompt_idx].n_ended_before;
+    is_postponed = error.code == Code::kUnavailable && !is_over_ && (n_running_ > 0 || has_made_room);
+    if (is_postponed) {
+      postponed_.push_back(prompt_idx);
+      if (n_running_ > 0) return;
+    }
+  }
+  if (is_postponed) return start_next();
   {
     const std::lock_guard lock(mutex_);
     if (std::exchange(is_over_, true)) return;

@@ -78,7 +78,31 @@ void read_openai_model(JsonFields& fields, ModelWish& model) {
   model.keep_alive = *time;
 }
 
+namespace {
+
+// vLLM's fields that this server does not have: what holds an answer to something, or changes the prompt, must not be
+// dropped in silence; what only tells more is.
+void refuse_unknown_constraints(JsonFields& fields) {
+  for (const std::string_view name : {"bad_words", "allowed_token_ids"}) {
+    const Json* value = fields.find(name);
+    if (value == nullptr || (value->is_array() && value->get_array().empty())) continue;
+    fields.fail(name, "is not supported: logit_bias forbids tokens, guided_regex and grammar hold answers to a form");
+  }
+  if (fields.has("truncate_prompt_tokens"))
+    fields.fail("truncate_prompt_tokens", "is not supported: a prompt that is too long is an error here");
+}
+
+void warn_of_unknown(JsonFields& fields, GenerationInput& input) {
+  const Json* logprobs = fields.find("prompt_logprobs");
+  if (logprobs != nullptr && *logprobs != false && *logprobs != 0)
+    input.warnings.push_back("prompt_logprobs has no effect here: completions with echo and logprobs tell them");
+}
+
+}  // namespace
+
 void read_openai_sampling(JsonFields& fields, GenerationInput& input) {
+  refuse_unknown_constraints(fields);
+  warn_of_unknown(fields, input);
   input.fallback = openai_sampling_defaults();
   // Ollama's names in their own object, vLLM's beside the others.
   if (const JsonObject* options = fields.object("options")) {
@@ -484,6 +508,11 @@ ChatCall read_chat_call(JsonFields& fields) {
     if (!chat.messages.empty() && chat.messages.back().get_object()["role"].get_string() != "assistant")
       fields.fail("continue_final_message", "needs an assistant's message at the end");
   }
+  if (fields.boolean("add_generation_prompt") == false && !chat.continue_final_message)
+    fields.fail("add_generation_prompt",
+                "cannot be false: a chat is answered by the assistant, or its message continued");
+  if (const auto best_of = fields.integer_in("best_of", 1, kMaxAnswers); best_of.value_or(1) > 1)
+    input.warnings.push_back("best_of has no effect on a chat: completions choose the best");
   if (auto text = fields.text("chat_template")) chat.template_override = *text;
   read_stream(fields, call.stream);
   read_openai_sampling(fields, input);

@@ -409,6 +409,24 @@ TEST_F(OpenAi, RefusesBadRequestsInASentenceThatNamesTheField) {
   }
 }
 
+TEST_F(OpenAi, DropsNoConstraintInSilence) {
+  for (const char* field : {R"("bad_words":["sea"])", R"("allowed_token_ids":[1,2])", R"("truncate_prompt_tokens":4)",
+                            R"("add_generation_prompt":false)"}) {
+    const Json answer = post("/v1/chat/completions", chat(field), 400);
+    const std::string name = std::string(field).substr(1, std::string(field).find('"', 1) - 1);
+    EXPECT_EQ(text_of(answer.at("error"), "param"), name);
+  }
+  for (const char* field : {R"("bad_words":[])", R"("allowed_token_ids":null)", R"("prompt_logprobs":null)",
+                            R"("best_of":1)", R"("add_generation_prompt":true)"})
+    EXPECT_FALSE(
+        post("/v1/chat/completions", chat(std::string(R"("max_tokens":1,)") + field)).as_object().contains("warnings"))
+        << field;
+  for (const char* field : {R"("prompt_logprobs":1)", R"("best_of":3)"}) {
+    const Json answer = post("/v1/chat/completions", chat(std::string(R"("max_tokens":1,)") + field));
+    EXPECT_EQ(answer.at("warnings").as_array().size(), 1u) << field;
+  }
+}
+
 TEST_F(OpenAi, TellsTheLimitOfALongPrompt) {
   use_model({.context = 64});
   const Json answer = post("/v1/chat/completions", chat("", std::string(300, 'x')), 400);
@@ -444,6 +462,25 @@ TEST_F(OpenAi, CancelsARequestThatWaitsForItsModel) {
   EXPECT_EQ(context.generations->size(), 0);
 }
 
+TEST_F(OpenAi, ATurnOfCallsAloneFitsATemplateThatAddsContent) {
+  use_model({.chat_template = "{% for m in messages %}<{{ m.role + ':' + m.content }}>{% endfor %}"});
+  const std::string call = R"("tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}])";
+  const auto body = [&](const std::string& content) {
+    return R"({"model":"qwen2","max_tokens":1,"messages":[{"role":"user","content":"a"},{"role":"assistant")" +
+           content + "," + call + R"(},{"role":"tool","tool_call_id":"c","content":"b"}]})";
+  };
+  for (const char* content : {"", R"(,"content":null)", R"(,"content":"")"}) {
+    EXPECT_EQ(post("/v1/chat/completions", body(content)).at("object"), "chat.completion") << content;
+  }
+  // A template that tells them apart still sees that there is none, and its own mistakes are told.
+  use_model({.chat_template = "{% for m in messages %}{% if m.content is none %}NONE{% endif %}{% endfor %}"});
+  const Json tokens = post("/tokenize", body(R"(,"content":"")"));
+  EXPECT_NE(to_json(post("/detokenize", R"({"tokens":)" + to_json(tokens.at("tokens")) + "}")).find("NONE"),
+            std::string::npos);
+  use_model({.chat_template = "{{ raise_exception('never') }}"});
+  EXPECT_NE(to_json(post("/v1/chat/completions", body(""), 400)).find("never"), std::string::npos);
+}
+
 TEST_F(OpenAi, AnswersBusyWhenTheQueueIsFull) {
   use_model({.max_queue = 0});
   std::vector<std::shared_ptr<testing::RecordingWriter>> writers;
@@ -456,6 +493,30 @@ TEST_F(OpenAi, AnswersBusyWhenTheQueueIsFull) {
     n_busy += writer->status == 503 ? 1 : 0;
   }
   EXPECT_GT(n_busy, 0);
+}
+
+TEST_F(OpenAi, WhatCanNeverFitIsNotSentToTryAgain) {
+  use_model({.max_queue = 3});  // beside 8 that compute
+  EXPECT_EQ(post("/v1/chat/completions", chat(R"("n":11,"max_tokens":2)")).at("choices").as_array().size(), 11u);
+  const auto refused = call("POST", "/v1/chat/completions", chat(R"("n":12,"max_tokens":2)"));
+  EXPECT_EQ(refused->status, 400) << refused->body;
+  EXPECT_NE(refused->body.find("12 answers"), std::string::npos) << refused->body;
+  // The prompts of one request wait for each other, whole and streamed.
+  std::string prompts;
+  for (int i = 0; i < 40; ++i) prompts += fmt::format("{}\"number {}\"", i == 0 ? "" : ",", i);
+  const std::string body = R"({"model":"qwen2","max_tokens":6,"temperature":0,"ignore_eos":true,"prompt":[)" + prompts;
+  for (int round = 0; round < 3; ++round) {
+    const Json whole = post("/v1/completions", body + "]}");
+    ASSERT_EQ(whole.at("choices").as_array().size(), 40u);
+    for (std::size_t i = 0; i < 40; ++i) EXPECT_EQ(whole.at("choices").at(i).at("finish_reason"), "length");
+    EXPECT_EQ(whole.at("usage").at("completion_tokens"), 240);
+  }
+  const auto streamed = call("POST", "/v1/completions", body + R"(],"stream":true})");
+  std::set<std::int64_t> ended;
+  for (const Json& chunk : sse_chunks(streamed->body))
+    for (const Json& choice : chunk.at("choices").as_array())
+      if (choice.at("finish_reason").is_string()) ended.insert(choice.at("index").as_int64());
+  EXPECT_EQ(ended.size(), 40u);
 }
 
 TEST_F(OpenAi, UsesTheManifestsParametersUnlessTheClientSetsThem) {

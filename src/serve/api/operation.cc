@@ -31,8 +31,10 @@ void send_health(const ServeContext& context, const Writer& writer) {
 }
 
 void send_metrics(const ServeContext& context, const Writer& writer) {
+  PoolSnapshot models = context.pool ? context.pool->snapshot() : PoolSnapshot{};
   const Metrics::Facts facts{
-      .models = context.pool ? context.pool->loaded() : std::vector<LoadedModelInfo>{},
+      .models = std::move(models.loaded),
+      .ended = std::move(models.ended),
       .http = context.http ? context.http->stats() : HttpServerStats{},
       .n_generations = context.generations->size(),
       .n_log_lost = context.access_log ? context.access_log->n_lost() : 0,
@@ -105,6 +107,11 @@ void add_operation_routes(Router& router, ServeContext& context) {
   for (const char* path : {"/health", "/healthz", "/ping", "/v1/health"}) {
     add("GET", path, RouteClass::kOpen, [c](const Call&, const Writer& writer) { send_health(*c, writer); });
   }
+  // vLLM's: what it is, and how many requests are under way.
+  add("GET", "/version", RouteClass::kRead,
+      [](const Call&, const Writer& writer) { send_json(*writer, {{"version", STILL_VERSION}}); });
+  add("GET", "/load", RouteClass::kRead,
+      [c](const Call&, const Writer& writer) { send_json(*writer, {{"server_load", c->generations->size()}}); });
   add("GET", "/metrics", RouteClass::kRead, [c](const Call&, const Writer& writer) { send_metrics(*c, writer); });
   add("GET", "/v1/generations", RouteClass::kRead,
       [c](const Call& request, const Writer& writer) { list_generations(*c, request, writer); });

@@ -9,6 +9,7 @@
 #include "serve/api/errors.h"
 #include "serve/api/json_fields.h"
 #include "serve/context.h"
+#include "serve/thinking_wish.h"
 
 namespace still {
 
@@ -179,10 +180,17 @@ Result<ToolWish> read_tools(JsonFields& fields, std::vector<std::string>& warnin
 Status read_reasoning(JsonFields& fields, ThinkingWish& wish) {
   const JsonObject* reasoning = fields.object("reasoning");
   if (reasoning == nullptr) return ok();
-  wish.effort = member_text(*reasoning, "effort");
+  JsonFields inner(*reasoning, "field", "reasoning.");
+  wish.effort = inner.text("effort").value_or("");
+  const auto budget = inner.integer_in("max_tokens", -1, std::int64_t{1} << 31);
+  STILL_TRY_STATUS(inner.status());
+  if (!wish.effort.empty() && !effort_budget(wish.effort)) {
+    return error(Code::kInvalidArgument,
+                 "field \"reasoning.effort\" is \"{}\": expected none, minimal, low, medium, high, xhigh or max",
+                 wish.effort);
+  }
   if (wish.effort == "none") wish = {.enabled = false};
-  const Json* budget = reasoning->if_contains("max_tokens");
-  if (budget != nullptr && budget->is_int64()) wish.budget = budget->get_int64();
+  if (budget) wish.budget = *budget;
   return ok();
 }
 
@@ -323,7 +331,8 @@ std::string ResponsesSink::response_json(std::string_view status, std::string_vi
   std::string output;
   for (const Item& item : items_) {
     if (!output.empty()) output += ',';
-    output += item_json(item, status == "incomplete" && &item == &items_.back() ? "incomplete" : "completed");
+    const bool is_cut = (status == "incomplete" || status == "failed") && &item == &items_.back();
+    output += item_json(item, is_cut ? "incomplete" : "completed");
   }
   const std::string echo = to_json(call_.echo);
   return fmt::format(R"({{"id":"resp_{}","object":"response","created_at":{},"status":"{}","background":false,{},)"
@@ -473,16 +482,20 @@ void ResponsesSink::on_done(const GenerationDone& done) {
   if (!writer_) return;
   const FinishedEvent& finished = done.finished;
   if (finished.reason == FinishReason::kError) return on_failed(finished.error);
-  const bool is_cut = finished.reason == FinishReason::kLength;
-  status_ = is_cut ? "incomplete" : finished.reason == FinishReason::kCancelled ? "cancelled" : "completed";
+  // "cancelled" is for responses in the background; what was cut here is incomplete.
+  const bool is_cancelled = finished.reason == FinishReason::kCancelled;
+  const bool is_cut = is_cancelled || finished.reason == FinishReason::kLength;
+  status_ = is_cut ? "incomplete" : "completed";
   if (call_.stream) start_stream();
-  close_item(is_cut ? "incomplete" : "completed");
+  close_item(status_);
   const Usage& usage = finished.usage;
   std::string rest = fmt::format(
       R"("error":null,"incomplete_details":{},"usage":{{"input_tokens":{},"input_tokens_details":{{"cached_tokens":{}}},)"
       R"("output_tokens":{},"output_tokens_details":{{"reasoning_tokens":{}}},"total_tokens":{}}})",
-      is_cut ? R"({"reason":"max_output_tokens"})" : "null", usage.n_prompt, usage.n_cached, usage.n_completion,
-      usage.n_reasoning, usage.n_prompt + usage.n_completion);
+      is_cancelled ? R"({"reason":"cancelled"})"
+      : is_cut     ? R"({"reason":"max_output_tokens"})"
+                   : "null",
+      usage.n_prompt, usage.n_cached, usage.n_completion, usage.n_reasoning, usage.n_prompt + usage.n_completion);
   for (const std::string& warning : finished.warnings) {
     if (std::ranges::find(call_.warnings, warning) == call_.warnings.end()) call_.warnings.push_back(warning);
   }
@@ -510,6 +523,7 @@ void ResponsesSink::on_end() {
 void ResponsesSink::on_failed(const Error& error) {
   if (!writer_) return;
   if (is_started_) {
+    close_item("incomplete");
     const std::string rest =
         fmt::format(R"("error":{{"code":"server_error","message":{}}},"incomplete_details":null,"usage":null)",
                     json_string(error.message));
@@ -530,6 +544,7 @@ void handle_responses(ServeContext& context, const RequestPtr& request, const Wr
   std::string param;
   Result<ResponsesCall> call = read_responses_call(*body, param);
   if (!call) return writer->send(error_response(ApiShape::kOpenAi, call.error(), {.param = param}));
+  call->input.facts = request->facts;
   call->input.user = request->key.empty() ? request->peer.substr(0, request->peer.rfind(':')) : request->key;
   GenerationInput input = call->input;
   const auto sink = std::make_shared<ResponsesSink>(std::move(*call), writer);

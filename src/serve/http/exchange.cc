@@ -29,8 +29,10 @@ std::string Exchange::head_of(int status, std::string_view content_type, const s
   std::string head;
   head.reserve(512);
   auto out = std::back_inserter(head);
-  fmt::format_to(out, "HTTP/1.1 {} {}\r\nServer: still/{}\r\nDate: {}\r\nX-Request-Id: {:016x}\r\n", status,
-                 reason_phrase(status), STILL_VERSION, http_date(std::chrono::system_clock::now()), setup_.request->id);
+  const std::string_view client_id = setup_.request->client_id();
+  fmt::format_to(out, "HTTP/1.1 {} {}\r\nServer: still/{}\r\nDate: {}\r\nX-Request-Id: {}\r\n", status,
+                 reason_phrase(status), STILL_VERSION, http_date(std::chrono::system_clock::now()),
+                 client_id.empty() ? fmt::format("{:016x}", setup_.request->id) : client_id);
   if (!content_type.empty()) fmt::format_to(out, "Content-Type: {}\r\n", header_safe(content_type));
   for (const std::vector<HttpHeader>* list : {&std::as_const(headers_), &headers}) {
     for (const HttpHeader& header : *list) {

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -27,6 +28,13 @@ class BodySink {
   virtual Status write(std::string_view bytes) = 0;
 };
 
+// What an API tells the access log of a request, from any thread.
+struct RequestFacts {
+  std::mutex mutex;
+  std::string model, generation;  // empty: none was used
+  std::int64_t n_prompt = 0, n_completion = 0;
+};
+
 struct HttpRequest {
   std::string method;                                         // "GET", upper case
   std::string path;                                           // percent-decoded, without the query: "/api/chat"
@@ -38,12 +46,16 @@ struct HttpRequest {
   std::shared_ptr<BodySink> sink;  // took the body; null: it is in `body`
   std::string peer;                // "127.0.0.1:50312"
   std::string key;                 // name of the API key that was used; empty: none was needed
-  std::uint64_t id = 0;            // of this request in the access log, answered as X-Request-Id
+  std::uint64_t id = 0;  // of this request in the access log; answered as X-Request-Id, unless the client has one
+  std::shared_ptr<RequestFacts> facts;  // null: nobody asks
   std::chrono::steady_clock::time_point arrived;
 
   // Empty where absent; names are compared without case.
   std::string_view header(std::string_view name) const;
   std::string_view capture(std::string_view name) const;
+  // The client's own X-Request-Id; empty where there is none, or none that may be repeated (1 to 128 of A-Z a-z 0-9
+  // ._:-).
+  std::string_view client_id() const;
 };
 
 struct HttpResponse {

@@ -140,8 +140,8 @@ class HttpServer::Core : public SessionHost, public ExchangeLoop, public std::en
 
   void drain() {
     is_draining_ = true;
+    // The listeners stay: whoever comes is told that the server is ending, not left to guess why nobody answers.
     asio::post(io_, [this] {
-      for (auto& listener : listeners_) listener->stop();
       for (const auto& session : std::vector(sessions_.begin(), sessions_.end())) session->drain();
     });
   }

@@ -76,7 +76,8 @@ class HttpServer {
 
   void start();
   std::uint16_t port() const;
-  // Stops accepting and closes idle connections; requests under way go on.
+  // Closes idle connections; requests under way go on, and each connection ends with its response. What still comes is
+  // handed on: its owner refuses it.
   void drain();
   // True when no request is being read or answered any more.
   bool wait_idle(std::chrono::milliseconds timeout);

@@ -499,6 +499,12 @@ TEST_F(HttpFront, DrainsWhatRunsAndClosesTheRest) {
   stream->finish();
   EXPECT_TRUE(server_->wait_idle(2000ms));
   EXPECT_THAT(busy.read_until("0\r\n\r\n"), HasSubstr("last"));
+  // What comes is answered, and its connection ends.
+  TestClient late = connect();
+  late.send(kGet);
+  EXPECT_THAT(late.read_all(2000), HasSubstr("Connection: close"));
+  EXPECT_TRUE(late.is_ended());
+  server_->stop();
   EXPECT_FALSE(connect().is_connected());
 }
 

@@ -287,6 +287,7 @@ std::shared_ptr<HttpRequest> Session::request_head() const {
 std::shared_ptr<HttpRequest> Session::take_request() {
   std::shared_ptr<HttpRequest> request = request_head();
   request->id = host_.next_request_id();
+  request->facts = std::make_shared<RequestFacts>();
   if (parser_) request->body = std::move(parser_->get().body());
   request->sink = std::move(sink_);
   sink_ = nullptr;
