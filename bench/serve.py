@@ -482,6 +482,7 @@ class Bench:
                 # All decode together once the last has its first token; as many more as that may take.
                 bodies = [self.body(self.prompt(server, args.prompt, f"share {i} {k}"), 1900) for k in range(n)]
                 answers = await recorded_streams(server.port, bodies, args.answer)
+                await asyncio.sleep(1)  # for the connections to close and the server to stop
                 if any(a.error or a.is_complete or len(a.times) < args.answer for a in answers):
                     self.fail(f"share of {n}: {[a.error or len(a.times) for a in answers]}")
                 else:

@@ -14,7 +14,7 @@ struct StepLimits {
   double target_s = 0.25;
   std::int64_t good_chunk = 128;
   // A step with prefill takes about so many times as long as one without, for those that decode; 0: no limit.
-  double max_stall = 2.3;
+  double max_stall = 2.0;
   std::int64_t min_chunk = 4;  // prefill goes on by this many tokens whatever the limits say
 };
 
