@@ -9,6 +9,10 @@
 //   sub(step, j)   which sub-block is the step's j-th;  vector<j, i>(quants, step): its i-th vector of weights, from a
 //                  tile's quants;  order(i): the vector to take i-th, so that those made from the same bytes are
 //                  neighbours;  place(i): where vector i of the file's bytes lies in the tile (4 neighbours stay such)
+//   kSideBySide    panels that go side by side in linear_one.h; 1: that way is slower (Q3_K's shifts depend on the
+//   step,
+//                  which is a loop there). Few where a vector costs many instructions, or the two nibbles of a weight
+//                  share a costly one and are multiplied together
 #pragma once
 
 namespace still {
@@ -26,6 +30,7 @@ struct Format {
   static constexpr int order(int i) { return i; }
   static constexpr int place(int i) { return i; }
   static constexpr bool kHasMin = kMinimum;
+  static constexpr int kSideBySide = 4;
   static constexpr int kBlock = kSubs * kVectors * 4;
   static constexpr int kQuantBytes = kQuantVectors * 64;
   // Where the parts of a tile's scales lie: sub-block scales, minimums, d, then dmin or m.
@@ -76,6 +81,7 @@ struct Q8_0 : Format<1, 8, 255, false, 128, 8> {
 };
 
 struct IQ4_NL : Format<1, 8, 255, false, 128, 4> {
+  static constexpr int kSideBySide = 2;
   static constexpr int order(int i) { return i / 2 + i % 2 * 4; }
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int) {
@@ -84,6 +90,7 @@ struct IQ4_NL : Format<1, 8, 255, false, 128, 4> {
 };
 
 struct IQ4_XS : Format<8, 8, 255, false, 128, 32> {
+  static constexpr int kSideBySide = 2;
   static constexpr int order(int i) { return IQ4_NL::order(i); }
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
@@ -99,6 +106,7 @@ struct Q4_K : Format<8, 8, 15, true, 0, 32> {
 };
 
 struct Q5_K : Format<8, 8, 31, true, 0, 40> {
+  static constexpr int kSideBySide = 2;
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
     const Bytes fifth = b_shift_right_by(b_load(quants + 64 * (32 + I)), 2 * step);
@@ -118,6 +126,7 @@ struct SixteenWide : Format<16, 4, kMaxWeight, kMinimum, kWeightOffset, kQuantVe
 // Its vectors lie in the order in which they are used, twelve a step: 4 of ql for the first two parts' weights (low
 // nibbles) and the last two's, 4 of the next part's, 4 of qh.
 struct Q6_K : SixteenWide<63, false, 32, 48> {
+  static constexpr int kSideBySide = 3;
   static constexpr int place(int i) {
     return i < 32 ? (i / 16 * 2 + i / 4 % 2) * 12 + i / 8 % 2 * 4 + i % 4 : (i / 4 - 8) * 12 + 8 + i % 4;
   }
@@ -130,6 +139,7 @@ struct Q6_K : SixteenWide<63, false, 32, 48> {
 };
 
 struct Q3_K : SixteenWide<7, false, 4, 24> {
+  static constexpr int kSideBySide = 1;
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
     const int half = step / 2, first = step % 2 * 4;
@@ -139,6 +149,7 @@ struct Q3_K : SixteenWide<7, false, 4, 24> {
 };
 
 struct Q2_K : SixteenWide<3, true, 0, 16> {
+  static constexpr int kSideBySide = 2;
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
     return field(quants, step / 2 * 8 + step % 2 * 4 + I, 2 * J, 3);

@@ -7,22 +7,9 @@
 namespace still {
 namespace {
 
-// How many panels; 1: this way is slower (Q3_K's shifts depend on the step, which is a loop here). Few where a vector
-// costs many instructions, or the two nibbles of a weight share a costly one and are multiplied together.
-template <class F>
-constexpr int kSideBySide = 4;
-template <>
-constexpr int kSideBySide<Q6_K> = 3;
-template <>
-constexpr int kSideBySide<Q5_K> = 2;
-template <>
-constexpr int kSideBySide<Q2_K> = 2;
-template <>
-constexpr int kSideBySide<IQ4_NL> = 2;
-template <>
-constexpr int kSideBySide<IQ4_XS> = 2;
-template <>
-constexpr int kSideBySide<Q3_K> = 1;
+// Whether a product goes this way.
+template <class F, bool kUnpacked, int kColumns>
+constexpr bool kOneColumn = kFewRegisters && !kUnpacked && kColumns == 1 && F::kSideBySide > 1;
 
 // One block of each panel: acc[p] = fma(d * s, f32(dot), acc[p]) and the minimum's part.
 template <class F, int kPanels>
@@ -107,33 +94,6 @@ STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_
         acc[kPanel] = f_fma(f_mul(f_neg(m), s), f_from_ints(sum), acc[kPanel]);  // -(dmin * s) = (-dmin) * s
       }
     }
-  });
-}
-
-// y of kPanels panels over n_blocks blocks.
-template <class F, int kPanels>
-__attribute__((noinline)) void multiply_panels(const PanelPart* panels, int64_t n_blocks, const int32_t* x,
-                                               bool is_first) {
-  Floats acc[kPanels];
-  const uint8_t *quants[kPanels], *scales[kPanels];
-  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
-    constexpr int kPanel = decltype(panel)::value;
-    const PanelPart& part = panels[kPanel];
-    quants[kPanel] = part.quants;
-    scales[kPanel] = part.scales;
-    acc[kPanel] = is_first ? f_zero() : f_load_some(part.y, part.n_lanes);
-  });
-  for (int64_t b = 0; b < n_blocks; ++b) {
-    add_block_of_panels<F, kPanels>(quants, scales, x, acc);
-    repeat<kPanels>([&](auto panel) STILL_UNROLLED {
-      quants[decltype(panel)::value] += F::kQuantBytes;
-      scales[decltype(panel)::value] += F::kScaleBytes;
-    });
-    x += ColumnLayout<F>::kWords;
-  }
-  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
-    constexpr int kPanel = decltype(panel)::value;
-    f_store_some(panels[kPanel].y, acc[kPanel], panels[kPanel].n_lanes);
   });
 }
 

@@ -310,6 +310,14 @@ STILL_INLINE void add_block(const uint8_t* quants, const uint8_t* scales, const 
   }
 }
 
+}  // namespace
+}  // namespace still
+
+#include "kernels/cpu/linear_one.h"
+
+namespace still {
+namespace {
+
 // y of kPanels panels and kColumns columns, over n_blocks blocks. kAhead: prefetches what the parts name.
 template <class F, bool kUnpacked, int kPanels, int kColumns, bool kAhead = false>
 __attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_blocks, const int32_t* x,
@@ -328,6 +336,7 @@ __attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_block
     });
   });
   for (int64_t b = 0; b < n_blocks; ++b) {
+    if constexpr (kOneColumn<F, kUnpacked, kColumns>) add_block_of_panels<F, kPanels>(quants, scales, x, acc[0]);
     repeat<kPanels>([&](auto panel) STILL_UNROLLED {
       constexpr int kPanel = decltype(panel)::value;
       if constexpr (kAhead) {
@@ -336,7 +345,8 @@ __attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_block
         if (end > panels[kPanel].ahead_end) end = panels[kPanel].ahead_end;
         for (; ahead < end; ahead += 64) prefetch_l2(ahead);
       }
-      add_block<F, kUnpacked, kColumns, !kUnpacked && !kAhead>(quants[kPanel], scales[kPanel], x, acc[kPanel]);
+      if constexpr (!kOneColumn<F, kUnpacked, kColumns>)
+        add_block<F, kUnpacked, kColumns, !kUnpacked && !kAhead>(quants[kPanel], scales[kPanel], x, acc[kPanel]);
       quants[kPanel] += kPartBytes<F, kUnpacked>;
       scales[kPanel] += F::kScaleBytes;
     });
@@ -356,24 +366,6 @@ __attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_block
   });
 }
 
-}  // namespace
-}  // namespace still
-
-#include "kernels/cpu/linear_one.h"
-
-namespace still {
-namespace {
-
-template <class F, int kPanels, int kColumns>
-STILL_INLINE void multiply_packed(const PanelPart* panels, int64_t n_blocks, const int32_t* x,
-                                  const ColumnRange& columns) {
-  if constexpr (kFewRegisters && kColumns == 1 && kSideBySide<F> > 1) {
-    multiply_panels<F, kPanels>(panels, n_blocks, x, columns.is_first);
-  } else {
-    multiply<F, false, kPanels, kColumns>(panels, n_blocks, x, columns);
-  }
-}
-
 template <class F>
 STILL_INLINE PanelPart panel_part(const LinearArgs& args, int64_t panel, int64_t row, int64_t block) {
   const uint8_t* start = args.weights + panel * args.panel_bytes;
@@ -382,11 +374,11 @@ STILL_INLINE PanelPart panel_part(const LinearArgs& args, int64_t panel, int64_t
 }
 
 // Parts of the weights that are read side by side. For one column, where DRAM is the bound, few registers take as many
-// as linear_one.h says; else the small tiles of 32-wide formats are read best in four streams, the large ones of
+// as the format says; else the small tiles of 32-wide formats are read best in four streams, the large ones of
 // K-quants in one with a far prefetch.
 template <class F, int kColumns>
 constexpr int kStreams = kColumns > 1      ? 1
-                         : kFewRegisters   ? kSideBySide<F>
+                         : kFewRegisters   ? F::kSideBySide
                          : F::kBlock == 32 ? 4
                                            : 1;
 
@@ -406,11 +398,11 @@ void multiply_few(const LinearArgs& args) {
     for (int64_t i = 0; i < part_panels; ++i) {
       PanelPart parts[kParts];
       for (int p = 0; p < kParts; ++p) parts[p] = panel_part<F>(args, args.panel_begin + p * part_panels + i, 0, block);
-      multiply_packed<F, kParts, kColumns>(parts, count, x, columns);
+      multiply<F, false, kParts, kColumns>(parts, count, x, columns);
     }
     for (int64_t panel = args.panel_begin + kParts * part_panels; panel < args.panel_end; ++panel) {
       const PanelPart part = panel_part<F>(args, panel, 0, block);
-      multiply_packed<F, 1, kColumns>(&part, count, x, columns);
+      multiply<F, false, 1, kColumns>(&part, count, x, columns);
     }
   }
 }
