@@ -300,6 +300,12 @@ GenerationState EngineGeneration::state() const {
 
 }  // namespace
 
+void set_asker(GenerationInput& input, const HttpRequest& request) {
+  // Requests of different keys, or of different machines, take turns.
+  input.user = request.key.empty() ? request.peer.substr(0, request.peer.rfind(':')) : request.key;
+  input.facts = request.facts;
+}
+
 std::shared_ptr<Generation> start_generation(ServeContext& context, GenerationInput input,
                                              std::shared_ptr<GenerationSink> sink) {
   auto generation = std::make_shared<EngineGeneration>(context, std::move(input), std::move(sink));

@@ -98,6 +98,9 @@ struct GenerationInput {
   std::string user;  // requests of different users take turns: the API key's name, else the peer's address
 };
 
+// Who asks, and where the access log's facts go.
+void set_asker(GenerationInput& input, const HttpRequest& request);
+
 // A step's news of one answer. Texts of a kind, joined over an answer, are valid UTF-8.
 struct ToolCallDelta {
   int index = 0;

@@ -418,8 +418,7 @@ namespace {
 Result<AnthropicCall> parse_call(const HttpRequest& request, bool counts_only) {
   STILL_TRY(const JsonObject body, parse_body(request.body));
   STILL_TRY(AnthropicCall call, read_anthropic_call(body, counts_only));
-  call.input.facts = request.facts;
-  call.input.user = request.key.empty() ? request.peer.substr(0, request.peer.rfind(':')) : request.key;
+  set_asker(call.input, request);
   return call;
 }
 

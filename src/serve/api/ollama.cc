@@ -94,8 +94,7 @@ void generate(const OllamaServicePtr& service, Result<OllamaCall> call, const Ht
   }
   if (std::string warning = limit_keep_alive(service->context, request, call->input.model); !warning.empty())
     call->warnings.push_back(std::move(warning));
-  call->input.facts = request.facts;
-  call->input.user = request.key.empty() ? request.peer.substr(0, request.peer.rfind(':')) : request.key;
+  set_asker(call->input, request);
   const Result<LibraryModel> model = service->find(call->model);
   if (!model && model.error().code == Code::kNotFound) return send_model_not_found(*writer, *service, call->model);
   if (model) {

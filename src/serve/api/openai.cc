@@ -20,11 +20,6 @@ void send_error(ResponseWriter& writer, const Error& error, std::string_view par
   writer.send(error_response(ApiShape::kOpenAi, error, {.param = std::string(param)}));
 }
 
-// Requests of different keys, or of different machines, take turns.
-std::string user_of(const HttpRequest& request) {
-  return request.key.empty() ? request.peer.substr(0, request.peer.rfind(':')) : request.key;
-}
-
 void chat_completions(ServeContext& context, const HttpRequest& request, const Writer& writer) {
   Result<JsonObject> body = parse_body(request.body);
   if (!body) return send_error(*writer, body.error());
@@ -33,8 +28,7 @@ void chat_completions(ServeContext& context, const HttpRequest& request, const W
   if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
   if (std::string warning = limit_keep_alive(context, request, call.input.model); !warning.empty())
     call.input.warnings.push_back(std::move(warning));
-  call.input.user = user_of(request);
-  call.input.facts = request.facts;
+  set_asker(call.input, request);
   call.input.wants_progress = call.stream.is_on;
   auto sink = std::make_shared<OpenAiChatSink>(call, writer);
   const auto generation = start_generation(context, std::move(call.input), std::move(sink));
@@ -51,8 +45,7 @@ void completions(ServeContext& context, const HttpRequest& request, const Writer
   if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
   if (std::string warning = limit_keep_alive(context, request, call.input.model); !warning.empty())
     call.input.warnings.push_back(std::move(warning));
-  call.input.user = user_of(request);
-  call.input.facts = request.facts;
+  set_asker(call.input, request);
   start_completions(context, std::move(call), writer);
 }
 

@@ -544,8 +544,7 @@ void handle_responses(ServeContext& context, const RequestPtr& request, const Wr
   std::string param;
   Result<ResponsesCall> call = read_responses_call(*body, param);
   if (!call) return writer->send(error_response(ApiShape::kOpenAi, call.error(), {.param = param}));
-  call->input.facts = request->facts;
-  call->input.user = request->key.empty() ? request->peer.substr(0, request->peer.rfind(':')) : request->key;
+  set_asker(call->input, *request);
   GenerationInput input = call->input;
   const auto sink = std::make_shared<ResponsesSink>(std::move(*call), writer);
   const std::shared_ptr<Generation> generation = start_generation(context, std::move(input), sink);
