@@ -242,8 +242,8 @@ class CublasLtGemm : public CudaGemm {
     return plan;
   }
 
-  // Rows of the shape whose algorithm serves the one-off shape of so many: few, since the first launch of an algorithm
-  // takes the library up to 20 ms.
+  // Rows of the shape whose algorithm serves the one-off shape of so many: few, since the library loads an
+  // algorithm at its first launch.
   static std::int64_t rounded_rows(std::int64_t n) {
     if (n > 256) return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(n)));
     const std::int64_t step = n <= 64 ? 16 : 64;
