@@ -11,6 +11,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <utility>
 
 #include "kernels/kernel_table.h"
 
@@ -34,13 +35,15 @@ struct Int {
   static constexpr int value = kValue;
 };
 
-// body(Int<0>), body(Int<1>), ... body(Int<N - 1>)
-template <int N, int I = 0, class Body>
+// body(Int<0>), body(Int<1>), ... body(Int<N - 1>). Not by recursion, whose last bodies would be inlined through all
+// levels, and what is inlined is copied.
+template <class Body, int... I>
+STILL_INLINE void repeat_each(const Body& body, std::integer_sequence<int, I...>) {
+  (body(Int<I>{}), ...);
+}
+template <int N, class Body>
 STILL_INLINE void repeat(const Body& body) {
-  if constexpr (I < N) {
-    body(Int<I>{});
-    repeat<N, I + 1>(body);
-  }
+  repeat_each(body, std::make_integer_sequence<int, N>{});
 }
 
 constexpr int64_t min_of(int64_t a, int64_t b) {

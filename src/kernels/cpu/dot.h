@@ -64,48 +64,63 @@ constexpr int kInt16Steps = kMax > 63   ? 8
 template <int kColumns, bool kFromOffsets, class W, class Body>
 STILL_INLINE void int16_dots(const W& w, const int32_t* q, int q_stride, const int32_t* offsets, const Body& body) {
   constexpr int kSteps = !kFromOffsets && kInt16Steps<W::kMax> < W::kVectors ? kInt16Steps<W::kMax> : W::kVectors;
+  constexpr int kRuns = W::kVectors / kSteps;
   // With few registers all columns' sums are in them and a vector of weights only while it is used, else the reverse.
-  constexpr int kAtOnce = kFewRegisters ? kColumns : 1;
-  constexpr int kPartsAtOnce = kFewRegisters && kColumns <= 2 ? W::kParts : 1;
-  repeat<W::kParts / kPartsAtOnce>([&](auto pass) STILL_UNROLLED {
-    repeat<W::kVectors / kSteps>([&](auto run) STILL_UNROLLED {
-      repeat<kColumns / kAtOnce>([&](auto group) STILL_UNROLLED {
-        constexpr int kFirstColumn = decltype(group)::value * kAtOnce;
-        constexpr int kFirstPart = decltype(pass)::value * kPartsAtOnce;
-        Pairs sums[kPartsAtOnce][kAtOnce];
-        repeat<kSteps>([&](auto step) STILL_UNROLLED {
-          constexpr int kVector = W::order(decltype(run)::value * kSteps + decltype(step)::value);
-          Bytes weights[kPartsAtOnce];
-          repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
-            weights[decltype(part)::value] = w.template get<kFirstPart + decltype(part)::value, kVector>();
-          });
-          repeat<kAtOnce>([&](auto column) STILL_UNROLLED {
-            constexpr int kColumn = decltype(column)::value;
-            const Ints x = i_broadcast(q + kVector * q_stride + kFirstColumn + kColumn);
-            repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
-              Pairs& sum = sums[decltype(part)::value][kColumn];
-              const Pairs product = maddubs(weights[decltype(part)::value], x);
-              if constexpr (decltype(step)::value > 0) {
-                sum = p_add(sum, product);
-              } else if constexpr (kFromOffsets) {
-                sum = p_add(i_broadcast(offsets + kFirstColumn + kColumn), product);
-              } else {
-                sum = product;
-              }
-              // g++ would add the products as a tree, which needs a register for each of them.
-              if constexpr (kFewRegisters) p_keep(sum);
-            });
-          });
+  // Not one form for both: each loop around others lengthens what the compiler takes for all that is inside.
+  if constexpr (kFewRegisters) {
+    constexpr int kPartsAtOnce = kColumns <= 2 ? W::kParts : 1;
+    repeat<W::kParts / kPartsAtOnce * kRuns>([&](auto pass) STILL_UNROLLED {
+      constexpr int kFirstPart = decltype(pass)::value / kRuns, kFirst = decltype(pass)::value % kRuns * kSteps;
+      Pairs sums[kPartsAtOnce][kColumns];
+      repeat<kSteps>([&](auto step) STILL_UNROLLED {
+        constexpr int kVector = W::order(kFirst + decltype(step)::value);
+        Bytes weights[kPartsAtOnce];
+        repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
+          weights[decltype(part)::value] = w.template get<kFirstPart + decltype(part)::value, kVector>();
         });
-        repeat<kAtOnce>([&](auto column) STILL_UNROLLED {
+        repeat<kColumns>([&](auto column) STILL_UNROLLED {
+          constexpr int kColumn = decltype(column)::value;
+          const Ints x = i_broadcast(q + kVector * q_stride + kColumn);
           repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
-            constexpr int kPart = decltype(part)::value, kColumn = decltype(column)::value;
-            body(Int<kFirstPart + kPart>{}, Int<kFirstColumn + kColumn>{}, sums[kPart][kColumn]);
+            Pairs& sum = sums[decltype(part)::value][kColumn];
+            const Pairs product = maddubs(weights[decltype(part)::value], x);
+            if constexpr (decltype(step)::value > 0) {
+              sum = p_add(sum, product);
+            } else if constexpr (kFromOffsets) {
+              sum = p_add(i_broadcast(offsets + kColumn), product);
+            } else {
+              sum = product;
+            }
+            p_keep(sum);  // g++ would add the products as a tree, which needs a register for each of them.
           });
         });
       });
+      repeat<kColumns>([&](auto column) STILL_UNROLLED {
+        repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
+          constexpr int kPart = decltype(part)::value, kColumn = decltype(column)::value;
+          body(Int<kFirstPart + kPart>{}, Int<kColumn>{}, sums[kPart][kColumn]);
+        });
+      });
     });
-  });
+  } else {
+    repeat<W::kParts * kRuns * kColumns>([&](auto dot) STILL_UNROLLED {
+      constexpr int kDot = decltype(dot)::value, kColumn = kDot % kColumns;
+      constexpr int kPart = kDot / kColumns / kRuns, kFirst = kDot / kColumns % kRuns * kSteps;
+      Pairs sum;
+      repeat<kSteps>([&](auto step) STILL_UNROLLED {
+        constexpr int kVector = W::order(kFirst + decltype(step)::value);
+        const Pairs product = maddubs(w.template get<kPart, kVector>(), i_broadcast(q + kVector * q_stride + kColumn));
+        if constexpr (decltype(step)::value > 0) {
+          sum = p_add(sum, product);
+        } else if constexpr (kFromOffsets) {
+          sum = p_add(i_broadcast(offsets + kColumn), product);
+        } else {
+          sum = product;
+        }
+      });
+      body(Int<kPart>{}, Int<kColumn>{}, sum);
+    });
+  }
 }
 
 // acc[c] += sum of w * q over the N vectors. q: [N][q_stride], column c at offset c.
