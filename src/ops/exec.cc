@@ -71,6 +71,7 @@ Result<std::unique_ptr<Exec>> Exec::create(const ExecOptions& options) {
   exec->attention_partials_ = exec->arena_.allocate_array<float>(partial_bytes(options) / 4);
   exec->threads_ =
       std::make_unique<ThreadPool>(ThreadPool::Options{.n_threads = n_threads, .topology = options.topology});
+  exec->work_shares_ = std::make_unique<WorkShares>(n_threads);
   return exec;
 }
 

@@ -12,6 +12,7 @@
 #include "base/thread_pool.h"
 #include "kernels/kernel_table.h"
 #include "ops/cuda_options.h"
+#include "ops/work_shares.h"
 #include "tensor/arena.h"
 #include "tensor/tensor.h"
 
@@ -69,6 +70,7 @@ class Exec {
 
   // 64-byte aligned scratch of one thread, for kernels: max(kLinearScratchBytes, kAttentionScratchBytes).
   std::uint8_t* thread_scratch(int thread_idx);
+  WorkShares& work_shares() { return *work_shares_; }
   // Quantised activations of the current linear, in blocks of 32 or 256 (a group of weights may need both).
   const ActivationBuffers& activations(std::int32_t block) const { return activations_[block == 32 ? 0 : 1]; }
   // Partial results of attention: m, l, o as in AttentionMergeArgs, for max_attention_parts.
@@ -84,6 +86,7 @@ class Exec {
   std::unique_ptr<CudaExec> cuda_;
   const CpuKernels* kernels_ = nullptr;
   std::unique_ptr<ThreadPool> threads_;
+  std::unique_ptr<WorkShares> work_shares_;
   Arena arena_;
   std::uint8_t* thread_scratch_ = nullptr;
   ActivationBuffers activations_[2];

@@ -1,7 +1,8 @@
 // One parallel region per call: quantise the activations (each thread a share, then a barrier), then each thread takes
-// a contiguous range of panels, equal in bytes over all matrices of the group, and finishes its own slice of the output
-// (bias, sum, SwiGLU) while that is in its cache. On several NUMA nodes each matrix is first parted among them, as the
-// loader did when it placed the weights. Who computes a panel does not change a bit of it.
+// a contiguous range of panels, equal in bytes over all matrices of the group, helps the slower ones at its end, and
+// finishes its slices of the output (bias, sum, SwiGLU) while they are in its cache. On several NUMA nodes each matrix
+// is first parted among them, as the loader did when it placed the weights. Who computes a panel does not change a bit
+// of it.
 #include "ops/linear.h"
 
 #include <algorithm>
@@ -18,7 +19,11 @@ namespace {
 // Below this many bytes of weights (times tokens) threads are not woken: about 5 us of one core.
 constexpr std::int64_t kInlineBytes = 64 * 1024;
 // Activations up to this many elements are quantised by the caller before the region.
-constexpr std::int64_t kInlineQuantize = 4096;
+constexpr std::int64_t kInlineQuantize = 16 * 1024;
+// Shares are counted in units of this many panels, which kernels for one token read side by side. What a thread takes
+// at once is at least kLeastBytes of weights, 5 to 10 us of one core, and for more than a few tokens kLeastUnits: the
+// kernel regroups their activations each time.
+constexpr std::int64_t kUnitPanels = 4, kLeastBytes = 96 * 1024, kLeastUnits = 4, kFewTokens = 4;
 // Second operands of the epilogues lie behind the kernel's part of a thread's scratch.
 constexpr std::int64_t kTempFloats = (kAttentionScratchBytes - kLinearScratchBytes) / 4;
 constexpr std::int64_t kMaxRows = 4096;  // tokens of one kernel call
@@ -47,10 +52,11 @@ class LinearCall {
   // Products follow one another; `each` calls its argument with every Product.
   template <class Each>
   void run(Each&& each) {
-    std::int64_t total_bytes = 0;
+    std::int64_t total_bytes = 0, largest_panel = 1;
     bool need[2] = {false, false};  // activations in blocks of 32, of 256
     each([&](const Product& product) {
       total_bytes += product.n_panels() * product.panel_bytes();
+      largest_panel = std::max(largest_panel, product.panel_bytes());
       for (const Weight* w : {product.w, product.up}) {
         if (w == nullptr) continue;
         STILL_DCHECK(w->k == k_ && w->panel_bytes == packed_panel_bytes(w->format, k_));
@@ -63,52 +69,76 @@ class LinearCall {
     const std::int64_t n_threads = inline_only ? 1 : exec_.n_threads();
     const bool share_quantize = n_threads > 1 && (need[0] || need[1]) && n_tokens_ * k_ > kInlineQuantize;
     if (!share_quantize) quantize(need, 0, 1);
-    const auto body = [&](int thread_idx) {
+    if (n_threads == 1) {
+      each([&](const Product& product) { multiply(product, 0, product.n_panels(), 0); });
+      return;
+    }
+    const ThreadPool& threads = exec_.threads();
+    WorkShares& shares = exec_.work_shares();
+    for (int node = 0; node < threads.n_nodes(); ++node) {
+      const auto [first, last] = threads.node_threads(node);
+      std::int64_t begin = 0;
+      for (int i = first; i < last; ++i) {
+        const std::int64_t end = units_until(each, node, i + 1 - first, last - first);
+        shares.set(i, begin, end);
+        begin = end;
+      }
+    }
+    const std::int64_t least =
+        n_tokens_ > kFewTokens ? kLeastUnits : std::max<std::int64_t>(1, kLeastBytes / (kUnitPanels * largest_panel));
+    exec_.threads().run([&](int thread_idx) {
       if (share_quantize) {
         quantize(need, thread_idx, n_threads);
         exec_.threads().barrier();
       }
-      // The node's part of each matrix, and of all parts together the thread's share.
-      const ThreadPool& threads = exec_.threads();
-      const int node = n_threads == 1 ? 0 : threads.node_of(thread_idx);
-      const bool is_parted = n_threads > 1 && threads.n_nodes() > 1;
-      const auto part = [&](std::int64_t n_panels) {
-        return is_parted ? threads.node_share(n_panels, node) : std::pair<std::int64_t, std::int64_t>(0, n_panels);
-      };
-      std::int64_t node_bytes = total_bytes, first_thread = 0, team = n_threads;
-      if (is_parted) {
-        node_bytes = 0;
-        each([&](const Product& product) {
-          const auto [first, last] = part(product.n_panels());
-          node_bytes += (last - first) * product.panel_bytes();
-        });
-        first_thread = threads.node_threads(node).first;
-        team = threads.node_threads(node).second - first_thread;
+      const int node = threads.node_of(thread_idx);
+      const auto [first, last] = threads.node_threads(node);
+      for (;;) {
+        const auto units = shares.take(thread_idx, first, last, least);
+        if (units.first == units.second) return;
+        multiply_units(each, node, units, thread_idx);
       }
-      const std::int64_t share_begin = node_bytes * (thread_idx - first_thread) / team;
-      const std::int64_t share_end = node_bytes * (thread_idx - first_thread + 1) / team;
-      std::int64_t offset = 0;
-      each([&](const Product& product) {
-        // A panel belongs to the thread in whose share it begins.
-        const auto [first, last] = part(product.n_panels());
-        const std::int64_t bytes = product.panel_bytes(), n_panels = last - first;
-        const auto first_from = [&](std::int64_t at) {
-          return std::clamp<std::int64_t>((at - offset + bytes - 1) / bytes, 0, n_panels);
-        };
-        const std::int64_t begin = share_begin <= offset ? 0 : first_from(share_begin);
-        const std::int64_t end = share_end <= offset ? 0 : first_from(share_end);
-        if (begin < end) multiply(product, first + begin, first + end, thread_idx);
-        offset += n_panels * bytes;
-      });
-    };
-    if (n_threads == 1) {
-      body(0);
-    } else {
-      exec_.threads().run(body);
-    }
+    });
   }
 
  private:
+  // The node's part of a matrix.
+  std::pair<std::int64_t, std::int64_t> part(const Product& product, int node) const {
+    return exec_.threads().node_share(product.n_panels(), node);
+  }
+
+  // Units of the node's parts, one after the other, up to the share_idx-th of n_shares of their bytes.
+  template <class Each>
+  std::int64_t units_until(const Each& each, int node, std::int64_t share_idx, std::int64_t n_shares) const {
+    std::int64_t bytes = 0;
+    each([&](const Product& product) {
+      const auto [first, last] = part(product, node);
+      bytes += (last - first) * product.panel_bytes();
+    });
+    std::int64_t left = bytes * share_idx / n_shares, n_units = 0;
+    each([&](const Product& product) {
+      const auto [first, last] = part(product, node);
+      const std::int64_t n_panels = std::min(last - first, (left + product.panel_bytes() - 1) / product.panel_bytes());
+      n_units += (n_panels + kUnitPanels - 1) / kUnitPanels;
+      left -= std::min(left, (last - first) * product.panel_bytes());
+    });
+    return n_units;
+  }
+
+  template <class Each>
+  void multiply_units(const Each& each, int node, std::pair<std::int64_t, std::int64_t> units, int thread_idx) {
+    std::int64_t offset = 0;
+    each([&](const Product& product) {
+      const auto [first, last] = part(product, node);
+      const std::int64_t n_units = (last - first + kUnitPanels - 1) / kUnitPanels;
+      const std::int64_t begin = std::clamp<std::int64_t>(units.first - offset, 0, n_units);
+      const std::int64_t end = std::clamp<std::int64_t>(units.second - offset, 0, n_units);
+      if (begin < end)
+        multiply(product, first + begin * kUnitPanels, std::min(first + end * kUnitPanels, last), thread_idx);
+      offset += n_units;
+    });
+  }
+
   // The thread's share of all blocks, rows one after the other.
   void quantize(const bool (&need)[2], std::int64_t thread_idx, std::int64_t n_threads) {
     for (const std::int32_t block : {32, 256}) {

@@ -30,7 +30,8 @@ struct Format {
   static constexpr int order(int i) { return i; }
   static constexpr int place(int i) { return i; }
   static constexpr bool kHasMin = kMinimum;
-  static constexpr int kSideBySide = 4;
+  // One column on AVX2 (linear_one.h): panels that go in step, and how far ahead their quants are asked for (0: not).
+  static constexpr int kSideBySide = 4, kAskAhead = 0;
   static constexpr int kBlock = kSubs * kVectors * 4;
   static constexpr int kQuantBytes = kQuantVectors * 64;
   // Where the parts of a tile's scales lie: sub-block scales, minimums, d, then dmin or m.
@@ -63,6 +64,7 @@ using Q4_1 = FourBits<true>;
 
 template <bool kMinimum>
 struct FiveBits : Format<1, 8, 31, kMinimum, 16, 5> {
+  static constexpr int kAskAhead = 1024;
   static constexpr int order(int i) { return i / 2 + i % 2 * 4; }
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int) {
@@ -126,7 +128,7 @@ struct SixteenWide : Format<16, 4, kMaxWeight, kMinimum, kWeightOffset, kQuantVe
 // Its vectors lie in the order in which they are used, twelve a step: 4 of ql for the first two parts' weights (low
 // nibbles) and the last two's, 4 of the next part's, 4 of qh.
 struct Q6_K : SixteenWide<63, false, 32, 48> {
-  static constexpr int kSideBySide = 3;
+  static constexpr int kSideBySide = 3, kAskAhead = 1024;
   static constexpr int place(int i) {
     return i < 32 ? (i / 16 * 2 + i / 4 % 2) * 12 + i / 8 % 2 * 4 + i % 4 : (i / 4 - 8) * 12 + 8 + i % 4;
   }

@@ -1,7 +1,8 @@
 // One column of activations, where a panel's sums need few registers: several panels go side by side, a vector of each
 // at a time. So each word of activations is loaded once for all of them, and memory sees as many streams, each read
 // line by line from front to back, which the hardware's prefetchers follow better than any prefetch instruction
-// (docs/cpu-kernels.md). Included by linear_quantized.h.
+// (docs/cpu-kernels.md). What they miss is asked for: a panel's scales, a stream that begins anew with each panel,
+// while the one before is multiplied, and all of it where F::kAskAhead says so. Included by linear_quantized.h.
 #pragma once
 
 namespace still {
@@ -11,10 +12,17 @@ namespace {
 template <class F, bool kUnpacked, int kColumns>
 constexpr bool kOneColumn = kFewRegisters && !kUnpacked && kColumns == 1 && F::kSideBySide > 1;
 
+// Bytes from a panel's scales to those asked for meanwhile: the next panel's. Of long panels the prefetchers find the
+// scales by themselves; 0 asks for what is there.
+constexpr int64_t kShortPanelBytes = 24 * 1024;
+constexpr int64_t next_scales(int64_t panel_bytes) {
+  return panel_bytes <= kShortPanelBytes ? panel_bytes : 0;
+}
+
 // One block of each panel: acc[p] = fma(d * s, f32(dot), acc[p]) and the minimum's part.
 template <class F, int kPanels>
-STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_t* const* scales, const int32_t* x,
-                                      Floats* acc) {
+STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_t* const* scales, int64_t next_scales,
+                                      const int32_t* x, Floats* acc) {
   using Layout = ColumnLayout<F>;
   constexpr bool kFromOffsets = kOffsetInSums<F>;
   constexpr int kParts = F::Sub::kParts, kPartsAtOnce = kPanels <= 2 ? kParts : 1;
@@ -24,6 +32,10 @@ STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_
   repeat<kPanels>([&](auto panel) STILL_UNROLLED {
     dots[decltype(panel)::value] = F::kBlock == 256 || F::kHasMin || kFromOffsets ? i_zero() : i_broadcast(sums_of_x);
   });
+  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+    for (int i = 0; i < F::kScaleBytes; i += 64) prefetch(scales[decltype(panel)::value] + next_scales + i);
+  });
+  constexpr int kStepLines = F::kQuantBytes / 64 / F::kSteps, kStepSlots = F::kStepSubs * F::kVectors;
   // A loop, since the code of all steps and panels would not fit the instruction cache.
   for (int step = 0; step < F::kSteps; ++step) {
     repeat<F::kStepSubs>([&](auto j) STILL_UNROLLED {
@@ -35,8 +47,17 @@ STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_
         repeat<F::kVectors / kRun>([&](auto run) STILL_UNROLLED {
           Pairs sums[kPartsAtOnce][kPanels];
           repeat<kRun>([&](auto i) STILL_UNROLLED {
-            constexpr int kVector = F::order(decltype(run)::value * kRun + decltype(i)::value);
+            constexpr int kIndex = decltype(run)::value * kRun + decltype(i)::value, kVector = F::order(kIndex);
+            constexpr int kFirst = ((J * F::kVectors + kIndex) * kStepLines + kStepSlots - 1) / kStepSlots;
+            constexpr int kEnd = ((J * F::kVectors + kIndex + 1) * kStepLines + kStepSlots - 1) / kStepSlots;
             const Ints word = i_broadcast(q + kVector);
+            if constexpr (F::kAskAhead > 0 && kFirstPart == 0) {
+              // The step's lines spread over its vectors: many at once would wait for the few fill buffers.
+              repeat<kEnd - kFirst>([&](auto line) STILL_UNROLLED {
+                const int64_t at = F::kAskAhead + 64 * (step * kStepLines + kFirst + decltype(line)::value);
+                repeat<kPanels>([&](auto panel) STILL_UNROLLED { prefetch_l2(quants[decltype(panel)::value] + at); });
+              });
+            }
             repeat<kPanels>([&](auto panel) STILL_UNROLLED {
               const LazyWeights<F, J> w{quants[decltype(panel)::value], step};
               repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {

@@ -146,6 +146,7 @@ struct PanelPart {
   // What to ask for meanwhile, ahead_lines of 64 bytes with each block: [ahead, ahead_end).
   const uint8_t *ahead = nullptr, *ahead_end = nullptr;
   int64_t ahead_lines = 0;
+  int64_t next_scales = 0;  // for one column (linear_one.h)
 };
 struct ColumnRange {
   int64_t n;  // columns that exist
@@ -336,7 +337,8 @@ __attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_block
     });
   });
   for (int64_t b = 0; b < n_blocks; ++b) {
-    if constexpr (kOneColumn<F, kUnpacked, kColumns>) add_block_of_panels<F, kPanels>(quants, scales, x, acc[0]);
+    if constexpr (kOneColumn<F, kUnpacked, kColumns>)
+      add_block_of_panels<F, kPanels>(quants, scales, panels[0].next_scales, x, acc[0]);
     repeat<kPanels>([&](auto panel) STILL_UNROLLED {
       constexpr int kPanel = decltype(panel)::value;
       if constexpr (kAhead) {
@@ -398,6 +400,7 @@ void multiply_few(const LinearArgs& args) {
     for (int64_t i = 0; i < part_panels; ++i) {
       PanelPart parts[kParts];
       for (int p = 0; p < kParts; ++p) parts[p] = panel_part<F>(args, args.panel_begin + p * part_panels + i, 0, block);
+      if constexpr (kOneColumn<F, false, kColumns>) parts[0].next_scales = next_scales(args.panel_bytes);
       multiply<F, false, kParts, kColumns>(parts, count, x, columns);
     }
     for (int64_t panel = args.panel_begin + kParts * part_panels; panel < args.panel_end; ++panel) {
