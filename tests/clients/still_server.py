@@ -107,6 +107,15 @@ class Server:
         assert self.process.returncode == 0, f"still serve ended with {self.process.returncode}: {text}"
 
 
+    def discard(self):
+        """Ends it at once and asks nothing of how: for a test that has failed, or has ended the server itself."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 class ExternalServer(Server):
     def __init__(self, url):
         self.tls, self.headers = None, {}

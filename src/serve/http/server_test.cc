@@ -484,7 +484,7 @@ TEST_F(HttpFront, HoldsAThousandIdleConnections) {
 }
 
 TEST_F(HttpFront, DrainsWhatRunsAndClosesTheRest) {
-  TestClient idle = connect(), busy = connect();
+  TestClient fresh = connect(), idle = connect(), busy = connect();
   idle.send(kGet);
   idle.read_until("]");
   busy.send("GET /hold HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -494,6 +494,10 @@ TEST_F(HttpFront, DrainsWhatRunsAndClosesTheRest) {
   server_->drain();
   EXPECT_EQ(idle.read_all(2000), "");
   EXPECT_TRUE(idle.is_ended());
+  // One that had connected, and sends its request only now, is answered like those that come later.
+  fresh.send(kGet);
+  EXPECT_THAT(fresh.read_all(2000), HasSubstr("Connection: close"));
+  EXPECT_TRUE(fresh.is_ended());
   EXPECT_FALSE(server_->wait_idle(50ms));
   stream->write("last");
   stream->finish();

@@ -138,6 +138,7 @@ bool Session::parse_some() {
     in_.erase(0, std::min(in_.find_first_not_of("\r\n"), in_.size()));
     if (in_.empty()) return false;
     arrived_ = Clock::now();
+    had_request_ = true;
     n_in_ = static_cast<std::int64_t>(in_.size());
     n_out_ = n_head_ = 0;
     first_byte_.reset();
@@ -429,8 +430,9 @@ void Session::close(bool is_abrupt) {
   transport_->close(is_abrupt);
 }
 
+// A client that has just connected has sent a request, or is about to: it is told so instead of losing it.
 void Session::drain() {
-  if (phase_ == Phase::kIdle || phase_ == Phase::kHandshake) close(false);
+  if (phase_ == Phase::kIdle && had_request_) close(false);
 }
 
 void Session::tick(Clock::time_point now) {

@@ -65,7 +65,7 @@ class Session : public std::enable_shared_from_this<Session>, public ExchangeOwn
   void start(bool is_refused);  // refused: there are too many connections; it gets a 503
   void on_ready(Exchange& exchange) override;
   void tick(Clock::time_point now);  // time-outs
-  void drain();                      // closes if idle
+  void drain();                      // closes if idle, once it has asked for something
   void close(bool is_abrupt);        // whatever it does
   bool is_closed() const { return phase_ == Phase::kClosed; }
 
@@ -103,6 +103,7 @@ class Session : public std::enable_shared_from_this<Session>, public ExchangeOwn
   Phase phase_ = Phase::kHandshake;
   std::optional<Clock::time_point> deadline_;
   bool is_reading_ = false, is_writing_ = false, is_ended_ = false, is_watched_ = false, is_interim_ = false;
+  bool had_request_ = false;
   bool is_sinking_ = false;  // a part of the body is being taken: nothing is read meanwhile
   std::string in_;           // received, not yet parsed
   std::optional<Parser> parser_;
