@@ -177,6 +177,16 @@ struct Waiter {
   bool has_waited_for_load = false;
 };
 
+// PARAMETER num_ctx: what the model is loaded with where no request wants more; 0: not said.
+std::int64_t modelfile_context(const LibraryModel& model) {
+  const Json* value = model.parameters.if_contains("num_ctx");
+  return value != nullptr && value->is_int64() ? std::max<std::int64_t>(0, value->get_int64()) : 0;
+}
+
+std::int64_t wanted_context(const Waiter& waiter) {
+  return waiter.wish.is_bound ? 0 : waiter.wish.context;
+}
+
 struct PoolState {
   PoolState(ModelPoolOptions chosen, Library opened, std::optional<CudaDeviceInfo> found)
       : options(std::move(chosen)),
@@ -406,7 +416,7 @@ void PoolState::schedule() {
     }
     Entry& entry = found->second;
     const bool is_stale = entry.source.digest != waiter.source.digest;
-    const bool is_short = waiter.wish.context > entry.context && !entry.is_longest;
+    const bool is_short = wanted_context(waiter) > entry.context && !entry.is_longest;
     // Loaded anew when those who use it are done; later requests wait behind this one.
     if (is_stale || is_short) entry.is_outdated = true;
     if (entry.is_closing()) {
@@ -547,12 +557,13 @@ Result<MemoryPlan> PoolState::make_room(std::unique_lock<std::mutex>& lock, cons
     if (is_stopped) return tl::unexpected(draining_error());
     if (!has_waiter(name)) return error(Code::kCancelled, "nobody waits for {} any more", name);
     EngineSettings wanted = on_gpu ? settings_on_gpu(options.engine, *gpu, headers) : options.engine;
+    if (const std::int64_t own = modelfile_context(entries.at(name).source); own > 0) wanted.context = own;
     if (headers.draft != nullptr && !on_gpu) {
       wanted.draft = std::make_shared<const DraftShape>(DraftShape{
           .config = headers.draft->config, .weight_bytes = headers.draft->weight_bytes, .max_k = headers.draft->max_k});
     }
     for (const Waiter& waiter : waiters) {
-      if (waiter.source.name == name) wanted.context = std::max(wanted.context, waiter.wish.context);
+      if (waiter.source.name == name) wanted.context = std::max(wanted.context, wanted_context(waiter));
     }
     Error problem;
     bool is_full_of_models = true;
@@ -662,7 +673,7 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
   const std::int64_t longest = (*served)->model->config().max_seq_len;
   std::int64_t wanted = 0;
   for (const Waiter& waiter : waiters) {
-    if (waiter.source.name == name) wanted = std::max(wanted, waiter.wish.context);
+    if (waiter.source.name == name) wanted = std::max(wanted, wanted_context(waiter));
   }
   entry.is_longest = entry.context >= longest || entry.context < wanted;
   entry.served = std::move(*served);

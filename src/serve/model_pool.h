@@ -52,6 +52,7 @@ struct ModelWish {
   std::string name;          // as the client wrote it; "" is an error
   std::int64_t context = 0;  // num_ctx; 0: the server's default. A loaded model with at least that context serves it
   std::optional<std::chrono::nanoseconds> keep_alive;
+  bool is_bound = false;  // takes the model with the context that it has, or that the server would load it with
 };
 
 struct LoadedModelInfo {  // for /api/ps, `still ps`, /metrics

@@ -72,7 +72,7 @@ bool becomes_true(const std::function<bool()>& condition) {
 
 class ModelPoolTest : public ::testing::Test {
  protected:
-  void add_model(const std::string& name, const std::string& tiny) {
+  void add_model(const std::string& name, const std::string& tiny, JsonObject parameters = {}) {
     const fs::path source = fs::path(STILL_SOURCE_DIR) / "testdata/tiny" / tiny / "model.gguf";
     std::ifstream file(source, std::ios::binary);
     std::ostringstream bytes;
@@ -89,6 +89,7 @@ class ModelPoolTest : public ::testing::Test {
     Manifest manifest;
     manifest.name = *ModelName::parse(name);
     manifest.source = "test";
+    manifest.parameters = std::move(parameters);
     manifest.created = utc_now();
     manifest.files = {{.name = "model.gguf", .size = static_cast<std::int64_t>(bytes.str().size()), .sha256 = sha256}};
     const Status committed = store->commit(manifest, staged);
@@ -408,6 +409,34 @@ TEST_F(ModelPoolTest, ALargerContextLoadsAnew) {
   const LeaseResult got = larger.take();
   ASSERT_TRUE(got) << got.error().message;
   EXPECT_EQ((*got)->model().engine->context(), 256);
+}
+
+TEST_F(ModelPoolTest, WhoMayNotChangeModelsTakesTheContextThatThereIs) {
+  ModelPoolOptions chosen = options();
+  chosen.engine.context = 128;
+  open(std::move(chosen));
+  const LeaseResult first = acquire({.name = "first", .context = 256, .is_bound = true});
+  ASSERT_TRUE(first) << first.error().message;
+  EXPECT_EQ((*first)->model().engine->context(), 128);
+  const LeaseResult again = acquire({.name = "first", .context = 256, .is_bound = true});
+  ASSERT_TRUE(again) << again.error().message;
+  EXPECT_EQ(&(*again)->model(), &(*first)->model()) << "not loaded anew";
+}
+
+TEST_F(ModelPoolTest, AModelfilesContextIsTheModelsDefault) {
+  ModelPoolOptions chosen = options();
+  chosen.engine.context = 128;
+  add_model("wide", "llama", {{"num_ctx", 256}});
+  add_model("odd", "llama", {{"num_ctx", "many"}});
+  open(std::move(chosen));
+  for (const bool is_bound : {true, false}) {
+    const LeaseResult lease = acquire({.name = "wide", .is_bound = is_bound});
+    ASSERT_TRUE(lease) << lease.error().message;
+    EXPECT_EQ((*lease)->model().engine->context(), 256);
+  }
+  const LeaseResult odd = acquire({.name = "odd"});
+  ASSERT_TRUE(odd) << odd.error().message;
+  EXPECT_EQ((*odd)->model().engine->context(), 128);
 }
 
 TEST_F(ModelPoolTest, AContextBeyondTheModelsIsTheModels) {

@@ -1,6 +1,7 @@
 #include "serve/model_use.h"
 
 #include <mutex>
+#include <utility>
 
 #include "serve/auth.h"
 
@@ -38,15 +39,13 @@ bool may_change_models(const ServeContext& context, const HttpRequest& request) 
   return request.key.empty() || context.auth == nullptr || context.auth->is_admin(request.key);
 }
 
-std::string limit_keep_alive(const ServeContext& context, const HttpRequest& request, ModelWish& wish) {
-  if (!wish.keep_alive || may_change_models(context, request)) return {};
+std::string limit_wish(const ServeContext& context, const HttpRequest& request, ModelWish& wish) {
+  if (may_change_models(context, request)) return {};
+  wish.is_bound = true;
+  const auto asked = std::exchange(wish.keep_alive, std::nullopt);
   const std::chrono::nanoseconds own = context.options.keep_alive;
-  constexpr std::chrono::nanoseconds kZero{};
-  const bool is_for_ever = *wish.keep_alive < kZero;
-  const bool is_shorter = !is_for_ever && (own < kZero || *wish.keep_alive < own);
-  if (!is_shorter && !(is_for_ever && own >= kZero)) return {};
-  wish.keep_alive.reset();
-  return "keep_alive was ignored: this API key may not stop models, nor keep them for ever";
+  const bool is_same = !asked || *asked == own || (asked->count() < 0 && own.count() < 0);
+  return is_same ? "" : "keep_alive was ignored: this API key may not choose how long models stay";
 }
 
 Result<Library> open_library(const ServeContext& context) {

@@ -19,9 +19,10 @@ Result<std::string> model_or_default(ServeContext& context, std::string_view nam
 // Whether the request's key may change and stop models; without keys everybody may.
 bool may_change_models(const ServeContext& context, const HttpRequest& request);
 
-// Of a request whose key may not stop models: a keep_alive that would let the model go sooner than the server's own, or
-// hold it for ever, is taken out of the wish. What to tell the client then; empty: nothing was taken.
-std::string limit_keep_alive(const ServeContext& context, const HttpRequest& request, ModelWish& wish);
+// Of a request whose key may not change models: it takes models as this server loads them, for as long as this server
+// keeps them. What to tell the client where it asked for another time; empty: nothing. That its context is another is
+// told once the model is there.
+std::string limit_wish(const ServeContext& context, const HttpRequest& request, ModelWish& wish);
 
 // The library as this server's options say.
 Result<Library> open_library(const ServeContext& context);

@@ -199,8 +199,8 @@ Result<Request> prepare_prompt(const GenerationInput& input, const ServedModel& 
                  "the prompt has {} tokens, the context holds {}{}: shorten it or choose a larger context", n_prompt,
                  context, n_prompt == context ? " and an answer needs at least one" : "");
   if (input.model.context > served.engine->context())
-    request.warnings.push_back(
-        fmt::format("a context of {} tokens was asked for, {} fit", input.model.context, served.engine->context()));
+    request.warnings.push_back(fmt::format("a context of {} tokens was asked for, the model has {}",
+                                           input.model.context, served.engine->context()));
   if (context < served.engine->context() && (request.max_tokens < 0 || request.max_tokens > context - n_prompt))
     request.max_tokens = context - n_prompt;
   request.warnings.insert(request.warnings.begin(), input.warnings.begin(), input.warnings.end());

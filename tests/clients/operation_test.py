@@ -38,7 +38,7 @@ def serving(arguments=(), **options):
     try:
         yield server
     except BaseException as failure:
-        log = server.log_text()
+        log = server.log_text()[-1500:]
         server.discard()
         if isinstance(failure, Exception):
             raise AssertionError(f"{type(failure).__name__}: {failure}\nThe server's log ends: {log}") from failure
@@ -92,7 +92,7 @@ def check_keys_and_limits():
             {"name": "slow", "sha256": hashlib.sha256(b"sk-slow").hexdigest(), "requests_per_minute": 2, "admin": False},
             {"name": "few", "key": "sk-few", "tokens_per_minute": 10, "admin": False},
             {"name": "one", "key": "sk-one", "max_concurrent": 1, "admin": False}]}))
-        with serving(("--keys", str(keys))) as server:
+        with serving(("--keys", str(keys), "--context", "128")) as server:
             bearer = lambda key: {"Authorization": f"Bearer {key}"}
             for path in ("/api/tags", "/v1/models", "/metrics", "/v1/generations"):
                 assert server.get(path).status == 401, path
@@ -111,7 +111,7 @@ def check_keys_and_limits():
                 refused = server.post(path, {"model": "tiny", "keep_alive": 0} | rest, bearer("sk-one"))
                 assert refused.status == 403 and "not change" in refused.text, refused.text
             for path in ("/api/chat", "/v1/chat/completions", "/v1/completions", "/api/generate"):
-                for time_to_stay in (0, "1ms", -1):
+                for time_to_stay in (0, "1ms", -1, "1h"):
                     body = CHAT | {"prompt": "The sea", "keep_alive": time_to_stay, "stream": False}
                     if path.endswith(("completions", "generate")) and "chat" not in path:
                         body.pop("messages")
@@ -119,8 +119,19 @@ def check_keys_and_limits():
                     assert answer.status == 200 and "keep_alive was ignored" in answer.text, answer.text
             kept = json.loads(server.get("/api/ps", bearer("sk-root")).text)["models"]
             assert [m["name"] for m in kept] == ["tiny:latest"] and not kept[0]["expires_at"].startswith("23"), kept
-            asked = server.post("/v1/chat/completions", CHAT | {"keep_alive": "1h"}, bearer("sk-one"))
+            asked = server.post("/v1/chat/completions", CHAT | {"keep_alive": "5m"}, bearer("sk-one"))
             assert asked.status == 200 and "warnings" not in asked.text, asked.text
+            # Nor does it choose what a model is loaded with.
+            def context():
+                return json.loads(server.get("/api/ps", bearer("sk-root")).text)["models"][0]["context_length"]
+
+            assert context() == 128
+            wide = CHAT | {"stream": False, "options": {"num_ctx": 256}}
+            asked = server.post("/api/chat", wide, bearer("sk-one"))
+            assert asked.status == 200 and "the model has 128" in asked.text and context() == 128, asked.text
+            embedded = server.post("/api/embed", {"model": "tiny", "input": "x", "options": {"num_ctx": 256}}, bearer("sk-one"))
+            assert embedded.status == 200 and context() == 128, embedded.text
+            assert server.post("/api/chat", wide, bearer("sk-root")).status == 200 and context() == 256
             unloaded = server.post("/api/generate", {"model": "tiny", "keep_alive": 0}, bearer("sk-root"))
             assert unloaded.status == 200 and "unload" in unloaded.text, unloaded.text
             # Requests a minute.
@@ -132,7 +143,7 @@ def check_keys_and_limits():
             assert server.post("/api/chat", CHAT | {"stream": False}, bearer("sk-few")).status == 429
             # Requests at once; others' generations are not this key's to see.
             held = server.connect()
-            held.request("POST", "/v1/chat/completions", json.dumps(LONG), bearer("sk-one"))
+            held.request("POST", "/v1/chat/completions", json.dumps(LONG | {"n": 8}), bearer("sk-one"))
             response = held.getresponse()
             second = server.post("/v1/chat/completions", CHAT, bearer("sk-one"))
             handle = response.getheader("X-Still-Generation")

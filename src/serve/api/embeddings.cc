@@ -100,7 +100,7 @@ void create_embeddings(EmbeddingService& service, ServeContext& context, const H
   JsonFields fields(*body);
   EmbedInput input;
   read_openai_model(fields, input.model);
-  limit_keep_alive(context, request, input.model);
+  limit_wish(context, request, input.model);
   read_input(fields, input);
   const std::string format = fields.text("encoding_format").value_or("float");
   if (format != "float" && format != "base64")
@@ -176,7 +176,7 @@ void rerank(EmbeddingService& service, ServeContext& context, const HttpRequest&
   JsonFields fields(*body);
   EmbedInput input;
   read_openai_model(fields, input.model);
-  limit_keep_alive(context, request, input.model);
+  limit_wish(context, request, input.model);
   const std::string query = fields.required_text("query");
   std::vector<std::string> documents = read_documents(fields);
   const auto n_best = fields.integer_in("top_n", 1, 1 << 20).value_or(1 << 20);

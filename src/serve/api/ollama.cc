@@ -89,10 +89,10 @@ void generate(const OllamaServicePtr& service, Result<OllamaCall> call, const Ht
       if (!may_change_models(service->context, request)) return send_ollama_error(*writer, 403, kMayNotChangeModels);
       return unload_model(*service, *call, *writer);
     }
-    limit_keep_alive(service->context, request, call->input.model);
+    limit_wish(service->context, request, call->input.model);
     return load_model(service, *call, writer);
   }
-  if (std::string warning = limit_keep_alive(service->context, request, call->input.model); !warning.empty())
+  if (std::string warning = limit_wish(service->context, request, call->input.model); !warning.empty())
     call->warnings.push_back(std::move(warning));
   set_asker(call->input, request);
   const Result<LibraryModel> model = service->find(call->model);

@@ -43,7 +43,7 @@ Result<EmbedInput> read_common(const OllamaService& service, const OllamaFields&
   input.options.is_cancelled = [writer] { return writer->is_closed(); };
   STILL_TRY(input.model.name, fields.model());
   STILL_TRY(input.model.keep_alive, fields.keep_alive());
-  limit_keep_alive(service.context, request, input.model);  // vectors have no place for a warning
+  limit_wish(service.context, request, input.model);  // vectors have no place for a warning
   STILL_TRY(const JsonObject options, fields.object("options"));
   GenerationInput checked;
   std::vector<std::string> ignored;

@@ -26,7 +26,7 @@ void chat_completions(ServeContext& context, const HttpRequest& request, const W
   JsonFields fields(*body);
   ChatCall call = read_chat_call(fields);
   if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
-  if (std::string warning = limit_keep_alive(context, request, call.input.model); !warning.empty())
+  if (std::string warning = limit_wish(context, request, call.input.model); !warning.empty())
     call.input.warnings.push_back(std::move(warning));
   set_asker(call.input, request);
   call.input.wants_progress = call.stream.is_on;
@@ -43,7 +43,7 @@ void completions(ServeContext& context, const HttpRequest& request, const Writer
   JsonFields fields(*body);
   CompletionCall call = read_completion_call(fields);
   if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
-  if (std::string warning = limit_keep_alive(context, request, call.input.model); !warning.empty())
+  if (std::string warning = limit_wish(context, request, call.input.model); !warning.empty())
     call.input.warnings.push_back(std::move(warning));
   set_asker(call.input, request);
   start_completions(context, std::move(call), writer);
