@@ -13,6 +13,9 @@ namespace still {
 
 namespace {
 
+// Rows of activations that the CPU's products take through a panel of weights together.
+constexpr std::int64_t kCpuRowGroup = 4;
+
 // The CPU's forward pass: everything that a step touches, allocated here once by the plan's formulas.
 class ModelForward : public ForwardPass {
  public:
@@ -269,6 +272,7 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
                     .step = options.step,
                     .max_draft = drafter == nullptr ? 0 : options.max_draft,
                     .answers_by_token = on_cuda && settings.reproducible};
+  if (!on_cuda) core.scheduler.step.row_group = kCpuRowGroup;
   core.n_blocks = plan.n_blocks;
   core.context = plan.settings.context;
   core.prefix_cache = options.prefix_cache;

@@ -40,9 +40,10 @@ void StepTime::observe(std::int64_t n_decode, std::int64_t n_prefill, double sec
     return;
   }
   const double prefill_seconds = seconds - decode_seconds(n_decode);
+  const std::int64_t n_paid = n_prefill - free_rows(n_decode);
   // A few tokens measure the weights' traffic, not the arithmetic.
-  if (n_prefill >= limits_.min_chunk && prefill_seconds > 0.1 * seconds)
-    update_mean(prefill_rate_, static_cast<double>(n_prefill) / prefill_seconds);
+  if (n_prefill < limits_.min_chunk || n_paid <= 0 || prefill_seconds <= 0.1 * seconds) return;
+  update_mean(prefill_rate_, static_cast<double>(n_paid + free_rows(n_paid)) / prefill_seconds);
 }
 
 std::int64_t StepTime::affordable_prefill(std::int64_t n_decode, std::int64_t n_behind) const {
@@ -58,7 +59,12 @@ std::int64_t StepTime::affordable_prefill(std::int64_t n_decode, std::int64_t n_
     seconds = std::min(seconds, limits_.max_stall * decode * weight);
   }
   const double affordable = (seconds - decode) * prefill_rate_;
-  return affordable < 1e9 ? std::max(static_cast<std::int64_t>(affordable), limits_.min_chunk) : kAny;
+  if (affordable >= 1e9) return kAny;
+  const std::int64_t n_free = free_rows(n_decode);
+  auto n_paid = static_cast<std::int64_t>(affordable);
+  n_paid -= n_paid % limits_.row_group;
+  while (n_free + n_paid < limits_.min_chunk) n_paid += limits_.row_group;
+  return n_free + n_paid;
 }
 
 }  // namespace still

@@ -15,7 +15,10 @@ struct StepLimits {
   std::int64_t good_chunk = 128;
   // A step with prefill takes about so many times as long as one without, for those that decode; 0: no limit.
   double max_stall = 2.0;
-  std::int64_t min_chunk = 4;  // prefill goes on by this many tokens whatever the limits say
+  std::int64_t min_chunk = 3;  // prefill goes on by so many tokens at least, whatever the limits say
+  // Rows that the products compute together: one row of the next group costs as much as all of it. Beside sequences
+  // that decode, a chunk fills the last group of theirs and takes whole ones.
+  std::int64_t row_group = 1;
 };
 
 class StepTime {
@@ -31,9 +34,13 @@ class StepTime {
 
  private:
   double decode_seconds(std::int64_t n_decode) const;  // 0: unknown
+  // Rows that n_decode sequences leave free in their last group.
+  std::int64_t free_rows(std::int64_t n_decode) const {
+    return (limits_.row_group - n_decode % limits_.row_group) % limits_.row_group;
+  }
 
   StepLimits limits_;
-  double prefill_rate_ = 0;
+  double prefill_rate_ = 0;                  // tokens of prompts a second, those in free rows not counted
   std::array<double, 16> decode_seconds_{};  // of 1, 2-3, 4-7, ... sequences without prefill, recent means; 0: unknown
 };
 

@@ -60,6 +60,29 @@ TEST(StepTime, DecodesOfAnotherNumberAreRemembered) {
   EXPECT_NEAR(run(time, machine, 1, 1, 1), machine.step(17), 0.001) << "16 tokens go on whatever the limits say";
 }
 
+TEST(StepTime, ChunksFillTheGroupsThatTheProductsComputeTogether) {
+  for (const std::int64_t n_decode : {1, 2, 3, 4, 5, 8, 15, 16}) {
+    StepTime time({.target_s = 10, .max_stall = 2.2, .row_group = 4});
+    // Any row of a group costs as much as all of it.
+    const auto step = [](std::int64_t n_rows) { return 0.004 + 0.02 * static_cast<double>((n_rows + 3) / 4); };
+    for (int i = 0; i < 20; ++i) time.observe(n_decode, 0, step(n_decode));
+    for (int i = 0; i < 60; ++i) {
+      const std::int64_t n = time.affordable_prefill(n_decode, 1);
+      if (i > 0) {
+        EXPECT_EQ((n_decode + n) % 4, 0) << n_decode << " and " << n;
+      }
+      EXPECT_GE(n, 3) << n_decode;
+      time.observe(n_decode, n, step(n_decode + n));
+      // A prompt's last tokens are fewer.
+      time.observe(n_decode, 1, step(n_decode + 1));
+    }
+    const std::int64_t n = time.affordable_prefill(n_decode, 1);
+    // One group beside one group is the least where its own has too little room.
+    EXPECT_LE(step(n_decode + n), 2.2 * step(n_decode)) << n_decode << " and " << n;
+    EXPECT_GT(step(n_decode + n + 4), 2.2 * step(n_decode)) << n_decode << " and " << n;
+  }
+}
+
 TEST(StepTime, NoLimits) {
   StepTime time({.target_s = 0, .max_stall = 0});
   EXPECT_GT(time.affordable_prefill(0, 1), 1 << 30);
