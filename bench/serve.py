@@ -9,8 +9,8 @@ interleaved, so that all see the same machine. Only Python's standard library. C
 
 streams  N concurrent streaming chats (--streams 1,4,16) of about --prompt and exactly --answer tokens: tokens of
          answers a second in all, from the first request to the last token; time to first token (TTFT), median.
-stall    --running streams decode; the time between two tokens of a stream, p95, before and while a prompt of
-         --long tokens is prefilled.
+stall    --running streams decode; the time between two tokens of a stream, p95, while a prompt of --long tokens is
+         prefilled, and undisturbed: before and after it, since the host's speed changes within the minute.
 prefix   TTFT of a prompt of about --shared tokens, and of the same prompt again.
 share    decode tokens a second of N streams (--share 1,64) over HTTP, from when all have a token to when the first is
          done, against `still bench --seqs N` at the same depth.
@@ -433,19 +433,23 @@ class Bench:
                     began = time.monotonic()
                     long_answer = await self.chat(server, self.prompt(server, args.long, f"long {i}"), 1)
                     ended = time.monotonic()
+                    n_then = [len(a.times) for a in answers]
+                    while (min(len(a.times) - n for a, n in zip(answers, n_then)) < args.undisturbed
+                           and not any(t.done() for t in tasks)):
+                        await asyncio.sleep(0.01)
                 finally:
                     for task in tasks:
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
                 first = max((a.times[0] for a in answers if a.times), default=began)
                 gaps = [(t1, t1 - t0) for a in answers for t0, t1 in zip(a.times, a.times[1:])]
-                before = [gap for at, gap in gaps if first < at - gap and at <= began]
+                alone = [gap for at, gap in gaps if first < at - gap and (at <= began or at - gap > ended)]
                 during = [gap for at, gap in gaps if began < at <= ended]
                 # A stream that got nothing at all shows in its wait until the end.
                 during += [ended - a.times[-1] for a in answers if a.times and a.times[-1] < began]
-                if not self.check(f"stall, {server.name}", [long_answer]) or not before or not during:
+                if not self.check(f"stall, {server.name}", [long_answer]) or not alone or not during:
                     continue
-                p95 = [sorted(list_)[min(len(list_) - 1, int(0.95 * len(list_)))] for list_ in (before, during)]
+                p95 = [sorted(list_)[min(len(list_) - 1, int(0.95 * len(list_)))] for list_ in (alone, during)]
                 calm.setdefault(server.name, []).append(1e3 * p95[0])
                 stalled.setdefault(server.name, []).append(1e3 * p95[1])
                 ratio.setdefault(server.name, []).append(p95[1] / p95[0])
@@ -786,7 +790,7 @@ def main():
     parser.add_argument("--prompt", type=int, default=135)
     parser.add_argument("--answer", type=int, default=64)
     parser.add_argument("--running", type=int, default=4)
-    parser.add_argument("--undisturbed", type=int, default=40, help="tokens of each stream before the long prompt")
+    parser.add_argument("--undisturbed", type=int, default=40, help="tokens of each stream before the long prompt, and after it")
     parser.add_argument("--long", type=int, default=4000)
     parser.add_argument("--shared", type=int, default=925)
     parser.add_argument("--share", type=numbers, default=[1, 64])
