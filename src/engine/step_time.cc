@@ -43,7 +43,10 @@ void StepTime::observe(std::int64_t n_decode, std::int64_t n_prefill, double sec
   const std::int64_t n_paid = n_prefill - free_rows(n_decode);
   // A few tokens measure the weights' traffic, not the arithmetic.
   if (n_prefill < limits_.min_chunk || n_paid <= 0 || prefill_seconds <= 0.1 * seconds) return;
-  update_mean(prefill_rate_, static_cast<double>(n_paid + free_rows(n_paid)) / prefill_seconds);
+  // The mean of the times, not of the rates: one step that was measured too fast would outweigh many.
+  double seconds_per_token = prefill_rate_ == 0 ? 0 : 1 / prefill_rate_;
+  update_mean(seconds_per_token, prefill_seconds / static_cast<double>(n_paid + free_rows(n_paid)));
+  prefill_rate_ = 1 / seconds_per_token;
 }
 
 std::int64_t StepTime::affordable_prefill(std::int64_t n_decode, std::int64_t n_behind) const {
