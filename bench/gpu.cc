@@ -4,6 +4,7 @@
 //   still_gpu_bench [--model 1.5b|7b|8b|14b|32b] [--type bf16|fp8|q8_0|q4_k_m] [--seqs 1,16,64] [--context 512]
 //                   [--new 128] [--prefill 512] [--prompts 16] [--repeat 3] [--serve IN,OUT] [--rounds 2]
 //                   [--idle 1] [--overlap 0] [--reproducible 1] [--sampling 1] [--chunk 8192] [--tensor-parallel 1,2]
+//                   [--kv-type f16|bf16|int8|fp8]
 //
 // decode: tokens a second of all sequences after `context` tokens each; floor: bytes that a step must read over the
 // read bandwidth measured here. prefill: `prompts` prompts of that length at once. serve: for each number of --seqs so
@@ -168,6 +169,7 @@ struct Arguments {
   std::vector<std::int64_t> serve;  // tokens in, tokens out
   bool idle = false, overlap = true, reproducible = false, sampling = false;
   std::vector<std::int64_t> tensor_parallel = {1};
+  KvType kv_type = KvType::kF16;
 };
 
 std::vector<std::int64_t> numbers(std::string_view text) {
@@ -215,6 +217,7 @@ Status run(const Arguments& arguments, std::int64_t n_ranks) {
   std::int64_t length = std::max(arguments.context + (arguments.repeat + 2) * arguments.n_new, arguments.prefill) + 64;
   if (arguments.serve.size() == 2) length = arguments.serve[0] + arguments.serve[1] + 32;
   options.settings.reproducible = arguments.reproducible;
+  options.settings.kv_type = arguments.kv_type;
   options.settings.measure_idle = arguments.idle;
   options.run_ahead = arguments.overlap;
   if (arguments.chunk > 0) options.settings.chunk_tokens = arguments.chunk;
@@ -293,6 +296,7 @@ int main(int argc, char** argv) {
     if (name == "--overlap") arguments.overlap = value != "0";
     if (name == "--reproducible") arguments.reproducible = value != "0";
     if (name == "--sampling") arguments.sampling = value != "0";
+    if (name == "--kv-type") arguments.kv_type = still::kv_type_of(value).value_or(still::KvType::kF16);
   }
   for (const std::int64_t n_ranks : arguments.tensor_parallel) {
     if (const still::Status done = still::run(arguments, n_ranks); !done) {

@@ -24,7 +24,8 @@ void declare_engine_arguments(Options& options, EngineArguments& arguments, bool
   options.value("--tensor-parallel", &arguments.tensor_parallel, "GPUs that share the model [1]");
   options.choice("--weights", &arguments.weights, {"stored", "fp8"},
                  "On a GPU, how matrices of floats are kept: as stored, or as FP8 with a scale for each row");
-  options.choice("--kv-type", &arguments.kv_type, {"f16", "int8"}, "How keys and values are kept");
+  options.choice("--kv-type", &arguments.kv_type, {"f16", "int8", "bf16", "fp8"},
+                 "How keys and values are kept; bf16 and fp8 on GPUs only");
 }
 
 Result<std::optional<std::int32_t>> to_gpu_layers(const EngineArguments& arguments) {
@@ -67,7 +68,7 @@ Result<EngineOptions> to_engine_options(const EngineArguments& arguments) {
   if (n_ranks > 1 && gpu_layers)
     return error(Code::kInvalidArgument, "--tensor-parallel {}: all layers are on the GPUs, no --gpu-layers {}",
                  n_ranks, *gpu_layers);
-  options.settings.kv_type = arguments.kv_type == "int8" ? KvType::kInt8 : KvType::kF16;
+  options.settings.kv_type = kv_type_of(arguments.kv_type).value_or(KvType::kF16);
   options.settings.reproducible = arguments.reproducible;
   if (arguments.speculation == "lookup") options.speculation = Speculation::kLookup;
   return options;

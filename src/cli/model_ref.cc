@@ -278,7 +278,7 @@ Result<std::shared_ptr<const Model>> load_model(const Context& context, const Re
                              : gpu_layers > 0   ? fmt::format("--gpu-layers {}", *gpu_layers)
                              : device == "cuda" ? "--device cuda"
                                                 : "";
-    const bool is_wanted = gpu_layers != 0 && (!wish.empty() || (!gpus.empty() && arguments->kv_type == "f16"));
+    const bool is_wanted = gpu_layers != 0 && (!wish.empty() || !gpus.empty());
     if (gpus.empty() && is_wanted) return error(Code::kUnavailable, "{}: {}", wish, reason);
     if (is_wanted) {
       Result<std::shared_ptr<const Model>> on_gpu = load_on_gpus(found, options, gpus, *arguments, gpu_layers);

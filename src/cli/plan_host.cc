@@ -26,7 +26,7 @@ EngineSettings engine_settings(const PlanOptions& o) {
   settings.max_seqs = o.concurrencies.empty() ? 1 : o.concurrencies.front();
   if (o.chunk) settings.chunk_tokens = *o.chunk;
   const std::string kv = o.kv.value_or("f16");
-  settings.kv_type = kv == "f32" ? KvType::kF32 : kv == "int8" ? KvType::kInt8 : KvType::kF16;
+  settings.kv_type = kv_type_of(kv).value_or(KvType::kF16);
   if (o.host_gib) settings.memory_limit = static_cast<std::int64_t>(*o.host_gib * (std::int64_t{1} << 30));
   return settings;
 }
@@ -45,7 +45,7 @@ Status print_contract(const Context& context, const PlanOptions& o, const Words&
     STILL_TRY(const ContractRun run, run_contract(path, settings, fill));
     const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
     n_broken += !run.holds();
-    const char* kv = settings.kv_type == KvType::kF32 ? "f32" : settings.kv_type == KvType::kInt8 ? "int8" : "f16";
+    const std::string kv(kv_type_name(settings.kv_type));
     rows.push_back(
         {std::to_string(settings.context), std::to_string(settings.max_seqs), kv, std::to_string(settings.chunk_tokens),
          std::to_string(settings.n_threads), fmt::format("{:.1f}", mib(run.plan.total_bytes())),

@@ -45,8 +45,10 @@ Result<std::int64_t> chosen_number(std::string_view name, const std::optional<st
 
 Result<KvType> to_kv_type(const std::string& word) {
   if (word.empty() || word == "f16") return KvType::kF16;
-  if (word == "int8" || word == "q8_0") return KvType::kInt8;
-  return error(Code::kInvalidArgument, "KV type \"{}\": expected f16, int8 or q8_0", word);
+  if (word == "q8_0") return KvType::kInt8;
+  const std::optional<KvType> type = kv_type_of(word);
+  if (type && type != KvType::kF32) return *type;
+  return error(Code::kInvalidArgument, "KV type \"{}\": expected f16, int8, q8_0, bf16 or fp8", word);
 }
 
 Result<ServeOptions> to_options(const ServeArguments& arguments, const ServeEnvironment& environment,
@@ -80,9 +82,6 @@ Result<ServeOptions> to_options(const ServeArguments& arguments, const ServeEnvi
   options.device = arguments.device == "cpu"    ? DeviceChoice::kCpu
                    : arguments.device == "cuda" ? DeviceChoice::kCuda
                                                 : DeviceChoice::kAuto;
-  // What a GPU does not keep is the CPU's, unless the GPU was asked for.
-  if (options.device == DeviceChoice::kAuto && options.engine.kv_type != KvType::kF16)
-    options.device = DeviceChoice::kCpu;
   STILL_TRY(const std::int64_t n_ranks, chosen_number("--tensor-parallel", arguments.tensor_parallel, {}, 1, 1, 16));
   if (n_ranks > 1 && options.device == DeviceChoice::kCpu)
     return error(Code::kInvalidArgument, "--tensor-parallel {}: GPUs share a model, not the CPU", n_ranks);
@@ -202,7 +201,8 @@ Command::Action declare(Options& options) {
   options.value("--parallel", &chosen->parallel, "Requests of a model that decode together [16; OLLAMA_NUM_PARALLEL]");
   options.value("--keep-alive", &chosen->keep_alive,
                 "How long an idle model stays loaded: 5m, 300, -1 for ever [5m; OLLAMA_KEEP_ALIVE]");
-  options.value("--kv-type", &chosen->kv_type, "How keys and values are kept: f16 or int8 [f16; OLLAMA_KV_CACHE_TYPE]");
+  options.value("--kv-type", &chosen->kv_type,
+                "How keys and values are kept: f16, int8; on GPUs bf16, fp8 [f16; OLLAMA_KV_CACHE_TYPE]");
   options.value("-t,--threads", &chosen->threads, "Threads [the physical cores]");
   options.choice("--device", &chosen->device, {"auto", "cpu", "cuda"},
                  "What computes; auto: a GPU for each model that fits there");

@@ -26,8 +26,9 @@ std::shared_ptr<const Model> load_tiny(const std::string& name, std::int32_t dev
   return model ? *model : nullptr;
 }
 
-std::shared_ptr<const Model> make_small(DType type) {
+std::shared_ptr<const Model> make_small(DType type, bool to_f8 = false) {
   RandomModelSpec spec;
+  spec.to_f8 = to_f8;
   spec.config.model_type = "qwen2";
   spec.config.n_layers = 3;
   spec.config.hidden_size = 512;
@@ -164,8 +165,17 @@ void expect_same(const Recorder& got, const Recorder& want, const std::string& w
 }
 
 TEST_F(CudaEngineTest, ReproducibleAnswersDoNotDependOnTheBatch) {
-  for (const DType type : {DType::kBF16, DType::kQ4_K, DType::kQ8_0}) {
-    const auto model = make_small(type);
+  struct Case {
+    const char* name;
+    DType type;
+    bool to_f8 = false;
+    KvType kv_type = KvType::kF16;
+  };
+  for (const Case& c :
+       {Case{"BF16", DType::kBF16}, Case{"Q4_K", DType::kQ4_K}, Case{"Q8_0", DType::kQ8_0}, Case{"Q5_1", DType::kQ5_1},
+        Case{"FP8", DType::kBF16, true}, Case{"BF16 keys", DType::kQ8_0, false, KvType::kBF16},
+        Case{"int8 keys", DType::kQ4_K, false, KvType::kInt8}, Case{"FP8 keys", DType::kBF16, false, KvType::kF8}}) {
+    const auto model = make_small(c.type, c.to_f8);
     ASSERT_NE(model, nullptr);
     Rng rng(23);
     // Some that are compared, among others that come and go.
@@ -176,8 +186,9 @@ TEST_F(CudaEngineTest, ReproducibleAnswersDoNotDependOnTheBatch) {
     }
     std::vector<std::shared_ptr<Recorder>> want;
     for (const Request& probe : probes) {
-      const auto engine = make_engine(model, [](EngineOptions& o) {
+      const auto engine = make_engine(model, [&](EngineOptions& o) {
         o.settings.reproducible = true;
+        o.settings.kv_type = c.kv_type;
         o.prefix_cache = false;
       });
       want.push_back(run(*engine, {probe})[0]);
@@ -186,6 +197,7 @@ TEST_F(CudaEngineTest, ReproducibleAnswersDoNotDependOnTheBatch) {
       for (const bool is_hostile : {false, true}) {
         const auto engine = make_engine(model, [&](EngineOptions& o) {
           o.settings.reproducible = true;
+          o.settings.kv_type = c.kv_type;
           // Prompts in pieces, one of them of a single token, and recomputed ones.
           if (is_hostile) o.settings.chunk_tokens = 67;
           o.preempt_every_step = is_hostile && n == 17;
@@ -195,8 +207,7 @@ TEST_F(CudaEngineTest, ReproducibleAnswersDoNotDependOnTheBatch) {
           requests.push_back(random_request(rng, 256, 1 + rng.below(150), 1 + rng.below(40)));
         if (n > 3) std::swap(requests[1], requests[static_cast<std::size_t>(n - 1)]);
         const auto got = run(*engine, requests);
-        const std::string where =
-            fmt::format("type {}, {} together{}", static_cast<int>(type), n, is_hostile ? ", small chunks" : "");
+        const std::string where = fmt::format("{}, {} together{}", c.name, n, is_hostile ? ", small chunks" : "");
         expect_same(*got[0], *want[0], where);
         expect_same(*got[n > 3 ? static_cast<std::size_t>(n - 1) : 1], *want[1], where);
         expect_same(*got[2], *want[2], where);

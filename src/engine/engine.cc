@@ -215,9 +215,9 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
   const bool on_cuda = model->cuda_device() >= 0;
   settings.cuda_device = model->cuda_device();
   settings.has_f32_activations = model->has_f32_activations();
-  if (on_cuda && settings.kv_type != KvType::kF16)
-    return error(Code::kUnsupported, "KV type: on a GPU keys and values are kept as f16");
   settings.n_host_layers = model->n_host_layers();
+  STILL_TRY_STATUS(check_kv_type(settings.kv_type, on_cuda));
+  if (settings.n_host_layers > 0) STILL_TRY_STATUS(check_kv_type(settings.kv_type, false));
   if (on_cuda && settings.n_host_layers == 0) settings.chunk_tokens = cuda_chunk_tokens(settings);
   if (on_cuda && settings.gpu_memory > 0) settings.memory_limit = settings.gpu_memory;
   if (settings.memory_limit <= 0 && on_cuda) {

@@ -103,8 +103,7 @@ class Scorer {
 Result<PerplexityResult> perplexity(const Model& model, std::string_view text, const PerplexityOptions& options) {
   if (options.n_ctx < 4 || options.n_ctx > model.config().max_seq_len)
     return error(Code::kInvalidArgument, "context {}: expected 4 to {}", options.n_ctx, model.config().max_seq_len);
-  if (model.cuda_device() >= 0 && options.kv_type != KvType::kF16)
-    return error(Code::kUnsupported, "KV type: on a GPU keys and values are kept as f16");
+  STILL_TRY_STATUS(check_kv_type(options.kv_type, model.cuda_device() >= 0));
   if (!model.ranks().empty() || model.n_host_layers() > 0)
     return error(Code::kUnsupported,
                  "perplexity is measured on one device: leave out --tensor-parallel and "

@@ -71,8 +71,9 @@ struct PackArgs {
   std::int64_t panel_bytes;
 };
 
-// kF32 keeps keys and values as they are: for oracles and training; ISA tables may leave it to the reference.
-enum class KvType : std::uint8_t { kF16, kInt8, kF32 };
+// kF32 keeps keys and values as they are: for oracles and training; ISA tables may leave it to the reference. kBF16 and
+// kF8 (e4m3, without scales: what is beyond 448 becomes that) are on GPUs only.
+enum class KvType : std::uint8_t { kF16, kInt8, kF32, kBF16, kF8 };
 
 // Keys lie transposed in tiles of 32 positions, so that a lane owns a key and a dot product needs no horizontal sum.
 inline constexpr std::int64_t kKvTile = 32;

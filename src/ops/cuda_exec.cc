@@ -53,7 +53,9 @@ struct ScratchSizes {
     const std::int64_t skinny = kCudaSkinnyRows * o.max_k;
     step = aligned(step_bytes(o));
     bf16 = o.has_f32_activations ? aligned(2 * o.max_tokens * o.max_k) : 0;
-    f8_scale = o.has_f32_activations ? aligned(4 * std::max(o.max_tokens, o.max_rows)) : 0;
+    f8_scale = o.has_f32_activations
+                   ? aligned(4 * std::max({o.max_tokens, o.max_rows, kCudaSkinnyRows * ceil_div(o.max_k, 256)}))
+                   : 0;
     q = aligned(skinny);
     scale = aligned(skinny / 32 * 4 + 64);
     sums = aligned(skinny / 16 * 2 + 64);
@@ -411,7 +413,7 @@ void CudaExec::launch_norm() {
   } else {
     args.y_f32 = y.f32();
     // What the next products read; a copy in blocks that no weight here has costs little.
-    if (n > (options_.reproducible ? 0 : 1) && n <= kCudaSkinnyRows && options_.has_f32_activations) {
+    if (n > 1 && n <= kCudaSkinnyRows && has_quantized_) {
       if (args.k % 32 == 0) args.block32 = copies_[0].out, copies_[0].of = y.data;
       if (args.k % 256 == 0) args.block256 = copies_[1].out, copies_[1].of = y.data;
     } else if (n > 1 && options_.has_f32_activations) {
@@ -454,7 +456,9 @@ CudaActivations CudaExec::activations(TensorView x, const Weight& w) {
     result.f32 = x.f32();
   }
   if (w.format == PackedFormat::kF32) return result;
-  if (x.rows() == 1 && !options_.reproducible) {  // made what it must be by who reads it
+  const std::int32_t block = activation_block(w.format);
+  // Made what it must be by who reads it.
+  if (x.rows() == 1 && (!options_.reproducible || block != 0 || is_cuda_f8(w.format))) {
     if (can_take_norm(w, x)) return {.f32 = norm_.x.f32()};
     return result;
   }
@@ -467,7 +471,6 @@ CudaActivations CudaExec::activations(TensorView x, const Weight& w) {
     }
     return {.f16 = bf16_, .scale = f8_scale_};
   }
-  const std::int32_t block = activation_block(w.format);
   if (block == 0) return {.bf16 = as_bf16(x)};
   QuantizedCopy& copy = copy_for(block);
   if (copy.of != x.data) {
@@ -481,6 +484,9 @@ CudaActivations CudaExec::activations(TensorView x, const Weight& w) {
 // Products of up to kCudaSkinnyRows rows (F32: any), those of one format in one launch.
 void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                              std::span<const Weight* const> weights, bool y_is_bf16) {
+  std::int32_t n_panels = 0;
+  for (std::size_t i = 0; i < (epilogue == CudaEpilogue::kSwiglu ? 1 : products.size()); ++i)
+    n_panels += static_cast<std::int32_t>(ceil_div(products[i].n_out, kPanelRows));
   std::size_t begin = 0;
   while (begin < products.size()) {
     std::size_t end = begin + 1;
@@ -489,8 +495,7 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
       ++end;
     const std::size_t n_first = end - begin;
     const PackedFormat second = end < products.size() ? weights[end]->format : PackedFormat::kF32;
-    if (x.rows() == 1 && !options_.reproducible && epilogue == CudaEpilogue::kStore &&
-        cuda_can_mix(weights[begin]->format, second))
+    if (x.rows() == 1 && epilogue == CudaEpilogue::kStore && cuda_can_mix(weights[begin]->format, second))
       while (end < products.size() && weights[end]->format == second) ++end;
     CudaLinearArgs args{.format = weights[begin]->format,
                         .epilogue = epilogue,
@@ -502,6 +507,8 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
     args.n_first = static_cast<std::int32_t>(n_first);
     args.second_format = second;
     args.is_row_like_others = options_.reproducible;
+    args.n_order_panels = n_panels;
+    has_quantized_ |= is_cuda_quantized(args.format);
     if (can_take_norm(*weights[begin], x)) args.norm = norm_.w.f32(), args.eps = norm_.eps;
     for (std::size_t i = begin; i < end; ++i) args.products[i - begin] = products[i];
     kernels_->linear(stream_.handle(), args);
@@ -686,7 +693,7 @@ void CudaExec::multiply_in_groups(CudaEpilogue epilogue, TensorView x, std::span
 
 // The rows of answers first, then those of prompts, each by one kernel whatever their number: of floats the dense
 // product by the algorithm for kFixedRows rows of an answer (streaming weights costs as much for 1 as for 128) or of a
-// prompt; of quantised weights integers 16 rows at a time for answers, the dense product for prompts.
+// prompt; quantised weights and FP8 the kernels of few rows, 16 at a time, for answers, the dense product for prompts.
 void CudaExec::multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                                      std::span<const Weight* const> weights, bool y_is_bf16) {
   constexpr std::int64_t kAnswerRows = 128, kPromptRows = 4096;
@@ -773,7 +780,10 @@ CudaKv CudaExec::kv_of(const KvCache& cache, std::int32_t layer) const {
           .v_offset = head.v_offset,
           .block_size = static_cast<std::int32_t>(head.block_size),
           .n_kv_heads = cache.geometry().n_kv_heads,
-          .head_dim = head.head_dim};
+          .head_dim = head.head_dim,
+          .type = head.type,
+          .k_scale_offset = head.k_scale_offset,
+          .v_scale_offset = head.v_scale_offset};
 }
 
 Status CudaExec::upload_rope(const RopeTable& rope) {
@@ -810,7 +820,7 @@ void CudaExec::rope_kv_write(TensorView q, TensorView k, TensorView v, std::int6
   const bool is_wide = rope_.kv.head_dim == 64 || rope_.kv.head_dim == 128;
   is_q_raw_ = is_wide && rope_.n_rot == rope_.kv.head_dim && !rope_.pairs && n_heads / rope_.kv.n_kv_heads <= 8 &&
               rope_.q_stride % 4 == 0 && rope_.k_stride % 4 == 0;
-  is_rope_pending_ = is_q_raw_ && batch_.n_tiles == 0;
+  is_rope_pending_ = is_q_raw_ && batch_.n_tiles == 0 && rope_.kv.type == KvType::kF16;
   if (is_rope_pending_) return;
   CudaRopeKvArgs now = rope_;
   if (is_q_raw_) now.n_heads = 0;

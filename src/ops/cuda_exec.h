@@ -183,9 +183,10 @@ class CudaExec {
   std::uint16_t* bf16_ = nullptr;     // [max_tokens, max_k], where activations are f32
   const void* bf16_of_ = nullptr;
   const void* f8_of_ = nullptr;  // whose e4m3 or (up to kCudaSkinnyRows) f16 form lies in bf16_, and its
-  float* f8_scale_ = nullptr;    // scales [max_tokens]
+  float* f8_scale_ = nullptr;    // scales
   PendingNorm norm_;
   QuantizedCopy copies_[2];           // in blocks of 32, of 256
+  bool has_quantized_ = false;        // some weights seen so far
   bool f8_unusable_ = false;          // by cuBLASLt
   std::uint16_t* gate_up_ = nullptr;  // [max_tokens, 2 * max_gate]
   std::int64_t gate_up_bytes_ = 0;

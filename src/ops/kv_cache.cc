@@ -12,7 +12,9 @@ namespace {
 struct HeadLayout {
   std::int64_t v, k_scale, v_scale, bytes;  // the keys begin at 0
   explicit HeadLayout(const KvGeometry& geometry) {
-    const std::int64_t element_bytes = geometry.type == KvType::kF32 ? 4 : geometry.type == KvType::kF16 ? 2 : 1;
+    const std::int64_t element_bytes = geometry.type == KvType::kF32                                     ? 4
+                                       : geometry.type == KvType::kF16 || geometry.type == KvType::kBF16 ? 2
+                                                                                                         : 1;
     const std::int64_t values = Arena::rounded(geometry.block_size * geometry.head_dim * element_bytes);
     const std::int64_t n_groups = geometry.head_dim / kv_group(geometry.head_dim);
     const std::int64_t scales = geometry.type != KvType::kInt8 ? 0 : Arena::rounded(geometry.block_size * n_groups * 2);
@@ -24,11 +26,43 @@ struct HeadLayout {
 };
 }  // namespace
 
+Status check_kv_type(KvType type, bool on_cuda) {
+  if (on_cuda && type == KvType::kF32)
+    return error(Code::kUnsupported, "KV type f32: on a GPU keys and values are kept as f16, bf16, int8 or fp8");
+  if (!on_cuda && (type == KvType::kBF16 || type == KvType::kF8))
+    return error(Code::kUnsupported, "KV type {}: for GPUs only, the CPU keeps keys and values as f16 or int8",
+                 kv_type_name(type));
+  return ok();
+}
+
+std::string_view kv_type_name(KvType type) {
+  switch (type) {
+    case KvType::kF16:
+      return "f16";
+    case KvType::kInt8:
+      return "int8";
+    case KvType::kF32:
+      return "f32";
+    case KvType::kBF16:
+      return "bf16";
+    case KvType::kF8:
+      return "fp8";
+  }
+  return "";
+}
+
+std::optional<KvType> kv_type_of(std::string_view name) {
+  for (const KvType type : {KvType::kF16, KvType::kInt8, KvType::kF32, KvType::kBF16, KvType::kF8})
+    if (kv_type_name(type) == name) return type;
+  return std::nullopt;
+}
+
 std::int64_t KvGeometry::head_block_bytes() const {
   return HeadLayout(*this).bytes;
 }
 
 Result<KvCache> KvCache::create(const KvGeometry& geometry, std::int64_t n_blocks) {
+  STILL_TRY_STATUS(check_kv_type(geometry.type, false));
   if (geometry.block_size < kKvTile || geometry.block_size % kKvTile != 0)
     return error(Code::kInvalidArgument, "KV block size: {} positions, expected a multiple of {}", geometry.block_size,
                  kKvTile);
@@ -46,8 +80,7 @@ Result<KvCache> KvCache::create(const KvGeometry& geometry, std::int64_t n_block
 }
 
 Result<KvCache> KvCache::create_on_cuda(const KvGeometry& geometry, std::int64_t n_blocks, CudaStream& stream) {
-  if (geometry.type != KvType::kF16)
-    return error(Code::kUnsupported, "KV cache: on a GPU keys and values are kept as f16");
+  STILL_TRY_STATUS(check_kv_type(geometry.type, true));
   if (geometry.block_size < kKvTile || geometry.block_size % kKvTile != 0)
     return error(Code::kInvalidArgument, "KV block size: {} positions, expected a multiple of {}", geometry.block_size,
                  kKvTile);

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string_view>
 #include <vector>
 
 #include "base/result.h"
@@ -11,6 +13,11 @@
 #include "tensor/cuda.h"
 
 namespace still {
+
+// Refuses what the device does not keep.
+Status check_kv_type(KvType type, bool on_cuda);
+std::string_view kv_type_name(KvType type);  // as users write it
+std::optional<KvType> kv_type_of(std::string_view name);
 
 struct KvGeometry {
   std::int32_t n_layers = 0, n_kv_heads = 0, head_dim = 0;
@@ -27,7 +34,7 @@ struct KvGeometry {
 class KvCache {
  public:
   static Result<KvCache> create(const KvGeometry& geometry, std::int64_t n_blocks);
-  // In the memory of the current CUDA device; f16 only, and in the layout of kernels/cuda/cuda_kernels.h.
+  // In the memory of the current CUDA device; in the layout of kernels/cuda/cuda_kernels.h.
   static Result<KvCache> create_on_cuda(const KvGeometry& geometry, std::int64_t n_blocks, CudaStream& stream);
   KvCache() = default;
 

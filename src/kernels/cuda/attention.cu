@@ -11,6 +11,9 @@
 // prefill: several new tokens a sequence. A warp takes 16 tokens of a head and walks the positions 32 at a time.
 // simple: any head size, a warp for each (token, head): for small models and as an oracle.
 //
+// Keys and values of bf16 are multiplied as bf16, with queries and probabilities in bf16. Of one byte they become f16
+// in registers: e4m3 exactly, int8 times its scale; there what a step adds is stored by rope_kv_write.
+//
 // Keys lie [position][head_dim], values transposed [head_dim][32 positions]; both orders of the tensor core's k are
 // permuted so that a lane reads 8 consecutive elements. Scores are in units of log2: scale * log2(e) is folded into q.
 #include <bit>
@@ -52,6 +55,49 @@ __device__ __forceinline__ float4 divided(const float4& v, float by) {
 __device__ __forceinline__ uint4 load16(const void* at) {
   return *static_cast<const uint4*>(at);
 }
+__device__ __forceinline__ uint2 load_8(const void* at) {
+  return *static_cast<const uint2*>(at);
+}
+
+// What differs between types of keys and values.
+template <KvType kKv>
+struct KvMath {
+  static constexpr bool kIsByte = kKv == KvType::kInt8 || kKv == KvType::kF8, kIsInt8 = kKv == KvType::kInt8;
+  static constexpr int kBytes = kIsByte ? 1 : 2;
+  static constexpr int kWords = kIsByte ? 2 : 4;  // of eight elements
+  static __device__ __forceinline__ std::uint32_t pack(float low, float high) {
+    return kKv == KvType::kBF16 ? pack_bf16(low, high) : pack_f16(low, high);
+  }
+  static __device__ __forceinline__ void mma(float (&d)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                                             std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+    if constexpr (kKv == KvType::kBF16) {
+      mma_bf16(d, a0, a1, a2, a3, b0, b1);
+    } else {
+      mma_f16(d, a0, a1, a2, a3, b0, b1);
+    }
+  }
+  // Eight elements of 16 bits from what was loaded; int8 still without its scale.
+  static __device__ __forceinline__ void widen(const std::uint32_t (&raw)[kWords], std::uint32_t (&v)[4]) {
+    if constexpr (kKv == KvType::kF8) {
+      e4m3_to_f16(raw[0], v[0], v[1]);
+      e4m3_to_f16(raw[1], v[2], v[3]);
+    } else if constexpr (kIsInt8) {
+      int8_to_f16(raw[0], v[0], v[1]);
+      int8_to_f16(raw[1], v[2], v[3]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = raw[i];
+    }
+  }
+  static __device__ __forceinline__ void scale_all(std::uint32_t (&v)[4], std::uint32_t scale) {  // one f16
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = mul_f16(v[i], scale * 0x10001u);
+  }
+  static __device__ __forceinline__ void scale_each(std::uint32_t (&v)[4], const uint4& scales) {
+    v[0] = mul_f16(v[0], scales.x), v[1] = mul_f16(v[1], scales.y);
+    v[2] = mul_f16(v[2], scales.z), v[3] = mul_f16(v[3], scales.w);
+  }
+};
 // 8 x 8 of 16 bits, transposed across the warp.
 __device__ __forceinline__ std::uint32_t transpose8(std::uint32_t v) {
   std::uint32_t r;
@@ -106,6 +152,12 @@ __device__ __forceinline__ uint4 load_kv(const void* at) {
   return v;
 }
 
+__device__ __forceinline__ uint2 load_kv8(const void* at) {
+  uint2 v;
+  asm volatile("ld.global.L1::no_allocate.L2::256B.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at));
+  return v;
+}
+
 __device__ __forceinline__ void rotate(float a, float b, float cos, float sin, float& x, float& y) {
   x = fmaf(a, cos, -__fmul_rn(b, sin));
   y = fmaf(b, cos, __fmul_rn(a, sin));
@@ -118,11 +170,13 @@ __device__ __forceinline__ void load8(const float* from, float (&v)[8]) {
 constexpr int kMostCluster = 8;
 
 // kIsCluster: the parts of a sequence and KV head are the blocks of a cluster (at most kMostCluster).
-template <int kHeadDim, bool kIsCluster>
+template <int kHeadDim, bool kIsCluster, KvType kKv>
 __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_constant__ CudaAttentionArgs args) {
   constexpr int kSteps = kHeadDim / 32;  // of 32 dimensions in S
   constexpr int kTiles = kHeadDim / 16;  // of 16 dimensions in O
   constexpr int kHalf = kHeadDim / 2;
+  using Math = KvMath<kKv>;
+  constexpr bool kCanFuse = kKv == KvType::kF16;
   __shared__ __align__(16) float shared_o[kDecodeWarps][8][kHeadDim];
   __shared__ float shared_m[kDecodeWarps][8], shared_l[kDecodeWarps][8];
   __shared__ __align__(16) float part_o[kIsCluster ? 8 : 1][kHeadDim], part_m[8],
@@ -165,29 +219,48 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
 
   // Row r of the 8-row piece i is position 8 (r / 2) + 2 i + r % 2: then a lane's probabilities are of 8 positions in
   // a row of V^T.
-  std::uint32_t k[4][kSteps][4], v[kTiles][2][4];
-  __half *keys = nullptr, *values = nullptr;  // of the tile
+  std::uint32_t k[4][kSteps][Math::kWords], v[kTiles][2][Math::kWords];
+  std::uint32_t k_scales[Math::kIsInt8 ? 4 : 1][kSteps / 2];  // two groups of 32 dimensions a word
+  uint4 v_scales[Math::kIsInt8 ? kSteps : 1];                 // of 32 dimensions
+  std::uint8_t *keys = nullptr, *values = nullptr;            // of the tile
+  const auto load_eight = [](const std::uint8_t* at, std::uint32_t(&to)[Math::kWords]) {
+    if constexpr (Math::kIsByte) {
+      const uint2 x = load_kv8(at);
+      to[0] = x.x, to[1] = x.y;
+    } else {
+      const uint4 x = load_kv(at);
+      to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+    }
+  };
   const auto load_tile = [&](int pos, int block) {
     const int offset = pos % args.kv.block_size;
     std::uint8_t* base = args.kv.base + block * args.kv.block_bytes + kv_head * args.kv.head_bytes;
-    keys = reinterpret_cast<__half*>(base) + static_cast<std::int64_t>(offset) * kHeadDim;
-    values =
-        reinterpret_cast<__half*>(base + args.kv.v_offset) + static_cast<std::int64_t>(offset / 32) * kHeadDim * 32;
+    const std::int64_t first = static_cast<std::int64_t>(offset) * kHeadDim * Math::kBytes;
+    keys = base + first;
+    values = base + args.kv.v_offset + first;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        const uint4 x = load_kv(keys + (8 * (g / 2) + 2 * i + g % 2) * kHeadDim + 32 * s + 8 * t);
-        k[i][s][0] = x.x, k[i][s][1] = x.y, k[i][s][2] = x.z, k[i][s][3] = x.w;
-      }
+      for (int s = 0; s < kSteps; ++s)
+        load_eight(keys + ((8 * (g / 2) + 2 * i + g % 2) * kHeadDim + 32 * s + 8 * t) * Math::kBytes, k[i][s]);
     }
 #pragma unroll
     for (int d = 0; d < kTiles; ++d) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const uint4 x = load_kv(values + (16 * d + 8 * r + g) * 32 + 8 * t);
-        v[d][r][0] = x.x, v[d][r][1] = x.y, v[d][r][2] = x.z, v[d][r][3] = x.w;
+      for (int r = 0; r < 2; ++r) load_eight(values + ((16 * d + 8 * r + g) * 32 + 8 * t) * Math::kBytes, v[d][r]);
+    }
+    if constexpr (Math::kIsInt8) {
+      const std::uint8_t *of_k = base + args.kv.k_scale_offset + offset * (2 * kSteps),
+                         *of_v = base + args.kv.v_scale_offset + offset / 32 * (64 * kSteps);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int s = 0; s < kSteps / 2; ++s)
+          k_scales[i][s] =
+              *reinterpret_cast<const std::uint32_t*>(of_k + (8 * (g / 2) + 2 * i + g % 2) * (2 * kSteps) + 4 * s);
       }
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) v_scales[s] = load16(of_v + 64 * s + 16 * t);
     }
   };
   const auto prefetch_tile = [&](int pos, int at) {  // into L2, two runs of memory
@@ -195,9 +268,10 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
     if (!kIsCluster && gridDim.x == 1) return;
     if (pos >= end || lane != 0) return;
     const int offset = pos % args.kv.block_size;
-    const std::uint8_t* base = head_block(args.kv, at, kv_head) + static_cast<std::int64_t>(offset) * kHeadDim * 2;
-    prefetch_run(base, 64 * kHeadDim);
-    prefetch_run(base + args.kv.v_offset, 64 * kHeadDim);
+    const std::uint8_t* base =
+        head_block(args.kv, at, kv_head) + static_cast<std::int64_t>(offset) * kHeadDim * Math::kBytes;
+    prefetch_run(base, 32 * kHeadDim * Math::kBytes);
+    prefetch_run(base + args.kv.v_offset, 32 * kHeadDim * Math::kBytes);
   };
   // Without rope fused, the predecessor wrote the last position: that tile waits.
   const bool is_early = first_tile < end && (args.is_rope_fused || first_tile + 32 < kv_len);
@@ -229,8 +303,8 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        q[s][i] = g < group ? pack_f16(a[2 * i], a[2 * i + 1]) : 0;
-        q[s + kSteps / 2][i] = g < group ? pack_f16(b[2 * i], b[2 * i + 1]) : 0;
+        q[s][i] = g < group ? Math::pack(a[2 * i], a[2 * i + 1]) : 0;
+        q[s + kSteps / 2][i] = g < group ? Math::pack(b[2 * i], b[2 * i + 1]) : 0;
       }
     }
   }
@@ -241,48 +315,50 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
   for (int pos = first_tile; pos < end;) {
     block = next_block;
     next_block = block_at(pos + 2 * kTurn);
-    if (args.is_rope_fused && pos + 32 >= kv_len) {  // the new position is in this tile
-      const int at = kv_len - 1 - pos;
-      if (g == 2 * (at / 8) + at % 2) {  // four lanes have its key
-        const float* from = args.rope.k + token * args.rope.k_stride + kv_head * kHeadDim + 8 * t;
+    if constexpr (kCanFuse) {
+      if (args.is_rope_fused && pos + 32 >= kv_len) {  // the new position is in this tile
+        const int at = kv_len - 1 - pos;
+        if (g == 2 * (at / 8) + at % 2) {  // four lanes have its key
+          const float* from = args.rope.k + token * args.rope.k_stride + kv_head * kHeadDim + 8 * t;
 #pragma unroll
-        for (int s = 0; s < kSteps / 2; ++s) {
-          float a[8], b[8];
-          load8(from + 32 * s, a);
-          load8(from + 32 * s + kHalf, b);
-          std::uint32_t low[4], high[4];
+          for (int s = 0; s < kSteps / 2; ++s) {
+            float a[8], b[8];
+            load8(from + 32 * s, a);
+            load8(from + 32 * s + kHalf, b);
+            std::uint32_t low[4], high[4];
 #pragma unroll
-          for (int i = 0; i < 8; ++i)
-            rotate(a[i], b[i], angles[0][32 * s + 8 * t + i], angles[1][32 * s + 8 * t + i], a[i], b[i]);
+            for (int i = 0; i < 8; ++i)
+              rotate(a[i], b[i], angles[0][32 * s + 8 * t + i], angles[1][32 * s + 8 * t + i], a[i], b[i]);
 #pragma unroll
-          for (int i = 0; i < 4; ++i)
-            low[i] = pack_f16(a[2 * i], a[2 * i + 1]), high[i] = pack_f16(b[2 * i], b[2 * i + 1]);
-          // Selections, not branches: an index that is not a constant would move the array to memory.
+            for (int i = 0; i < 4; ++i)
+              low[i] = pack_f16(a[2 * i], a[2 * i + 1]), high[i] = pack_f16(b[2 * i], b[2 * i + 1]);
+            // Selections, not branches: an index that is not a constant would move the array to memory.
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
+            for (int i = 0; i < 4; ++i) {
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              k[i][s][e] = i == at % 8 / 2 ? low[e] : k[i][s][e];
-              k[i][s + kSteps / 2][e] = i == at % 8 / 2 ? high[e] : k[i][s + kSteps / 2][e];
+              for (int e = 0; e < 4; ++e) {
+                k[i][s][e] = i == at % 8 / 2 ? low[e] : k[i][s][e];
+                k[i][s + kSteps / 2][e] = i == at % 8 / 2 ? high[e] : k[i][s + kSteps / 2][e];
+              }
             }
+            __half* to = reinterpret_cast<__half*>(keys) + at * kHeadDim + 32 * s + 8 * t;
+            *reinterpret_cast<uint4*>(to) = make_uint4(low[0], low[1], low[2], low[3]);
+            *reinterpret_cast<uint4*>(to + kHalf) = make_uint4(high[0], high[1], high[2], high[3]);
           }
-          __half* to = keys + at * kHeadDim + 32 * s + 8 * t;
-          *reinterpret_cast<uint4*>(to) = make_uint4(low[0], low[1], low[2], low[3]);
-          *reinterpret_cast<uint4*>(to + kHalf) = make_uint4(high[0], high[1], high[2], high[3]);
         }
-      }
-      if (t == at / 8) {  // eight lanes have its value
-        const float* from = args.rope.v + token * args.rope.v_stride + kv_head * kHeadDim + g;
+        if (t == at / 8) {  // eight lanes have its value
+          const float* from = args.rope.v + token * args.rope.v_stride + kv_head * kHeadDim + g;
 #pragma unroll
-        for (int d = 0; d < kTiles; ++d) {
+          for (int d = 0; d < kTiles; ++d) {
 #pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            const __half value = __float2half_rn(from[16 * d + 8 * r]);
-            values[(16 * d + 8 * r + g) * 32 + at] = value;
-            const std::uint32_t bits = __half_as_ushort(value), keep = at % 2 == 0 ? 0xffff0000u : 0xffffu;
-            const std::uint32_t moved = at % 2 == 0 ? bits : bits << 16;
+            for (int r = 0; r < 2; ++r) {
+              const __half value = __float2half_rn(from[16 * d + 8 * r]);
+              reinterpret_cast<__half*>(values)[(16 * d + 8 * r + g) * 32 + at] = value;
+              const std::uint32_t bits = __half_as_ushort(value), keep = at % 2 == 0 ? 0xffff0000u : 0xffffu;
+              const std::uint32_t moved = at % 2 == 0 ? bits : bits << 16;
 #pragma unroll
-            for (int e = 0; e < 4; ++e) v[d][r][e] = e == at % 8 / 2 ? (v[d][r][e] & keep) | moved : v[d][r][e];
+              for (int e = 0; e < 4; ++e) v[d][r][e] = e == at % 8 / 2 ? (v[d][r][e] & keep) | moved : v[d][r][e];
+            }
           }
         }
       }
@@ -292,9 +368,15 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        const auto &a = k[2 * i][s], &b = k[2 * i + 1][s];
-        mma_f16(score[i], a[0], b[0], a[1], b[1], q[s][0], q[s][1]);
-        mma_f16(score[i], a[2], b[2], a[3], b[3], q[s][2], q[s][3]);
+        std::uint32_t a[4], b[4];
+        Math::widen(k[2 * i][s], a);
+        Math::widen(k[2 * i + 1][s], b);
+        if constexpr (Math::kIsInt8) {
+          Math::scale_all(a, (k_scales[2 * i][s / 2] >> (16 * (s % 2))) & 0xffffu);
+          Math::scale_all(b, (k_scales[2 * i + 1][s / 2] >> (16 * (s % 2))) & 0xffffu);
+        }
+        Math::mma(score[i], a[0], b[0], a[1], b[1], q[s][0], q[s][1]);
+        Math::mma(score[i], a[2], b[2], a[3], b[3], q[s][2], q[s][3]);
       }
     }
     float most[2] = {kMinusInfinity, kMinusInfinity};
@@ -334,14 +416,21 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
     std::uint32_t p[4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      p[2 * i] = transpose8(pack_f16(score[i][0], score[i][1]));
-      p[2 * i + 1] = transpose8(pack_f16(score[i][2], score[i][3]));
+      p[2 * i] = transpose8(Math::pack(score[i][0], score[i][1]));
+      p[2 * i + 1] = transpose8(Math::pack(score[i][2], score[i][3]));
     }
 #pragma unroll
     for (int d = 0; d < kTiles; ++d) {
       // Positions of the last tile past the end hold what was there: their probability is 0, but NaN times 0 is not.
-      mma_f16(o[d], v[d][0][0], v[d][1][0], v[d][0][1], v[d][1][1], p[0], p[1]);
-      mma_f16(o[d], v[d][0][2], v[d][1][2], v[d][0][3], v[d][1][3], p[2], p[3]);
+      std::uint32_t a[4], b[4];
+      Math::widen(v[d][0], a);
+      Math::widen(v[d][1], b);
+      if constexpr (Math::kIsInt8) {
+        Math::scale_each(a, v_scales[d / 2]);
+        Math::scale_each(b, v_scales[d / 2]);
+      }
+      Math::mma(o[d], a[0], b[0], a[1], b[1], p[0], p[1]);
+      Math::mma(o[d], a[2], b[2], a[3], b[3], p[2], p[3]);
     }
     pos += kTurn;
     if (pos < end) load_tile(pos, block);
@@ -459,9 +548,21 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
 }
 
 // A warp takes 16 consecutive tokens of a sequence and one head; the heads of a block mostly share their keys.
-template <int kHeadDim>
+template <int kHeadDim, KvType kKv>
 __global__ void __launch_bounds__(128) prefill_kernel(const __grid_constant__ CudaAttentionArgs args) {
   constexpr int kSteps = kHeadDim / 32, kTiles = kHeadDim / 8;
+  using Math = KvMath<kKv>;
+  const auto load_eight = [](const std::uint8_t* at, std::uint32_t(&v)[4]) {
+    std::uint32_t raw[Math::kWords];
+    if constexpr (Math::kIsByte) {
+      const uint2 x = load_8(at);
+      raw[0] = x.x, raw[1] = x.y;
+    } else {
+      const uint4 x = load16(at);
+      raw[0] = x.x, raw[1] = x.y, raw[2] = x.z, raw[3] = x.w;
+    }
+    Math::widen(raw, v);
+  };
   wait_for_previous();
   allow_next();
   const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
@@ -495,8 +596,8 @@ __global__ void __launch_bounds__(128) prefill_kernel(const __grid_constant__ Cu
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        q[s][r][i] = pack_f16(a[2 * i] * scale, a[2 * i + 1] * scale);
-        q[s + kSteps / 2][r][i] = pack_f16(b[2 * i] * scale, b[2 * i + 1] * scale);
+        q[s][r][i] = Math::pack(a[2 * i] * scale, a[2 * i + 1] * scale);
+        q[s + kSteps / 2][r][i] = Math::pack(b[2 * i] * scale, b[2 * i + 1] * scale);
       }
     }
   }
@@ -507,17 +608,22 @@ __global__ void __launch_bounds__(128) prefill_kernel(const __grid_constant__ Cu
   for (int pos = begin; pos < end; pos += 32) {
     const int offset = pos % args.kv.block_size;
     const std::uint8_t* base = head_block(args.kv, table[pos / args.kv.block_size], kv_head);
-    const __half* keys = reinterpret_cast<const __half*>(base) + static_cast<std::int64_t>(offset) * kHeadDim;
-    const __half* values = reinterpret_cast<const __half*>(base + args.kv.v_offset) +
-                           static_cast<std::int64_t>(offset / 32) * kHeadDim * 32;
+    const std::uint8_t* keys = base + static_cast<std::int64_t>(offset) * kHeadDim * Math::kBytes;
+    const std::uint8_t* values =
+        base + args.kv.v_offset + static_cast<std::int64_t>(offset / 32) * kHeadDim * 32 * Math::kBytes;
+    const auto* k_scales = reinterpret_cast<const std::uint16_t*>(base + args.kv.k_scale_offset) + offset * kSteps;
+    const std::uint8_t* v_scales = base + args.kv.v_scale_offset + offset / 32 * (64 * kSteps) + 16 * t;
     float score[4][4] = {};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        const uint4 k = load16(keys + (8 * (g / 2) + 2 * i + g % 2) * kHeadDim + 32 * s + 8 * t);
-        mma_f16(score[i], q[s][0][0], q[s][1][0], q[s][0][1], q[s][1][1], k.x, k.y);
-        mma_f16(score[i], q[s][0][2], q[s][1][2], q[s][0][3], q[s][1][3], k.z, k.w);
+        const int row = 8 * (g / 2) + 2 * i + g % 2;
+        std::uint32_t k[4];
+        load_eight(keys + (row * kHeadDim + 32 * s + 8 * t) * Math::kBytes, k);
+        if constexpr (Math::kIsInt8) Math::scale_all(k, k_scales[row * kSteps + s]);
+        Math::mma(score[i], q[s][0][0], q[s][1][0], q[s][0][1], q[s][1][1], k[0], k[1]);
+        Math::mma(score[i], q[s][0][2], q[s][1][2], q[s][0][3], q[s][1][3], k[2], k[3]);
       }
     }
     // Column 2 t + e of piece i is position 8 t + 2 i + e.
@@ -560,14 +666,16 @@ __global__ void __launch_bounds__(128) prefill_kernel(const __grid_constant__ Cu
     std::uint32_t p[4][2];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      p[i][0] = pack_f16(score[i][0], score[i][1]);
-      p[i][1] = pack_f16(score[i][2], score[i][3]);
+      p[i][0] = Math::pack(score[i][0], score[i][1]);
+      p[i][1] = Math::pack(score[i][2], score[i][3]);
     }
 #pragma unroll
     for (int d = 0; d < kTiles; ++d) {
-      const uint4 v = load16(values + (8 * d + g) * 32 + 8 * t);
-      mma_f16(o[d], p[0][0], p[0][1], p[1][0], p[1][1], v.x, v.y);
-      mma_f16(o[d], p[2][0], p[2][1], p[3][0], p[3][1], v.z, v.w);
+      std::uint32_t v[4];
+      load_eight(values + ((8 * d + g) * 32 + 8 * t) * Math::kBytes, v);
+      if constexpr (Math::kIsInt8) Math::scale_each(v, load16(v_scales + 64 * (d / 4)));
+      Math::mma(o[d], p[0][0], p[0][1], p[1][0], p[1][1], v[0], v[1]);
+      Math::mma(o[d], p[2][0], p[2][1], p[3][0], p[3][1], v[2], v[3]);
     }
   }
 #pragma unroll
@@ -591,6 +699,15 @@ __global__ void __launch_bounds__(128) prefill_kernel(const __grid_constant__ Cu
   }
 }
 
+__device__ __forceinline__ float kv_element(KvType type, const std::uint8_t* from, std::int64_t at) {
+  if (type == KvType::kF16) return __half2float(reinterpret_cast<const __half*>(from)[at]);
+  if (type == KvType::kBF16) return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(from)[at]);
+  if (type == KvType::kInt8) return static_cast<float>(reinterpret_cast<const std::int8_t*>(from)[at]);
+  std::uint32_t low, high;
+  e4m3_to_f16(from[at], low, high);
+  return half_bits_to_float(low & 0xffffu);
+}
+
 // A block of one warp takes (token, head) with any head size up to 256; f32 throughout.
 __global__ void simple_kernel(const __grid_constant__ CudaAttentionArgs args, bool is_decode) {
   constexpr int kMost = 8;  // dimensions of a lane
@@ -609,24 +726,36 @@ __global__ void simple_kernel(const __grid_constant__ CudaAttentionArgs args, bo
     seq = tile[0], token = tile[1] + i, kv_len = tile[3] + i + 1;
   }
   const int kv_head = head / (args.n_heads / args.kv.n_kv_heads);
+  const int group = group_of(head_dim), n_groups = head_dim / group;
+  const bool is_int8 = args.kv.type == KvType::kInt8;
   const std::int32_t* table = args.batch.tables + static_cast<std::int64_t>(seq) * args.batch.table_stride;
   const float* q = args.q + token * args.q_stride + head * head_dim;
   float o[kMost] = {}, m = kMinusInfinity, l = 0;
   for (int pos = args.window > 0 ? max(0, kv_len - args.window) : 0; pos < kv_len; ++pos) {
     const int offset = pos % args.kv.block_size;
     const std::uint8_t* base = head_block(args.kv, table[pos / args.kv.block_size], kv_head);
-    const __half* key = reinterpret_cast<const __half*>(base) + static_cast<std::int64_t>(offset) * head_dim;
-    const __half* value = reinterpret_cast<const __half*>(base + args.kv.v_offset) +
-                          static_cast<std::int64_t>(offset / 32) * head_dim * 32 + offset % 32;
+    const std::int64_t key = static_cast<std::int64_t>(offset) * head_dim,
+                       value = static_cast<std::int64_t>(offset / 32) * head_dim * 32 + offset % 32;
+    const auto key_scale = [&](int d) {
+      const auto* scales = reinterpret_cast<const __half*>(base + args.kv.k_scale_offset);
+      return is_int8 ? __half2float(scales[offset * n_groups + d / group]) : 1.0f;
+    };
+    const auto value_scale = [&](int d) {
+      const auto* scales = reinterpret_cast<const __half*>(base + args.kv.v_scale_offset);
+      return is_int8 ? __half2float(scales[(offset / 32 * n_groups + d / group) * 32 + offset % 32]) : 1.0f;
+    };
     float score = 0;
-    for (int d = lane; d < head_dim; d += 32) score = fmaf(q[d], __half2float(key[d]), score);
+    for (int d = lane; d < head_dim; d += 32)
+      score = fmaf(q[d], kv_element(args.kv.type, base, key + d) * key_scale(d), score);
     score = warp_sum(score) * args.scale;
     const float next = fmaxf(m, score), factor = expf(m - next), p = expf(score - next);
     m = next;
     l = l * factor + p;
 #pragma unroll
     for (int i = 0; i < kMost; ++i)
-      if (lane + 32 * i < head_dim) o[i] = fmaf(p, __half2float(value[(lane + 32 * i) * 32]), o[i] * factor);
+      if (const int d = lane + 32 * i; d < head_dim)
+        o[i] =
+            fmaf(p, kv_element(args.kv.type, base + args.kv.v_offset, value + d * 32) * value_scale(d), o[i] * factor);
   }
 #pragma unroll
   for (int i = 0; i < kMost; ++i)
@@ -635,28 +764,41 @@ __global__ void simple_kernel(const __grid_constant__ CudaAttentionArgs args, bo
             kv_len > 0 ? o[i] / l : 0.0f);
 }
 
-template <int kHeadDim>
+template <int kHeadDim, KvType kKv>
 void launch_mma(void* stream, const CudaAttentionArgs& args) {
   const CudaBatch& batch = args.batch;
   if (batch.n_decodes > 0) {
     unsigned n_parts = batch.max_decode_len > 0 ? ceil_div(batch.max_decode_len, args.split) : 1;
     const dim3 grid(n_parts, static_cast<unsigned>(args.kv.n_kv_heads), static_cast<unsigned>(batch.n_decodes));
     if (n_parts > 1 && n_parts <= kMostCluster && has_clusters()) {
-      launch_cluster(decode_kernel<kHeadDim, true>, grid, 32 * kDecodeWarps, n_parts, stream, args);
+      launch_cluster(decode_kernel<kHeadDim, true, kKv>, grid, 32 * kDecodeWarps, n_parts, stream, args);
     } else {
-      launch(decode_kernel<kHeadDim, false>, grid, 32 * kDecodeWarps, 0, stream, args);
+      launch(decode_kernel<kHeadDim, false, kKv>, grid, 32 * kDecodeWarps, 0, stream, args);
     }
   }
   if (batch.n_tiles > 0)
-    launch(prefill_kernel<kHeadDim>, dim3(ceil_div(args.n_heads, 4), static_cast<unsigned>(batch.n_tiles)), 128, 0,
+    launch(prefill_kernel<kHeadDim, kKv>, dim3(ceil_div(args.n_heads, 4), static_cast<unsigned>(batch.n_tiles)), 128, 0,
            stream, args);
+}
+template <int kHeadDim>
+void launch_of_type(void* stream, const CudaAttentionArgs& args) {
+  switch (args.kv.type) {
+    case KvType::kBF16:
+      return launch_mma<kHeadDim, KvType::kBF16>(stream, args);
+    case KvType::kF8:
+      return launch_mma<kHeadDim, KvType::kF8>(stream, args);
+    case KvType::kInt8:
+      return launch_mma<kHeadDim, KvType::kInt8>(stream, args);
+    default:
+      return launch_mma<kHeadDim, KvType::kF16>(stream, args);
+  }
 }
 }  // namespace
 
 void attention(void* stream, const CudaAttentionArgs& args) {
   const bool is_grouped = args.n_heads / args.kv.n_kv_heads <= 8;
-  if (is_grouped && args.kv.head_dim == 128) return launch_mma<128>(stream, args);
-  if (is_grouped && args.kv.head_dim == 64) return launch_mma<64>(stream, args);
+  if (is_grouped && args.kv.head_dim == 128) return launch_of_type<128>(stream, args);
+  if (is_grouped && args.kv.head_dim == 64) return launch_of_type<64>(stream, args);
   if (args.batch.n_decodes > 0)
     launch(simple_kernel, dim3(static_cast<unsigned>(args.n_heads), static_cast<unsigned>(args.batch.n_decodes)), 32, 0,
            stream, args, true);

@@ -126,6 +126,42 @@ __device__ __forceinline__ std::uint32_t pack_f16(float low, float high) {
   return *reinterpret_cast<const std::uint32_t*>(&pair);
 }
 
+// kv_group for device code.
+__device__ __forceinline__ int group_of(int head_dim) {
+  return head_dim % 32 == 0 ? 32 : head_dim;
+}
+// Four e4m3 as two pairs of f16, exactly.
+__device__ __forceinline__ void e4m3_to_f16(std::uint32_t w, std::uint32_t& low, std::uint32_t& high) {
+#if __CUDA_ARCH__ >= 890
+  asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, b;}"
+      : "=r"(low), "=r"(high)
+      : "r"(w));
+#else
+  // Sign and seven bits, moved: 2^-8 of the value.
+  const std::uint32_t wide[2] = {__byte_perm(w, 0, 0x1404), __byte_perm(w, 0, 0x3424)};
+  std::uint32_t half[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const std::uint32_t bits = (wide[i] & 0x80008000u) | ((wide[i] & 0x7f007f00u) >> 1);
+    const __half2 v = __hmul2(*reinterpret_cast<const __half2*>(&bits), __float2half2_rn(256.0f));
+    half[i] = *reinterpret_cast<const std::uint32_t*>(&v);
+  }
+  low = half[0], high = half[1];
+#endif
+}
+// Four int8 as two pairs of f16, exactly: 1152 + x has x in its low bits.
+__device__ __forceinline__ void int8_to_f16(std::uint32_t w, std::uint32_t& low, std::uint32_t& high) {
+  w ^= 0x80808080u;
+  const std::uint32_t wide[2] = {__byte_perm(w, 0x64646464u, 0x4140), __byte_perm(w, 0x64646464u, 0x4342)};
+  const __half2 a = __hsub2(*reinterpret_cast<const __half2*>(&wide[0]), __float2half2_rn(1152.0f)),
+                b = __hsub2(*reinterpret_cast<const __half2*>(&wide[1]), __float2half2_rn(1152.0f));
+  low = *reinterpret_cast<const std::uint32_t*>(&a), high = *reinterpret_cast<const std::uint32_t*>(&b);
+}
+__device__ __forceinline__ std::uint32_t mul_f16(std::uint32_t a, std::uint32_t b) {
+  const __half2 v = __hmul2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  return *reinterpret_cast<const std::uint32_t*>(&v);
+}
+
 // d += a b with a [16 x 16], b [16 x 8].
 __device__ __forceinline__ void mma_bf16(float (&d)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
                                          std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {

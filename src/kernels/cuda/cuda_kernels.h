@@ -15,7 +15,7 @@ namespace still {
 struct CudaActivations {
   const float* f32 = nullptr;  // [n_rows, k]
   const std::uint16_t* bf16 = nullptr;
-  const std::uint16_t* f16 = nullptr;  // [n_rows, k], each row times 1 / scale[row]
+  const std::uint16_t* f16 = nullptr;  // [n_rows, k], each 256 of a row times 1 / scale [n_rows, ceil(k / 256)]
   const std::int8_t* q = nullptr;      // as QuantizedRows, contiguous rows
   const float* scale = nullptr;
   const std::int16_t* sums = nullptr;
@@ -52,8 +52,11 @@ struct CudaLinearArgs {
   // The products from this one on are in second_format (cuda_can_mix; a single row, stored).
   std::int32_t n_first = kCudaMaxProducts;
   PackedFormat second_format = PackedFormat::kF32;
-  // A single row is computed as it is among others, and read in the form that those have.
+  // A single row of floats is computed as it is among others, and read in the form that those have. Of quantised
+  // weights and FP8 rows are always the same, provided that the order of sums is chosen by the same number of panels
+  // (16 rows of a matrix): of all products of one input, whose launches may differ with the number of rows.
   bool is_row_like_others = false;
+  std::int32_t n_order_panels = 0;  // 0: the launch's own
 };
 // Formats of which one launch computes both: Q4_K_M keeps half of its values' projections in Q6_K.
 constexpr bool cuda_can_mix(PackedFormat first, PackedFormat second) {
@@ -96,13 +99,16 @@ struct CudaBatch {
 };
 
 // The keys and values of one layer. A block of one head: K [block_size][head_dim], then V [block_size /
-// 32][head_dim][32], both f16.
+// 32][head_dim][32], both of `type` (not f32). Of int8 with g = kv_group(head_dim) then f16 scales of K
+// [block_size][head_dim / g] and of V [block_size / 32][head_dim / g][32].
 struct CudaKv {
   std::uint8_t* base;
   std::int64_t block_bytes;  // from one block to the next
   std::int64_t head_bytes;   // from one head to the next inside a block
   std::int64_t v_offset;
   std::int32_t block_size, n_kv_heads, head_dim;
+  KvType type = KvType::kF16;
+  std::int64_t k_scale_offset = 0, v_scale_offset = 0;
 };
 
 // q and k are rotated in place (k only on its way into the cache), k and v stored. Row strides in elements. n_heads 0:
@@ -139,7 +145,7 @@ struct CudaAttentionArgs {
   // q is still to be rotated (rope.kv and rope.positions are not looked at; rope covers whole heads in halves; head_dim
   // 64 or 128, at most 8 heads of a KV head; strides a multiple of 4).
   bool is_q_raw = false;
-  bool is_rope_fused = false;  // decodes only: k too, and k and v are still to be stored
+  bool is_rope_fused = false;  // decodes and f16 only: k too, and k and v are still to be stored
   CudaRopeKvArgs rope = {};
 };
 
@@ -208,8 +214,8 @@ struct CudaKernels {
   void (*quantize_rows)(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, std::int32_t block,
                         const CudaQuantizedOut& out);
   void (*to_bf16)(void* stream, const float* x, std::int64_t n, std::uint16_t* y);
-  // Rows (f32 or bf16) for products with FP8 weights, y times scale[row] being x: f16, the scale a power of two that
-  // brings the largest near 2^12; or e4m3, the largest at 448.
+  // Rows (f32 or bf16) for products with FP8 weights, y times its scale being x: f16, the scale of each 256 elements a
+  // power of two that brings the largest near 2^12; or e4m3, a scale for each row, the largest at 448.
   void (*scale_rows)(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, std::uint16_t* y_f16,
                      std::uint8_t* y_f8, float* scale);
   // y[row][i] = bias[i].

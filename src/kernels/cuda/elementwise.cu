@@ -77,9 +77,41 @@ __global__ void __launch_bounds__(256) to_bf16_kernel(const float* x, std::int64
   }
 }
 
+// A warp takes 256 elements of a row. The same f16 as F8::make_column's.
+__global__ void __launch_bounds__(256)
+    scale_chunks_kernel(const float* f32, const __nv_bfloat16* bf16, int k, __half* y, float* scale) {
+  wait_for_previous();
+  allow_next();
+  const int lane = static_cast<int>(threadIdx.x % 32), n_chunks = (k + 255) / 256;
+  const int chunk = static_cast<int>(blockIdx.x * 8 + threadIdx.x / 32);
+  if (chunk >= n_chunks) return;
+  const std::int64_t row = blockIdx.y * std::int64_t{k};
+  float v[8], most = 0, bad = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int at = 256 * chunk + 32 * i + lane;
+    v[i] = at >= k ? 0.0f : f32 != nullptr ? f32[row + at] : __bfloat162float(bf16[row + at]);
+    most = fmaxf(most, fabsf(v[i]));
+    bad += v[i] - v[i];  // NaN where one is NaN or infinite
+  }
+#pragma unroll
+  for (int i = 1; i < 32; i *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
+  const bool is_finite = __all_sync(0xffffffffu, bad == 0.0f) != 0;
+  const int exponent = max(static_cast<int>(__float_as_uint(most) >> 23) - 12, 14);
+  const float inverse = __uint_as_float(static_cast<std::uint32_t>(254 - exponent) << 23);
+  if (lane == 0)
+    scale[blockIdx.y * static_cast<std::int64_t>(n_chunks) + chunk] =
+        is_finite ? __uint_as_float(static_cast<std::uint32_t>(exponent) << 23) : __int_as_float(0x7fc00000);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int at = 256 * chunk + 32 * i + lane;
+    if (at < k) y[row + at] = __float2half_rn(v[i] * inverse);
+  }
+}
+
 // A block takes a row, which it reads twice: the second time from the cache.
-__global__ void __launch_bounds__(256) scale_rows_kernel(const float* f32, const __nv_bfloat16* bf16, int k,
-                                                         __half* y_f16, std::uint8_t* y_f8, float* scale) {
+__global__ void __launch_bounds__(256)
+    scale_rows_kernel(const float* f32, const __nv_bfloat16* bf16, int k, std::uint8_t* y, float* scale) {
   __shared__ float shared[8];
   wait_for_previous();
   allow_next();
@@ -96,19 +128,10 @@ __global__ void __launch_bounds__(256) scale_rows_kernel(const float* f32, const
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = most;
   const bool is_finite = __syncthreads_and(bad == 0.0f) != 0;
   for (int w = 0; w < 8; ++w) most = fmaxf(most, shared[w]);
-  most = fmaxf(most, 0x1p-100f);
-  const int exponent = static_cast<int>(__float_as_uint(most) >> 23) - 12;
-  const float to = y_f16 != nullptr ? __uint_as_float(static_cast<std::uint32_t>(exponent) << 23) : most / 448.0f;
-  const float inverse = 1.0f / to;
+  const float to = fmaxf(most, 0x1p-100f) / 448.0f, inverse = 1.0f / to;
   if (threadIdx.x == 0) scale[blockIdx.x] = is_finite ? to : __int_as_float(0x7fc00000);
-  for (int i = static_cast<int>(threadIdx.x); i < k; i += 256) {
-    const float v = value(i) * inverse;
-    if (y_f16 != nullptr) {
-      y_f16[row + i] = __float2half_rn(v);
-    } else {
-      y_f8[row + i] = static_cast<std::uint8_t>(__nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3));
-    }
-  }
+  for (int i = static_cast<int>(threadIdx.x); i < k; i += 256)
+    y[row + i] = static_cast<std::uint8_t>(__nv_cvt_float_to_fp8(value(i) * inverse, __NV_SATFINITE, __NV_E4M3));
 }
 
 __global__ void repeat_bias_kernel(const float* bias, int n_out, float* y, std::int64_t y_stride) {
@@ -245,48 +268,93 @@ __global__ void gather_kernel(const std::uint32_t* x, int words, const std::int3
 }
 
 // 64 threads take a head of a token: queries first, then keys, then values.
+template <KvType kKv>
+__device__ __forceinline__ void put_kv(std::uint8_t* to, std::int64_t at, float v) {
+  if constexpr (kKv == KvType::kF16) {
+    reinterpret_cast<__half*>(to)[at] = __float2half_rn(v);
+  } else if constexpr (kKv == KvType::kBF16) {
+    reinterpret_cast<__nv_bfloat16*>(to)[at] = __float2bfloat16_rn(v);
+  } else {
+    to[at] = static_cast<std::uint8_t>(__nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3));
+  }
+}
+
+// 64 threads take a head. Of int8 a group's largest is wanted before any is stored: the row goes through shared memory.
+template <KvType kKv>
 __global__ void __launch_bounds__(256) rope_kv_kernel(const CudaRopeKvArgs args) {
+  constexpr bool kIsInt8 = kKv == KvType::kInt8;
+  __shared__ float rows[kIsInt8 ? 4 : 1][256];
   wait_for_previous();
   allow_next();
   const int token = static_cast<int>(blockIdx.x), i0 = static_cast<int>(threadIdx.x);
   const int n_kv = args.kv.n_kv_heads, head_dim = args.kv.head_dim, half = args.n_rot / 2;
   int head = static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y);
-  if (head >= args.n_heads + 2 * n_kv) return;
   const std::int64_t slot = args.slots[token];
+  const bool is_query = head < args.n_heads, is_value = head >= args.n_heads + n_kv;
+  const bool is_idle = head >= args.n_heads + 2 * n_kv || (!is_query && slot < 0);
+  if (is_idle && !kIsInt8) return;
+  if (!is_query) head -= is_value ? args.n_heads + n_kv : args.n_heads;
   const int offset = static_cast<int>(slot % args.kv.block_size);
-  const auto part = [&](int kv_head) {
-    return args.kv.base + slot / args.kv.block_size * args.kv.block_bytes + kv_head * args.kv.head_bytes;
+  std::uint8_t* block = nullptr;
+  if (!is_query && !is_idle)
+    block = args.kv.base + slot / args.kv.block_size * args.kv.block_bytes + head * args.kv.head_bytes;
+  // Element i of a head's key and value stands at:
+  const auto place = [&](int i) {
+    return is_value ? (static_cast<std::int64_t>(offset / 32) * head_dim + i) * 32 + offset % 32
+                    : static_cast<std::int64_t>(offset) * head_dim + i;
   };
-  if (head >= args.n_heads + n_kv) {
-    head -= args.n_heads + n_kv;
-    if (slot < 0) return;
-    __half* tile = reinterpret_cast<__half*>(part(head) + args.kv.v_offset) +
-                   static_cast<std::int64_t>(offset / 32) * head_dim * 32 + offset % 32;
-    const float* v = args.v + token * args.v_stride + head * head_dim;
-    for (int i = i0; i < head_dim; i += 64) tile[i * 32] = __float2half_rn(v[i]);
-    return;
-  }
-  const std::int64_t position = args.positions[token];
-  const bool is_query = head < args.n_heads;
-  if (!is_query) head -= args.n_heads;
-  const float* from =
-      is_query ? args.q + token * args.q_stride + head * head_dim : args.k + token * args.k_stride + head * head_dim;
-  float* q = args.q + token * args.q_stride + head * head_dim;
-  if (!is_query && slot < 0) return;
-  __half* k = is_query ? nullptr : reinterpret_cast<__half*>(part(head)) + static_cast<std::int64_t>(offset) * head_dim;
-  for (int i = i0; i < half; i += 64) {
-    const int first = args.pairs ? 2 * i : i, second = args.pairs ? 2 * i + 1 : i + half;
-    const float a = from[first], b = from[second];
-    const float c = args.cos[position * half + i], s = args.sin[position * half + i];
-    const float x = fmaf(a, c, -__fmul_rn(b, s)), y = fmaf(b, c, __fmul_rn(a, s));
-    if (is_query) {
-      q[first] = x, q[second] = y;
+  const auto put = [&](int i, float v) {
+    if constexpr (kIsInt8) {
+      rows[threadIdx.y][i] = v;
     } else {
-      k[first] = __float2half_rn(x), k[second] = __float2half_rn(y);
+      put_kv<kKv>(block + (is_value ? args.kv.v_offset : 0), place(i), v);
+    }
+  };
+  if (!is_idle && is_value) {
+    const float* v = args.v + token * args.v_stride + head * head_dim;
+    for (int i = i0; i < head_dim; i += 64) put(i, v[i]);
+  } else if (!is_idle) {
+    const std::int64_t position = args.positions[token];
+    float* q = args.q + token * args.q_stride + head * head_dim;
+    const float* from = is_query ? q : args.k + token * args.k_stride + head * head_dim;
+    for (int i = i0; i < half; i += 64) {
+      const int first = args.pairs ? 2 * i : i, second = args.pairs ? 2 * i + 1 : i + half;
+      const float a = from[first], b = from[second];
+      const float c = args.cos[position * half + i], s = args.sin[position * half + i];
+      const float x = fmaf(a, c, -__fmul_rn(b, s)), y = fmaf(b, c, __fmul_rn(a, s));
+      if (is_query) {
+        q[first] = x, q[second] = y;
+      } else {
+        put(first, x), put(second, y);
+      }
+    }
+    if (!is_query)
+      for (int i = args.n_rot + i0; i < head_dim; i += 64) put(i, from[i]);
+  }
+  if constexpr (kIsInt8) {
+    __syncthreads();
+    if (is_idle || is_query) return;
+    const int group = group_of(head_dim), n_groups = head_dim / group;
+    for (int i = i0; i < head_dim; i += 64) {
+      const float* values = rows[threadIdx.y] + i / group * group;
+      float most = 0, bad = 0;
+      for (int e = 0; e < group; ++e) {
+        most = fmaxf(most, fabsf(values[e]));
+        bad += values[e] - values[e];  // NaN where one is NaN or infinite
+      }
+      // As the CPU's: divided by what the scale is as f16; NaN where not all are finite.
+      const bool is_finite = bad == 0.0f;
+      const __half scale = is_finite ? __float2half_rn(most / 127.0f) : __ushort_as_half(0x7e00);
+      const float by = __half2float(scale);
+      const float q =
+          is_finite && by > 0.0f ? fminf(fmaxf(rintf(__fdiv_rn(rows[threadIdx.y][i], by)), -127.0f), 127.0f) : 0.0f;
+      reinterpret_cast<std::int8_t*>(block)[(is_value ? args.kv.v_offset : 0) + place(i)] = static_cast<std::int8_t>(q);
+      if (i % group != 0) continue;
+      auto* scales = reinterpret_cast<__half*>(block + (is_value ? args.kv.v_scale_offset : args.kv.k_scale_offset));
+      scales[is_value ? (static_cast<std::int64_t>(offset / 32) * n_groups + i / group) * 32 + offset % 32
+                      : static_cast<std::int64_t>(offset) * n_groups + i / group] = scale;
     }
   }
-  if (!is_query)
-    for (int i = args.n_rot + i0; i < head_dim; i += 64) k[i] = __float2half_rn(from[i]);
 }
 
 __device__ __forceinline__ float silu_times(float gate, float up) {
@@ -364,8 +432,13 @@ void to_bf16(void* stream, const float* x, std::int64_t n, std::uint16_t* y) {
 
 void scale_rows(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, std::uint16_t* y_f16,
                 std::uint8_t* y_f8, float* scale) {
-  launch(scale_rows_kernel, static_cast<unsigned>(n_rows), 256, 0, stream, x.f32,
-         reinterpret_cast<const __nv_bfloat16*>(x.bf16), k, reinterpret_cast<__half*>(y_f16), y_f8, scale);
+  const auto* bf16 = reinterpret_cast<const __nv_bfloat16*>(x.bf16);
+  if (y_f16 != nullptr) {
+    launch(scale_chunks_kernel, dim3(ceil_div(k, 2048), static_cast<unsigned>(n_rows)), 256, 0, stream, x.f32, bf16, k,
+           reinterpret_cast<__half*>(y_f16), scale);
+  } else {
+    launch(scale_rows_kernel, static_cast<unsigned>(n_rows), 256, 0, stream, x.f32, bf16, k, y_f8, scale);
+  }
 }
 
 void repeat_bias(void* stream, const float* bias, std::int32_t n_rows, std::int32_t n_out, float* y,
@@ -397,8 +470,11 @@ void gather(void* stream, const void* x, std::int64_t row_bytes, const std::int3
 
 void rope_kv_write(void* stream, const CudaRopeKvArgs& args) {
   const int n_heads = args.n_heads + 2 * args.kv.n_kv_heads;
-  launch(rope_kv_kernel, dim3(static_cast<unsigned>(args.n_tokens), ceil_div(n_heads, 4)), dim3(64, 4), 0, stream,
-         args);
+  const auto kernel = args.kv.type == KvType::kInt8   ? rope_kv_kernel<KvType::kInt8>
+                      : args.kv.type == KvType::kBF16 ? rope_kv_kernel<KvType::kBF16>
+                      : args.kv.type == KvType::kF8   ? rope_kv_kernel<KvType::kF8>
+                                                      : rope_kv_kernel<KvType::kF16>;
+  launch(kernel, dim3(static_cast<unsigned>(args.n_tokens), ceil_div(n_heads, 4)), dim3(64, 4), 0, stream, args);
 }
 
 void swiglu(void* stream, const std::uint16_t* gate_up, std::int32_t n, std::int32_t width, float* y_f32,

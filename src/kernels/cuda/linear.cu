@@ -1,8 +1,12 @@
 // Products of up to 16 rows: weights stream through registers into the tensor core once, whatever the number of rows.
 //
 // A block takes 16 rows of the matrix (for SwiGLU: of both matrices); its warps share k in turns of a chunk, hold one
-// chunk while the next is under way, and add up through shared memory in warp order. The first chunks are asked for
-// before the predecessor has ended, so that the memory does not idle between two products.
+// chunk while the next is under way, and add up through shared memory in order. The first chunks are asked for before
+// the predecessor has ended, so that the memory does not idle between two products.
+//
+// The order of sums does not depend on the number of rows (weights.cuh; floats' does): the chunks of a row are shared
+// out over as many parts as the kernel of one row has warps, which the sizes of the matrices alone decide. Kernels of
+// more rows compute several parts with a warp.
 //
 // One row has its own kernel (weights.cuh says how the tensor core is used): it makes the row's form itself, and takes
 // the RMSNorm before the product along: the row times the norm's weights is multiplied, the squares are summed on the
@@ -22,6 +26,7 @@ struct SkinnyArgs {
   float eps;
   std::int32_t n_first, second_n_tiles;  // products of the first format
   std::int32_t n_products, k, n_tiles, n_rows;
+  std::int32_t n_parts;  // of a row's sum
   CudaEpilogue epilogue;
   bool y_is_bf16, has_own_kernel;
 };
@@ -48,16 +53,33 @@ __device__ __forceinline__ void store(const SkinnyArgs& args, const CudaProduct&
 
 // The sum of a row's products is finished: scale, residual, bias.
 template <class Format>
-__device__ __forceinline__ float scaled(const SkinnyArgs& args, const Panel& panel, int row, int column, float v) {
+__device__ __forceinline__ float scaled(const Panel& panel, int row, float v) {
   if constexpr (Format::kHasRowScales) v *= panel.scales[row];
-  if (Format::kHasXScales && args.x.f16 != nullptr) v *= args.x.scale[column];
   return v;
 }
+
+// The chunks of a warp that computes parts `first`, first + n_warps ... of n_parts, one after the other. A chunk of the
+// parts is kPieces chunks of the format.
+template <class Format>
+struct PartWalk {
+  static constexpr int kPieces = Format::kSingleChunk / Format::kChunk;
+  int part, whole, piece = 0;
+  __device__ __forceinline__ explicit PartWalk(int first) : part(first), whole(first) {}
+  __device__ __forceinline__ int chunk() const { return whole * kPieces + piece; }
+  __device__ __forceinline__ PartWalk next(int n_chunks, int n_parts, int n_warps) const {
+    PartWalk after = *this;
+    if (++after.piece < kPieces) return after;
+    after.piece = 0;
+    after.whole += n_parts;
+    if (after.whole >= n_chunks) after.whole = after.part += n_warps;
+    return after;
+  }
+};
 
 // kColumns8: columns (rows of activations) in groups of 8.
 template <class Format, int kColumns8>
 __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ SkinnyArgs args) {
-  extern __shared__ float parts[];  // [matrices][warps][16][8 * kColumns8]
+  extern __shared__ float parts[];  // [matrices][parts][16][8 * kColumns8]
   constexpr int kWidth = 8 * kColumns8;
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int n_warps = static_cast<int>(blockDim.x / 32);
@@ -72,24 +94,33 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
   for (int matrix = 0; matrix < n_matrices; ++matrix) {
     const CudaProduct& product = args.products[is_swiglu ? matrix : which];
     const Panel panel = panel_of<Format>(args, product, panel_idx);
-    const int n_chunks = Format::n_chunks(panel);
-    float f[kColumns8][4] = {};
+    const int n_chunks = Format::n_single_chunks(panel);
+    float f[kColumns8][Format::kSums] = {};
     typename Format::Chunk current, next;
-    if (warp < n_chunks) Format::load(current, panel, warp, lane);
+    PartWalk<Format> walk(warp);
+    if (walk.part < args.n_parts) Format::load(current, panel, walk.chunk(), lane);
     if (matrix == 0) {
       allow_next();
       wait_for_previous();
     }
-    for (int chunk = warp; chunk < n_chunks; chunk += n_warps) {
-      if (chunk + n_warps < n_chunks) Format::load(next, panel, chunk + n_warps, lane);
-      Format::template multiply<kColumns8>(current, panel, args.x, args.n_rows, chunk, lane, f);
+    while (walk.part < args.n_parts) {
+      const PartWalk<Format> after = walk.next(n_chunks, args.n_parts, n_warps);
+      if (after.part < args.n_parts) Format::load(next, panel, after.chunk(), lane);
+      Format::template multiply<kColumns8>(current, panel, args.x, args.n_rows, walk.chunk(), lane, f);
+      if (after.part != walk.part) {
+        float* part = parts + (matrix * args.n_parts + walk.part) * 16 * kWidth;
+#pragma unroll
+        for (int n = 0; n < kColumns8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            part[(8 * n + 2 * t + i % 2) * 16 + g + 8 * (i / 2)] = f[n][i];
+            f[n][i] = 0;
+          }
+        }
+      }
       current = next;
+      walk = after;
     }
-    float* part = parts + (matrix * n_warps + warp) * 16 * kWidth;
-#pragma unroll
-    for (int n = 0; n < kColumns8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) part[(8 * n + 2 * t + i % 2) * 16 + g + 8 * (i / 2)] = f[n][i];
   }
   __syncthreads();
 
@@ -98,11 +129,11 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
     const int row = 16 * panel_idx + i % 16, column = i / 16;
     if (row >= product.n_out) continue;
     float v = 0, up = 0;
-    for (int w = 0; w < n_warps; ++w) v += parts[w * 16 * kWidth + i];
-    v = scaled<Format>(args, panel_of<Format>(args, product, panel_idx), i % 16, column, v);
+    for (int p = 0; p < args.n_parts; ++p) v += parts[p * 16 * kWidth + i];
+    v = scaled<Format>(panel_of<Format>(args, product, panel_idx), i % 16, v);
     if (is_swiglu) {
-      for (int w = 0; w < n_warps; ++w) up += parts[(n_warps + w) * 16 * kWidth + i];
-      up = scaled<Format>(args, panel_of<Format>(args, args.products[1], panel_idx), i % 16, column, up);
+      for (int p = 0; p < args.n_parts; ++p) up += parts[(args.n_parts + p) * 16 * kWidth + i];
+      up = scaled<Format>(panel_of<Format>(args, args.products[1], panel_idx), i % 16, up);
       v = v / (1.0f + __expf(-v)) * up;
     } else if (args.epilogue == CudaEpilogue::kAdd) {
       v += static_cast<const float*>(product.y)[column * product.y_stride + row];
@@ -160,13 +191,18 @@ struct RowShare {
 };
 
 // A lane's share of results of rows g and g + 8 to `part` [16], complete.
+template <class Format>
 __device__ __forceinline__ void add_lanes(const float (&f)[4], int lane, float* part) {
+  if constexpr (Format::kIsFolded) {
+    if (lane % 4 < 2) part[lane / 4 + 8 * (lane % 2)] = f[0];
+  } else {
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float v = f[2 * r] + f[2 * r + 1];
-    v += __shfl_xor_sync(0xffffffffu, v, 1);
-    v += __shfl_xor_sync(0xffffffffu, v, 2);
-    if (lane % 4 == 0) part[lane / 4 + 8 * r] = v;
+    for (int r = 0; r < 2; ++r) {
+      float v = f[2 * r] + f[2 * r + 1];
+      v += __shfl_xor_sync(0xffffffffu, v, 1);
+      v += __shfl_xor_sync(0xffffffffu, v, 2);
+      if (lane % 4 == 0) part[lane / 4 + 8 * r] = v;
+    }
   }
 }
 
@@ -232,7 +268,7 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
     }
   }
 #pragma unroll
-  for (int m = 0; m < kMatrices; ++m) add_lanes(f[m], lane, parts[m][warp]);
+  for (int m = 0; m < kMatrices; ++m) add_lanes<Format>(f[m], lane, parts[m][warp]);
   if (args.norm != nullptr) {
     sum_of_squares = warp_sum(sum_of_squares);
     if (lane == 0) squares[warp] = sum_of_squares;
@@ -250,8 +286,7 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
   }
   const float factor = args.norm != nullptr ? 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps) : 1.0f;
 #pragma unroll
-  for (int m = 0; m < kMatrices; ++m)
-    v[m] = scaled<Format>(args, panels[m], static_cast<int>(threadIdx.x), 0, v[m]) * factor;
+  for (int m = 0; m < kMatrices; ++m) v[m] = scaled<Format>(panels[m], static_cast<int>(threadIdx.x), v[m]) * factor;
   const float result = kMatrices == 2 ? v[0] / (1.0f + __expf(-v[0])) * v[kMatrices - 1] : v[0] + old;
   store(args, product, 0, out_row, result);
 }
@@ -319,7 +354,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) stream_kernel(const __grid
       if (panel_at(p, s) < n_panels)
         Format::multiply_single(slots[s], column, weights_at(panel_at(p, s), s), warp, lane, f);
       load(p + stride, s);
-      add_lanes(f, lane, parts[turn % 2][s][warp]);
+      add_lanes<Format>(f, lane, parts[turn % 2][s][warp]);
     }
     __syncthreads();
     if (turn % n_warps != warp) continue;
@@ -335,7 +370,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) stream_kernel(const __grid
       if (args.norm != nullptr) r += squares[w];
     }
     if (args.norm != nullptr) v *= 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps);
-    if (is_inside) v = scaled<Format>(args, panel_of<Format>(args, product, in_matrix), lane % 16, 0, v);
+    if (is_inside) v = scaled<Format>(panel_of<Format>(args, product, in_matrix), lane % 16, v);
     if constexpr (kMatrices == 2) {
       const float up = __shfl_down_sync(0xffffffffu, v, 16);
       if (lane < 16 && is_inside) store(args, product, 0, row, v / (1.0f + __expf(-v)) * up);
@@ -383,7 +418,7 @@ __global__ void f32_kernel(const __grid_constant__ SkinnyArgs args) {
   }
 }
 
-constexpr int kMultiprocessors = 132, kWarps = 16;
+constexpr int kMultiprocessors = 132, kWarps = 16, kSkinnyWarps = 8;
 // From how many panels and chunks on blocks stay: enough to share evenly, and warps enough for the memory's latency.
 constexpr int kStreamPanels = 4 * kMultiprocessors, kLeastStreamWarps = 6;
 
@@ -401,33 +436,43 @@ int choose_warps(int n_chunks, int n_blocks, int most) {
   return n_chunks < best ? (n_chunks > 0 ? n_chunks : 1) : best;
 }
 
+// Into how many parts the sum of a row is cut, which is how many warps of a block the kernel of one row has.
+bool is_streamed(int n_chunks, int n_panels) {
+  return n_chunks >= kLeastStreamWarps && n_chunks <= kMostWarps && n_panels >= kStreamPanels;
+}
+int parts_of(int n_chunks, int n_panels) {
+  return is_streamed(n_chunks, n_panels) ? n_chunks : choose_warps(n_chunks, n_panels, kMostWarps);
+}
+
+// n_order: the panels by which the order of sums is chosen.
 template <class Format>
-void launch_skinny(void* stream, const SkinnyArgs& args) {
+void launch_skinny(void* stream, SkinnyArgs args, int n_order) {
   const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
   const int n_blocks = args.first_panel[is_swiglu ? 1 : args.n_products];
   const auto grid = static_cast<unsigned>(n_blocks);
+  const int n_chunks = static_cast<int>(ceil_div(args.k, Format::kSingleChunk));
+  args.n_parts = parts_of(n_chunks, n_order);
   if (args.has_own_kernel) {
-    const int n_chunks = static_cast<int>(ceil_div(args.k, Format::kSingleChunk));
-    if (n_chunks >= kLeastStreamWarps && n_chunks <= kMostWarps && n_blocks >= kStreamPanels) {
+    const auto block = static_cast<unsigned>(args.n_parts * 32);
+    if (is_streamed(n_chunks, n_order)) {
       const auto n = static_cast<unsigned>(kMultiprocessors * (kMostWarps / n_chunks));
       if (is_swiglu) {
-        launch(stream_kernel<Format, 2>, n, static_cast<unsigned>(32 * n_chunks), 0, stream, args);
+        launch(stream_kernel<Format, 2>, n, block, 0, stream, args);
       } else {
-        launch(stream_kernel<Format, 1>, n, static_cast<unsigned>(32 * n_chunks), 0, stream, args);
+        launch(stream_kernel<Format, 1>, n, block, 0, stream, args);
       }
-      return;
-    }
-    const int n_warps = choose_warps(n_chunks, n_blocks, kMostWarps);
-    const auto block = static_cast<unsigned>(n_warps * 32);
-    if (is_swiglu) {
+    } else if (is_swiglu) {
       launch(single_kernel<Format, 2>, grid, block, 0, stream, args);
     } else {
       launch(single_kernel<Format, 1>, grid, block, 0, stream, args);
     }
     return;
   }
-  const int n_warps = choose_warps(static_cast<int>(ceil_div(args.k, Format::kChunk)), n_blocks, 8);
-  const std::size_t part = static_cast<std::size_t>(n_warps) * (is_swiglu ? 2 : 1) * 16 * 8 * sizeof(float);
+  if constexpr (!Format::kIsFolded) args.n_parts = choose_warps(n_chunks, n_blocks, kSkinnyWarps);
+  // As many warps as take turns of equal length.
+  const int n_turns = (args.n_parts + kSkinnyWarps - 1) / kSkinnyWarps,
+            n_warps = (args.n_parts + n_turns - 1) / n_turns;
+  const std::size_t part = static_cast<std::size_t>(args.n_parts) * (is_swiglu ? 2 : 1) * 16 * 8 * sizeof(float);
   const auto block = static_cast<unsigned>(n_warps * 32);
   if (args.n_rows <= 8) {
     launch(skinny_kernel<Format, 1>, grid, block, part, stream, args);
@@ -449,7 +494,10 @@ void linear(void* stream, const CudaLinearArgs& in) {
   args.n_rows = in.n_rows;
   args.epilogue = in.epilogue;
   args.y_is_bf16 = in.y_is_bf16;
-  args.has_own_kernel = in.n_rows == 1 && !in.is_row_like_others;
+  const bool is_float = in.format == PackedFormat::kBF16 || in.format == PackedFormat::kF16;
+  args.has_own_kernel = in.n_rows == 1 && !(in.is_row_like_others && is_float);
+  const int n_panels = args.first_panel[in.epilogue == CudaEpilogue::kSwiglu ? 1 : in.n_products];
+  const int n_order = in.n_order_panels > 0 ? in.n_order_panels : n_panels;
   if (in.format == PackedFormat::kF32) {
     std::int32_t most = 0;
     for (int i = 0; i < in.n_products; ++i) most = in.products[i].n_out > most ? in.products[i].n_out : most;
@@ -460,8 +508,8 @@ void linear(void* stream, const CudaLinearArgs& in) {
   args.norm = in.norm;
   args.eps = in.eps;
   args.panel_bytes = cuda_panel_bytes(in.format, in.k);
-  if (in.format == PackedFormat::kBF16 || in.format == PackedFormat::kF16) {
-    launch_skinny<Bf16>(stream, args);
+  if (is_float) {
+    launch_skinny<Bf16>(stream, args, n_order);
     return;
   }
   if (is_cuda_quantized(in.format)) args.n_tiles = in.k / cuda_quant_layout(in.format).block;
@@ -472,12 +520,12 @@ void linear(void* stream, const CudaLinearArgs& in) {
     args.second_panel_bytes = cuda_panel_bytes(in.second_format, in.k);
     args.second_n_tiles = args.n_tiles;
     const int n_blocks = args.first_panel[in.n_products];
-    const int n_warps = choose_warps(args.n_tiles, n_blocks, kMostWarps);
+    const int n_warps = parts_of(args.n_tiles, n_order);
     launch(mixed_kernel<First, Second>, static_cast<unsigned>(n_blocks), static_cast<unsigned>(32 * n_warps), 0, stream,
            args);
     return;
   }
-  with_quant(in.format, [&](auto quant) { launch_skinny<decltype(quant)>(stream, args); });
+  with_quant(in.format, [&](auto quant) { launch_skinny<decltype(quant)>(stream, args, n_order); });
 }
 
 }  // namespace still::cuda

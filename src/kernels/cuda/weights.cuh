@@ -8,7 +8,11 @@
 // One token leaves seven of the tensor core's eight columns free. They part k instead: lane l holds elements 8 l to
 // 8 l + 7 of a chunk of activations, which is what the B operand of column g wants for the slice g of k, and gives
 // zeros for the other slices. So no element moves between lanes, one accumulator gathers the whole chunk with a column
-// for each slice, and each lane scales the sums of its own two columns. The lanes of a row are added once, at the end.
+// for each slice, and each lane adds up its own two columns. The four lanes of a row are added after each chunk.
+//
+// Quantised weights and FP8: a result is the same bits for one token and for many. Chunks are multiplied alike (what
+// four lanes add here is the same tree there), chunk i belongs to part i % n_parts of the row, a part adds its chunks
+// in order, and the parts are added in order: linear.cu says how many parts a row has.
 #pragma once
 
 #include <initializer_list>
@@ -44,9 +48,18 @@ constexpr bool is_same_place() {
 }
 static_assert(is_same_place());
 
+// Of the four lanes that share rows: ((0 + 1) + (2 + 3)) of v[0] in even lanes, of v[1] in odd ones.
+template <class T>
+__device__ __forceinline__ T fold_lanes(const T (&v)[2], int lane) {
+  const bool is_odd = lane % 2 != 0;
+  T sum = (is_odd ? v[1] : v[0]) + __shfl_xor_sync(0xffffffffu, is_odd ? v[0] : v[1], 1);
+  sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+  return sum;
+}
+
 template <int kBits, int kSub, bool kMin, int kBlock>
 struct Quant {
-  static constexpr bool kHasRowScales = false, kHasXScales = false;
+  static constexpr bool kHasRowScales = false;
   static __device__ __forceinline__ const float* scales_of(const std::uint8_t*, int, int, int) { return nullptr; }
   static constexpr int kStoredBits = kBits, kSubBlock = kSub;
   static constexpr bool kHasMin = kMin;
@@ -62,6 +75,9 @@ struct Quant {
                                    : kBits == 5       ? 1.0f / 8
                                                       : 1.0f / 4;
   static constexpr int kChunk = 32 * kGroups;
+  static constexpr bool kIsFolded = true;  // multiply_single leaves the lanes' row complete
+  // Of a lane, for 8 columns: its four results, and where a chunk is half of one token's, that half's.
+  static constexpr int kSums = kBlock == 256 ? 4 : 8;
 
   struct Chunk {
     std::uint32_t low[kGroups * kWords];
@@ -334,7 +350,7 @@ struct Quant {
     return column;
   }
 
-  // f[0] + f[1] (row g), f[2] + f[3] (row g + 8): += this chunk times the token, the lane's share of it.
+  // f[0] += this chunk times the token, of row g in lanes of even t and of row g + 8 in the others.
   static __device__ __forceinline__ void multiply_single(const Single& c, const Column& x, const Panel&, int, int lane,
                                                          float (&f)[4]) {
     const int g = lane / 4;
@@ -355,56 +371,73 @@ struct Quant {
 #pragma unroll
       for (int i = 0; i < 4; ++i) acc[0][i] += acc[1][i];
     }
+    if constexpr (kBlock == 256) {
+      int sum[2] = {0, 0}, min[2] = {0, 0};
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if constexpr (kBlock == 256) {
-        int sum = 0, min = 0;
+      for (int r = 0; r < 2; ++r) {
 #pragma unroll
         for (int e = 0; e < (kSub == 32 ? 2 : 4); ++e) {
-          sum += acc[e / 2][2 * r + e % 2] * byte_of(c.sub[r][0], e);
-          if constexpr (kMin) min += x.sums[e] * (kSub == 32 ? byte_of(c.sub[r][0], 2 + e) : byte_of(c.sub[r][1], e));
+          sum[r] += acc[e / 2][2 * r + e % 2] * byte_of(c.sub[r][0], e);
+          if constexpr (kMin)
+            min[r] += x.sums[e] * (kSub == 32 ? byte_of(c.sub[r][0], 2 + e) : byte_of(c.sub[r][1], e));
         }
-        const float d = kMin ? half_bits_to_float(c.d[r] & 0xffffu) : __uint_as_float(c.d[r]);
-        f[2 * r] = fmaf(__fmul_rn(d * kFactor, x.scale[0]), static_cast<float>(sum), f[2 * r]);
-        if constexpr (kMin) {
-          const float m = half_bits_to_float(c.d[r] >> 16);
-          f[2 * r] = fmaf(-__fmul_rn(m, x.scale[0]), static_cast<float>(min), f[2 * r]);
-        }
-      } else {
+      }
+      const float d = kMin ? half_bits_to_float((lane % 2 == 0 ? c.d[0] : c.d[1]) & 0xffffu)
+                           : __uint_as_float(lane % 2 == 0 ? c.d[0] : c.d[1]);
+      f[0] = fmaf(__fmul_rn(d * kFactor, x.scale[0]), static_cast<float>(fold_lanes(sum, lane)), f[0]);
+      if constexpr (kMin) {
+        const float m = half_bits_to_float((lane % 2 == 0 ? c.d[0] : c.d[1]) >> 16);
+        f[0] = fmaf(-__fmul_rn(m, x.scale[0]), static_cast<float>(fold_lanes(min, lane)), f[0]);
+      }
+    } else {
+      float sum[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const float d = half_bits_to_float((c.sub[r][0] >> (16 * e)) & 0xffffu);
-          f[2 * r + e] = fmaf(__fmul_rn(d * kFactor, x.scale[e]), static_cast<float>(acc[0][2 * r + e]), f[2 * r + e]);
+          const float d = __fmul_rn(half_bits_to_float((c.sub[r][0] >> (16 * e)) & 0xffffu) * kFactor, x.scale[e]);
+          const auto dot = static_cast<float>(acc[0][2 * r + e]);
+          sum[r] = e == 0 ? __fmul_rn(d, dot) : fmaf(d, dot, sum[r]);
           if constexpr (kMin) {
             const float m = half_bits_to_float((c.sub[r][1] >> (16 * e)) & 0xffffu);
-            f[2 * r + e] = fmaf(__fmul_rn(m, x.scale[e]), static_cast<float>(x.sums[e]), f[2 * r + e]);
+            sum[r] = fmaf(__fmul_rn(m, x.scale[e]), static_cast<float>(x.sums[e]), sum[r]);
           }
         }
       }
+      f[0] = __fadd_rn(f[0], fold_lanes(sum, lane));
     }
   }
 
-  // --- up to 16 tokens -----------------------------------------------------------------------------------------------
-  // f[n] += this chunk times 8 columns n; f[n] is the accumulator of (rows g, g + 8) x (columns 2 t, 2 t + 1).
+  // --- more tokens ---------------------------------------------------------------------------------------------------
+  // f[n] += this chunk times 8 columns n; f[n][0..3] is the accumulator of (rows g, g + 8) x (columns 2 t, 2 t + 1).
   template <int kColumns8>
   static __device__ __forceinline__ void multiply(const Chunk& c, const Panel& panel, const CudaActivations& x,
-                                                  int n_rows, int chunk, int lane, float (&f)[kColumns8][4]) {
+                                                  int n_rows, int chunk, int lane, float (&f)[kColumns8][kSums]) {
     const int g = lane / 4, t = lane % 4, k = panel.k;
     const int n_blocks = k / kBlock;
-    int sums[kColumns8][4], mins[kColumns8][4];
+    int sums[kColumns8][4], mins[kColumns8][4];      // blocks of 256
+    float pairs[kColumns8][4], first[kColumns8][4];  // of 32: of two groups, and of the first two
 #pragma unroll
     for (int n = 0; n < kColumns8; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums[n][i] = mins[n][i] = 0;
+      for (int i = 0; i < 4; ++i) sums[n][i] = mins[n][i] = 0, pairs[n][i] = first[n][i] = 0;
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
       const int at = chunk * kChunk + 32 * j;
-      if (kBlock == 32 && at >= k) break;
+      if constexpr (kBlock == 32) {
+        if (j == 2) {
+#pragma unroll
+          for (int n = 0; n < kColumns8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) first[n][i] = pairs[n][i], pairs[n][i] = 0;
+        }
+        if (at >= k) continue;
+      }
       std::uint32_t a[4];
       unpack(c, j, a);
 #pragma unroll
       for (int n = 0; n < kColumns8; ++n) {
-        const int column = 8 * n + g, first = 8 * n + 2 * t;
+        const int column = 8 * n + g, at_column = 8 * n + 2 * t;
         const std::int8_t* q = x.q + static_cast<std::int64_t>(column) * k + at;
         int acc[4], acc2[4];
         if constexpr (kSub == 32) {
@@ -425,9 +458,9 @@ struct Quant {
         if constexpr (kMin) {
 #pragma unroll
           for (int e = 0; e < 2; ++e)
-            if (first + e < n_rows)
+            if (at_column + e < n_rows)
               two_sums[e] = *reinterpret_cast<const std::uint32_t*>(
-                  x.sums + (static_cast<std::int64_t>(first + e) * k + at) / 16);
+                  x.sums + (static_cast<std::int64_t>(at_column + e) * k + at) / 16);
         }
         if constexpr (kBlock == 256) {
 #pragma unroll
@@ -448,13 +481,17 @@ struct Quant {
           for (int i = 0; i < 4; ++i) {
             const int r = i / 2;
             float s = 0.0f;
-            if (first + i % 2 < n_rows) s = x.scale[static_cast<std::int64_t>(first + i % 2) * n_blocks + at / 32];
-            f[n][i] = fmaf(__fmul_rn(d(c, r, j) * kFactor, s), static_cast<float>(acc[i]), f[n][i]);
+            if (at_column + i % 2 < n_rows)
+              s = x.scale[static_cast<std::int64_t>(at_column + i % 2) * n_blocks + at / 32];
+            const float scale = __fmul_rn(d(c, r, j) * kFactor, s);
+            const auto dot = static_cast<float>(acc[i]);
+            float v = j % 2 == 0 ? __fmul_rn(scale, dot) : fmaf(scale, dot, pairs[n][i]);
             if constexpr (kMin) {
               const int sum = static_cast<std::int16_t>(two_sums[i % 2] & 0xffffu) +
                               (static_cast<std::int32_t>(two_sums[i % 2]) >> 16);
-              f[n][i] = fmaf(__fmul_rn(m(c, r, j), s), static_cast<float>(sum), f[n][i]);
+              v = fmaf(__fmul_rn(m(c, r, j), s), static_cast<float>(sum), v);
             }
+            pairs[n][i] = v;
           }
         }
       }
@@ -469,6 +506,20 @@ struct Quant {
           if (column < n_rows) s = x.scale[static_cast<std::int64_t>(column) * n_blocks + chunk];
           f[n][i] = fmaf(__fmul_rn(d(c, r) * kFactor, s), static_cast<float>(sums[n][i]), f[n][i]);
           if constexpr (kMin) f[n][i] = fmaf(-__fmul_rn(m(c, r), s), static_cast<float>(mins[n][i]), f[n][i]);
+        }
+      }
+    } else {
+      // A chunk is half of one token's: its sum waits for the other half's.
+#pragma unroll
+      for (int n = 0; n < kColumns8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float half = __fadd_rn(first[n][i], pairs[n][i]);
+          if (chunk % 2 == 0) {
+            f[n][4 + i] = half;
+          } else {
+            f[n][i] = __fadd_rn(f[n][i], __fadd_rn(f[n][4 + i], half));
+          }
         }
       }
     }
@@ -505,8 +556,10 @@ struct Quant {
 // Rows of bf16 as they are; a lane's 16 bytes are 8 consecutive weights of a row, whose order inside the tensor core's
 // k does not matter as long as activations are read in the same one.
 struct Bf16 {
-  static constexpr bool kHasRowScales = false, kHasXScales = false;
+  static constexpr bool kHasRowScales = false;
   static __device__ __forceinline__ const float* scales_of(const std::uint8_t*, int, int, int) { return nullptr; }
+  static constexpr bool kIsFolded = false;  // a row's sum lies in four lanes
+  static constexpr int kSums = 4;
   static constexpr int kSteps = 4;  // of 32 weights
   static constexpr int kChunk = 32 * kSteps;
   struct Chunk {
@@ -580,11 +633,11 @@ struct Bf16 {
 
 // FP8 (e4m3) rows, each with a scale (kIsBlocks: 128 x 128 weights with one), which multiply sums. A lane's 16 bytes
 // are 16 consecutive weights of a row: four steps of the tensor core's k. Weights become f16 exactly; activations are
-// f16 after a power of two that brings the largest of them near 2^12: of the token's row, or of the chunk where there
-// is one token.
+// f16 after a power of two that brings the largest of a chunk near 2^12.
 template <bool kIsBlocks>
 struct F8 {
-  static constexpr bool kHasRowScales = !kIsBlocks, kHasXScales = true;
+  static constexpr bool kHasRowScales = !kIsBlocks, kIsFolded = true;
+  static constexpr int kSums = 4;
   static __device__ __forceinline__ const float* scales_of(const std::uint8_t* weights, int n_out, int k,
                                                            int panel_idx) {
     const auto* scales = reinterpret_cast<const float*>(weights + static_cast<std::int64_t>(n_out) * k);
@@ -615,25 +668,6 @@ struct F8 {
     load(c, panel, chunk, lane);
   }
 
-  // Four weights as two pairs of f16.
-  static __device__ __forceinline__ void to_f16(std::uint32_t w, std::uint32_t& low, std::uint32_t& high) {
-#if __CUDA_ARCH__ >= 890
-    asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, b;}"
-        : "=r"(low), "=r"(high)
-        : "r"(w));
-#else
-    // Sign and seven bits, moved: 2^-8 of the value.
-    const std::uint32_t wide[2] = {__byte_perm(w, 0, 0x1404), __byte_perm(w, 0, 0x3424)};
-    std::uint32_t half[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const std::uint32_t bits = (wide[i] & 0x80008000u) | ((wide[i] & 0x7f007f00u) >> 1);
-      const __half2 v = __hmul2(*reinterpret_cast<const __half2*>(&bits), __float2half2_rn(256.0f));
-      half[i] = *reinterpret_cast<const std::uint32_t*>(&v);
-    }
-    low = half[0], high = half[1];
-#endif
-  }
   static __device__ __forceinline__ std::uint32_t word(const uint4& v, int i) {
     return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
   }
@@ -671,64 +705,88 @@ struct F8 {
   static __device__ __forceinline__ void multiply_single(const Chunk& c, const Column& x, const Panel& panel, int chunk,
                                                          int lane, float (&f)[4]) {
     const int g = lane / 4, t = lane % 4;
-    float acc[2][4] = {};
+    float acc[2][4] = {};  // of even and of odd columns
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         std::uint32_t a[4];
-        to_f16(word(c.w[s][0], i), a[0], a[2]);
-        to_f16(word(c.w[s][1], i), a[1], a[3]);
+        e4m3_to_f16(word(c.w[s][0], i), a[0], a[2]);
+        e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
         const bool is_mine = g == 2 * s + i / 2;
-        mma_f16(acc[i % 2], a[0], a[1], a[2], a[3], is_mine ? x.words[i % 2 * 2] : 0,
+        mma_f16(acc[i / 2], a[0], a[1], a[2], a[3], is_mine ? x.words[i % 2 * 2] : 0,
                 is_mine ? x.words[i % 2 * 2 + 1] : 0);
       }
     }
     // The lane's columns are elements 64 t to 64 t + 63 of the chunk.
-    const int at = chunk * kChunk + 64 * t;
-    const float scale = at < panel.k ? x.scale * block_scale(panel, at) : 0.0f;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) f[i] = fmaf(acc[0][i] + acc[1][i], scale, f[i]);
+    float sum[2] = {__fadd_rn(acc[0][0], acc[1][1]), __fadd_rn(acc[0][2], acc[1][3])};
+    if constexpr (kIsBlocks) {
+      const int at = chunk * kChunk + 128 * (t / 2);
+      const bool is_odd = lane % 2 != 0;
+      float half = (is_odd ? sum[1] : sum[0]) + __shfl_xor_sync(0xffffffffu, is_odd ? sum[0] : sum[1], 1);
+      half = at < panel.k ? __fmul_rn(half, block_scale(panel, at)) : 0.0f;
+      f[0] = fmaf(__fadd_rn(half, __shfl_xor_sync(0xffffffffu, half, 2)), x.scale, f[0]);
+    } else {
+      f[0] = fmaf(fold_lanes(sum, lane), x.scale, f[0]);
+    }
   }
 
-  // --- up to 16 tokens: x.f16 rows, scaled -------------------------------------------------------------------------
+  // --- more tokens: x.f16 rows, and x.scale [rows][chunks] -----------------------------------------------------------
   template <int kColumns8>
   static __device__ __forceinline__ void multiply(const Chunk& c, const Panel& panel, const CudaActivations& x,
                                                   int n_rows, int chunk, int lane, float (&f)[kColumns8][4]) {
     const int g = lane / 4, t = lane % 4;
+    float halves[2][kColumns8][4];  // of 128 weights
 #pragma unroll
-    for (int part = 0; part < 2; ++part) {  // of 128 weights
-      const int begin = chunk * kChunk + 128 * part;
-      if (begin >= panel.k) break;
-      float acc[kColumns8][4] = {};
+    for (int s = 0; s < 4; ++s) {
+      const int at = chunk * kChunk + 64 * s + 16 * t;
+      uint4 b[kColumns8][2];
 #pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        const int s = 2 * part + step, at = chunk * kChunk + 64 * s + 16 * t;
-        uint4 b[kColumns8][2];
-#pragma unroll
-        for (int n = 0; n < kColumns8; ++n) {
-          b[n][0] = b[n][1] = make_uint4(0, 0, 0, 0);
-          if (8 * n + g < n_rows && at < panel.k) {
-            const auto* from =
-                reinterpret_cast<const uint4*>(x.f16 + static_cast<std::int64_t>(8 * n + g) * panel.k + at);
-            b[n][0] = from[0], b[n][1] = from[1];
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          std::uint32_t a[4];
-          to_f16(word(c.w[s][0], i), a[0], a[2]);
-          to_f16(word(c.w[s][1], i), a[1], a[3]);
-#pragma unroll
-          for (int n = 0; n < kColumns8; ++n)
-            mma_f16(acc[n], a[0], a[1], a[2], a[3], word(b[n][i / 2], i % 2 * 2), word(b[n][i / 2], i % 2 * 2 + 1));
+      for (int n = 0; n < kColumns8; ++n) {
+        b[n][0] = b[n][1] = make_uint4(0, 0, 0, 0);
+        if (8 * n + g < n_rows && at < panel.k) {
+          const auto* from =
+              reinterpret_cast<const uint4*>(x.f16 + static_cast<std::int64_t>(8 * n + g) * panel.k + at);
+          b[n][0] = from[0], b[n][1] = from[1];
         }
       }
-      const float scale = block_scale(panel, begin);
+      float acc[2][kColumns8][4] = {};  // of what is an even and an odd column there
 #pragma unroll
-      for (int n = 0; n < kColumns8; ++n)
+      for (int i = 0; i < 4; ++i) {
+        std::uint32_t a[4];
+        e4m3_to_f16(word(c.w[s][0], i), a[0], a[2]);
+        e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) f[n][i] = fmaf(acc[n][i], scale, f[n][i]);
+        for (int n = 0; n < kColumns8; ++n)
+          mma_f16(acc[i / 2][n], a[0], a[1], a[2], a[3], word(b[n][i / 2], i % 2 * 2),
+                  word(b[n][i / 2], i % 2 * 2 + 1));
+      }
+#pragma unroll
+      for (int n = 0; n < kColumns8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float v = __fadd_rn(acc[0][n][i], acc[1][n][i]);
+          halves[s / 2][n][i] = s % 2 == 0 ? v : __fadd_rn(halves[s / 2][n][i], v);
+        }
+      }
+    }
+    const int begin = chunk * kChunk, n_chunks = (panel.k + kChunk - 1) / kChunk;
+    float block[2] = {1, 1};
+    if constexpr (kIsBlocks) {
+      block[0] = block_scale(panel, begin);
+      block[1] = begin + 128 < panel.k ? block_scale(panel, begin + 128) : 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < kColumns8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = 8 * n + 2 * t + i % 2;
+        const float scale = column < n_rows ? x.scale[static_cast<std::int64_t>(column) * n_chunks + chunk] : 0.0f;
+        const float sum = kIsBlocks
+                              ? __fadd_rn(__fmul_rn(halves[0][n][i], block[0]), __fmul_rn(halves[1][n][i], block[1]))
+                              : __fadd_rn(halves[0][n][i], halves[1][n][i]);
+        f[n][i] = fmaf(sum, scale, f[n][i]);
+      }
     }
   }
 
@@ -744,7 +802,7 @@ struct F8 {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         std::uint32_t pair[2];
-        to_f16(word(c.w[j / 2][r], j % 2 * 2 + i), pair[0], pair[1]);
+        e4m3_to_f16(word(c.w[j / 2][r], j % 2 * 2 + i), pair[0], pair[1]);
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           v[r][4 * i + e] = half_bits_to_float((pair[e / 2] >> (16 * (e % 2))) & 0xffffu) * scale;
