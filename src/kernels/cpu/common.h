@@ -11,7 +11,6 @@
 #include <immintrin.h>
 
 #include <cstdint>
-#include <utility>
 
 #include "kernels/kernel_table.h"
 
@@ -35,15 +34,19 @@ struct Int {
   static constexpr int value = kValue;
 };
 
-// body(Int<0>), body(Int<1>), ... body(Int<N - 1>). Not by recursion, whose last bodies would be inlined through all
-// levels, and what is inlined is copied.
-template <class Body, int... I>
-STILL_INLINE void repeat_each(const Body& body, std::integer_sequence<int, I...>) {
-  (body(Int<I>{}), ...);
-}
-template <int N, class Body>
+// body(Int<0>), body(Int<1>), ... body(Int<N - 1>). Written out, since what is inlined is copied, and a recursion's
+// last bodies would be inlined through all its levels.
+template <int N, int I = 0, class Body>
 STILL_INLINE void repeat(const Body& body) {
-  repeat_each(body, std::make_integer_sequence<int, N>{});
+  if constexpr (I + 0 < N) body(Int<I + 0>{});
+  if constexpr (I + 1 < N) body(Int<I + 1>{});
+  if constexpr (I + 2 < N) body(Int<I + 2>{});
+  if constexpr (I + 3 < N) body(Int<I + 3>{});
+  if constexpr (I + 4 < N) body(Int<I + 4>{});
+  if constexpr (I + 5 < N) body(Int<I + 5>{});
+  if constexpr (I + 6 < N) body(Int<I + 6>{});
+  if constexpr (I + 7 < N) body(Int<I + 7>{});
+  if constexpr (I + 8 < N) repeat<N, I + 8>(body);
 }
 
 constexpr int64_t min_of(int64_t a, int64_t b) {
