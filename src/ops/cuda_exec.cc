@@ -20,6 +20,8 @@ constexpr std::int64_t kMaxParts = 64;
 constexpr std::int64_t kDecodeBlocks = 264;  // of the decode attention, at once
 constexpr std::int64_t kTile = 16;           // tokens of a warp in prefill attention
 constexpr std::int64_t kGroupedRows = 64;
+// Decodes up to which the attention also turns and stores their keys: more are served better by a kernel of its own.
+constexpr std::int64_t kFusedRopeDecodes = 32;
 
 std::int64_t aligned(std::int64_t bytes) {
   return (bytes + kAlign - 1) / kAlign * kAlign;
@@ -820,7 +822,8 @@ void CudaExec::rope_kv_write(TensorView q, TensorView k, TensorView v, std::int6
   const bool is_wide = rope_.kv.head_dim == 64 || rope_.kv.head_dim == 128;
   is_q_raw_ = is_wide && rope_.n_rot == rope_.kv.head_dim && !rope_.pairs && n_heads / rope_.kv.n_kv_heads <= 8 &&
               rope_.q_stride % 4 == 0 && rope_.k_stride % 4 == 0;
-  is_rope_pending_ = is_q_raw_ && batch_.n_tiles == 0 && rope_.kv.type == KvType::kF16;
+  is_rope_pending_ =
+      is_q_raw_ && batch_.n_tiles == 0 && batch_.n_decodes <= kFusedRopeDecodes && rope_.kv.type == KvType::kF16;
   if (is_rope_pending_) return;
   CudaRopeKvArgs now = rope_;
   if (is_q_raw_) now.n_heads = 0;
