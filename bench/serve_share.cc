@@ -5,8 +5,7 @@
 //
 // STORE is a store's folder, MODEL a name in it, --prompt words. Greedy chats without an end, the same in every round,
 // so that their prompts are in the prefix cache after the first. Timed is the first stream from its token --skip on,
-// over
-// --tokens more; by then all streams decode. A line a round: seconds in the process, over HTTP, and their ratio in
+// over --tokens more; by then all streams decode. A line a round: seconds in the process, over HTTP, and their ratio in
 // percent (the share), then the median. The clients run in this process too, and their time counts as the front's.
 #include <arpa/inet.h>
 #include <fmt/format.h>

@@ -25,8 +25,7 @@ EngineSettings engine_settings(const PlanOptions& o) {
   settings.context = o.contexts.empty() ? 0 : o.contexts.front();
   settings.max_seqs = o.concurrencies.empty() ? 1 : o.concurrencies.front();
   if (o.chunk) settings.chunk_tokens = *o.chunk;
-  const std::string kv = o.kv.value_or("f16");
-  settings.kv_type = kv == "f32" ? KvType::kF32 : kv == "int8" ? KvType::kInt8 : KvType::kF16;
+  settings.kv_type = kv_type_of(o.kv.value_or("f16")).value_or(KvType::kF16);
   if (o.host_gib) settings.memory_limit = static_cast<std::int64_t>(*o.host_gib * (std::int64_t{1} << 30));
   return settings;
 }

@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <thread>
 #include <vector>
 
 #include "engine/fake_forward.h"
@@ -271,10 +273,12 @@ TEST(ModelDrafter, WhatATwinDraftsAlwaysComesTrue) {
         o.prefix_cache = c.prefix_cache;
         o.preempt_every_step = c.preempt;
       });
+      // A model that takes longer than its twin, whatever else the machine does: else drafting might not pay.
+      speculation.engine->forward->on_run = [] { std::this_thread::sleep_for(std::chrono::microseconds(300)); };
       const auto got = run(*speculation.engine, requests, seed);
       EXPECT_EQ(got.ids, want.ids);
       if (!c.preempt) {
-        EXPECT_GT(got.stats.drafted_tokens, 0);  // how many depends on how long steps take
+        EXPECT_GT(got.stats.drafted_tokens, 50);
       }
       EXPECT_EQ(got.stats.accepted_tokens, got.stats.drafted_tokens);
       EXPECT_EQ(got.stats.n_blocks_cached + speculation.engine->core->pool().n_free(), c.fake.n_blocks);

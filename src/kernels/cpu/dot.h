@@ -56,6 +56,18 @@ constexpr int kInt16Steps = kMax > 63   ? 8
                             : kMax > 7  ? 8
                                         : 16;
 
+// sum += product; the first product begins the sum, at 0 or at the offset (int16_dots).
+template <bool kIsFirst, bool kFromOffsets>
+STILL_INLINE void add_product(Pairs& sum, Pairs product, const int32_t* offset) {
+  if constexpr (!kIsFirst) {
+    sum = p_add(sum, product);
+  } else if constexpr (kFromOffsets) {
+    sum = p_add(i_broadcast(offset), product);
+  } else {
+    sum = product;
+  }
+}
+
 // body(part, column, sums): the int16 sums of each run of kInt16Steps vectors; `part` says which nibble.
 //
 // kFromOffsets: the sums start at `offsets` (int16 pairs, a word for each column) and wrap. Where those are -offset
@@ -84,13 +96,7 @@ STILL_INLINE void int16_dots(const W& w, const int32_t* q, int q_stride, const i
           repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
             Pairs& sum = sums[decltype(part)::value][kColumn];
             const Pairs product = maddubs(weights[decltype(part)::value], x);
-            if constexpr (decltype(step)::value > 0) {
-              sum = p_add(sum, product);
-            } else if constexpr (kFromOffsets) {
-              sum = p_add(i_broadcast(offsets + kColumn), product);
-            } else {
-              sum = product;
-            }
+            add_product<decltype(step)::value == 0, kFromOffsets>(sum, product, offsets + kColumn);
             p_keep(sum);  // g++ would add the products as a tree, which needs a register for each of them.
           });
         });
@@ -110,13 +116,7 @@ STILL_INLINE void int16_dots(const W& w, const int32_t* q, int q_stride, const i
       repeat<kSteps>([&](auto step) STILL_UNROLLED {
         constexpr int kVector = W::order(kFirst + decltype(step)::value);
         const Pairs product = maddubs(w.template get<kPart, kVector>(), i_broadcast(q + kVector * q_stride + kColumn));
-        if constexpr (decltype(step)::value > 0) {
-          sum = p_add(sum, product);
-        } else if constexpr (kFromOffsets) {
-          sum = p_add(i_broadcast(offsets + kColumn), product);
-        } else {
-          sum = product;
-        }
+        add_product<decltype(step)::value == 0, kFromOffsets>(sum, product, offsets + kColumn);
       });
       body(Int<kPart>{}, Int<kColumn>{}, sum);
     });

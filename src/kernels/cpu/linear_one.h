@@ -63,13 +63,7 @@ STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_
               repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
                 const Pairs product = maddubs(w.template get<kFirstPart + decltype(part)::value, kVector>(), word);
                 Pairs& sum = sums[decltype(part)::value][decltype(panel)::value];
-                if constexpr (decltype(i)::value > 0) {
-                  sum = p_add(sum, product);
-                } else if constexpr (kFromOffsets) {
-                  sum = p_add(i_broadcast(sums_of_x + sub), product);
-                } else {
-                  sum = product;
-                }
+                add_product<decltype(i)::value == 0, kFromOffsets>(sum, product, sums_of_x + sub);
                 p_keep(sum);
               });
             });
