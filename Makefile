@@ -20,9 +20,10 @@ format:
 	git ls-files '*.cc' '*.h' '*.cu' '*.cuh' | xargs clang-format-19 -i
 
 # All sources, or those named: make tidy FILES="src/cli/run.cc"
-tidy: build
+tidy:
+	@cmake --preset release -B build/tidy -DSTILL_UNITY=OFF >/dev/null && ninja -C build/tidy still_cold_headers still_warm_headers
 	@for file in $(or $(FILES),$(shell git ls-files 'src/*.cc' | grep -vE '_(test|bench)\.cc$$|kernels/(cpu|cuda)/|tensor/cuda/')); do \
-	  clang-tidy-19 --quiet -p build/release $$file 2>/dev/null || status=1; done; exit $${status:-0}
+	  clang-tidy-19 --quiet -p build/tidy $$file 2>/dev/null || status=1; done; exit $${status:-0}
 
 clean:
 	rm -rf build

@@ -48,6 +48,18 @@ endfunction()
 set(STILL_COLD_MODULES plan hub grammar serve cli)
 set(STILL_WARM_MODULES ops files text models engine)
 
+# Several files of these modules are compiled as one, which halves the time: most of it goes into headers and templates
+# that they share. So names in anonymous namespaces are unique within a module. Off: each file by itself, as clang-tidy
+# wants them.
+option(STILL_UNITY "Compile several files of a module as one" ON)
+function(still_unity target)
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ${STILL_UNITY} UNITY_BUILD_BATCH_SIZE 6)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # A file that is included is no header.
+    target_compile_options(${target} PRIVATE -Wno-subobject-linkage)
+  endif()
+endfunction()
+
 # Precompiled headers, made once for all targets of the same flags: most of what each of their files has to read. Never
 # for kernels: see HACKING.md on weak symbols.
 function(still_precompiled_headers target from)
@@ -134,8 +146,10 @@ function(still_module name)
     if(name IN_LIST STILL_COLD_MODULES)
       target_compile_options(still_${name} PRIVATE $<$<CONFIG:Release>:-O1>)
       still_precompiled_headers(still_${name} still_cold_headers)
+      still_unity(still_${name})
     elseif(name IN_LIST STILL_WARM_MODULES)
       still_precompiled_headers(still_${name} still_warm_headers)
+      still_unity(still_${name})
     endif()
     target_link_libraries(still_${name} PUBLIC ${libs})
   else()

@@ -9,10 +9,6 @@
 namespace still {
 namespace {
 
-double to_seconds(Duration duration) {
-  return std::chrono::duration<double>(duration).count();
-}
-
 // A model may say escape sequences; on a terminal they must not act. Line ends and tabs stay.
 std::string without_controls(std::string_view text) {
   std::string clean;

@@ -1,6 +1,7 @@
 // AnswerPrinter: the events of one answer onto stdout, as they come; reasoning dimmed, hidden or left out.
 #pragma once
 
+#include <chrono>
 #include <string>
 #include <string_view>
 
@@ -9,6 +10,10 @@
 #include "engine/generate.h"
 
 namespace still {
+
+inline double to_seconds(Duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
 
 enum class ReasoningView {
   kDimmed,   // shown dimmed on a terminal; left out elsewhere

@@ -216,7 +216,7 @@ Status bench(const BenchOptions& options, const Context& context) {
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_bench(Options& options) {
   auto chosen = std::make_shared<BenchOptions>();
   options.required("MODEL", &chosen->model, "A store name, or the path of a file or folder");
   options.list("-p,--prefill", &chosen->prefill, "Prompt lengths to measure; 0: none [512]");
@@ -240,6 +240,6 @@ const Command kBenchCommand{
         "  still bench smollm2:135m\n"
         "  still bench qwen2.5:0.5b --threads 2 --prefill 512 --decode 128 --depth 0,4096 --seqs 1,4,16\n"
         "  still bench --json ./model.gguf --decode 0 | jq '.[].tokens_per_s.median'",
-    .declare = declare};
+    .declare = declare_bench};
 
 }  // namespace still

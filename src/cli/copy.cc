@@ -22,7 +22,7 @@ Status copy_model(const CopyOptions& options, const Context& context) {
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_copy(Options& options) {
   auto chosen = std::make_shared<CopyOptions>();
   options.required("SOURCE", &chosen->from, "A name in the store");
   options.required("TARGET", &chosen->to, "The new name; a model of that name is replaced");
@@ -36,6 +36,6 @@ const Command kCopyCommand{.name = "cp",
                            .alias = nullptr,
                            .summary = "Give a model a second name (its files are shared)",
                            .examples = "  still cp deepseek-r1:1.5b my-r1",
-                           .declare = declare};
+                           .declare = declare_copy};
 
 }  // namespace still

@@ -19,7 +19,7 @@ Status show_help(const std::string& word) {
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_help(Options& options) {
   auto word = std::make_shared<std::string>();
   options.optional("COMMAND", word.get(), "The command to explain");
   return [word](const Context&) { return show_help(*word); };
@@ -32,6 +32,6 @@ const Command kHelpCommand{.name = "help",
                            .alias = nullptr,
                            .summary = "Explain a command",
                            .examples = "  still help run",
-                           .declare = declare};
+                           .declare = declare_help};
 
 }  // namespace still

@@ -100,7 +100,7 @@ Status list(const ListOptions& options, const Context& context) {
   return list_library(options, library, context);
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_list(Options& options) {
   auto chosen = std::make_shared<ListOptions>();
   options.optional("PREFIX", &chosen->prefix, "Only names that begin so");
   options.flag("-c,--catalogue", &chosen->catalogue, "What `still pull` knows by name, instead of what is here");
@@ -118,6 +118,6 @@ const Command kListCommand{.name = "list",
                                "  still list\n"
                                "  still list --catalogue deepseek-r1\n"
                                "  still list --json | jq -r '.[].name'",
-                           .declare = declare};
+                           .declare = declare_list};
 
 }  // namespace still

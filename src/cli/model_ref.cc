@@ -110,14 +110,14 @@ Result<ResolvedModel> find_model_here(const Context& context, const std::string&
 namespace {
 
 // What is known of a model before it is here.
-struct Candidate {
+struct WantedModel {
   std::string family;  // "deepseek-r1"; empty: not of the catalogue
   double parameters = 0;
 };
 
 // "; the nearest that runs here is ...": of the catalogue's models that are computed and whose weights leave half a
 // GiB of the available memory, the one of the same family, then of the nearest size, then of the finest quantisation.
-std::string nearest_that_runs(const Candidate& wanted) {
+std::string nearest_that_runs(const WantedModel& wanted) {
   constexpr std::int64_t kSpareBytes = std::int64_t{512} << 20;
   const std::int64_t available = available_memory();
   std::optional<std::tuple<bool, double, std::int64_t, std::string>> best;
@@ -132,11 +132,11 @@ std::string nearest_that_runs(const Candidate& wanted) {
 }
 
 // Whether the model behind these headers can be computed, and its weights and caches held.
-Status check_headers(const RemoteModel& remote, const Candidate& known, const EngineSettings& settings) {
+Status check_headers(const RemoteModel& remote, const WantedModel& known, const EngineSettings& settings) {
   HeaderFolder folder;
   STILL_TRY(const std::filesystem::path path, folder.create());
   STILL_TRY(const std::filesystem::path header, save_headers(remote, path));
-  Candidate candidate = known;
+  WantedModel candidate = known;
   const auto refuse = [&](const Error& problem) {
     std::string message = problem.message;
     // The headers' place is gone when this is read.
@@ -175,7 +175,7 @@ Status check_headers(const RemoteModel& remote, const Candidate& known, const En
 
 Status check_before_pull(const Context& context, const std::string& model, const Store& store,
                          const EngineSettings& settings) {
-  Candidate candidate;
+  WantedModel candidate;
   bool is_pip = model.starts_with("pip:");
   if (!is_source(model)) {
     STILL_TRY(const ModelName name, ModelName::parse(model));

@@ -64,7 +64,7 @@ Status measure(const PerplexityArguments& arguments, const Context& context) {
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_perplexity(Options& options) {
   auto chosen = std::make_shared<PerplexityArguments>();
   options.required("MODEL", &chosen->model, "A store name, or the path of a file or folder");
   options.optional("FILE", &chosen->file, "The text; \"-\" or nothing: stdin");
@@ -84,6 +84,6 @@ const Command kPerplexityCommand{.name = "perplexity",
                                  .examples =
                                      "  still perplexity smollm2:135m text.txt\n"
                                      "  still perplexity --chunk 512 --chunks 8 qwen2.5:0.5b < text.txt",
-                                 .declare = declare};
+                                 .declare = declare_perplexity};
 
 }  // namespace still

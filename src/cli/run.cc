@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "base/json.h"
+#include "cli/answer_printer.h"
 #include "cli/chat.h"
 #include "cli/chat_repl.h"
 #include "cli/command.h"
@@ -25,10 +26,6 @@ struct RunOptions {
   bool raw = false, ignore_eos = false, stats = false, json = false, interactive = false;
   bool no_word_wrap = false;
 };
-
-double to_seconds(Duration duration) {
-  return std::chrono::duration<double>(duration).count();
-}
 
 // What the options say over what the model and the store say.
 Status apply(const RunOptions& options, ChatSettings& settings) {
@@ -137,7 +134,7 @@ Status run(const RunOptions& options, const Context& context) {
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_run(Options& options) {
   auto chosen = std::make_shared<RunOptions>();
   options.required("MODEL", &chosen->model,
                    "A store name, a name of `still list --catalogue` (pulled first), or the path of a file or folder");
@@ -176,6 +173,6 @@ const Command kRunCommand{
         "  still run deepseek-r1:1.5b --think 500 \"What is 17*23?\" at most 500 tokens of thinking\n"
         "  still run ./model.gguf --temperature 0 --stats \"Hello\"  a file, greedy, with rates\n"
         "  still run --json --raw smollm2:135m \"Once upon\" | jq .tokens",
-    .declare = declare};
+    .declare = declare_run};
 
 }  // namespace still

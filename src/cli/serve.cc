@@ -192,7 +192,7 @@ Status serve(const ServeArguments& arguments, const Context& context) {
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_serve(Options& options) {
   auto chosen = std::make_shared<ServeArguments>();
   options.value("--host", &chosen->host, "Address to listen on [127.0.0.1, or STILL_HOST, OLLAMA_HOST]");
   options.value("-p,--port", &chosen->port, "Port [11434]; 0: any free one");
@@ -243,6 +243,6 @@ const Command kServeCommand{
         "  curl localhost:11434/v1/chat/completions -d '{\"model\": \"smollm2:135m\", \"messages\": [{\"role\": "
         "\"user\", "
         "\"content\": \"Hi\"}]}'",
-    .declare = declare};
+    .declare = declare_serve};
 
 }  // namespace still

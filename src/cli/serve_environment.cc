@@ -10,7 +10,7 @@
 namespace still {
 namespace {
 
-std::string variable(const char* name) {
+std::string trimmed_variable(const char* name) {
   const char* value = std::getenv(name);
   std::string_view text = value ? value : "";
   const std::size_t first = text.find_first_not_of(" \t\"'");
@@ -32,7 +32,7 @@ std::vector<std::string> comma_list(const std::string& text) {
 }
 
 Result<std::optional<std::int64_t>> number(const char* name, std::int64_t min) {
-  const std::string text = variable(name);
+  const std::string text = trimmed_variable(name);
   if (text.empty()) return std::optional<std::int64_t>();
   std::int64_t value = 0;
   const auto [stop, problem] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -124,21 +124,21 @@ Result<std::chrono::nanoseconds> parse_keep_alive(std::string_view text) {
 
 Result<ServeEnvironment> read_serve_environment() {
   ServeEnvironment environment;
-  std::string host = variable("STILL_HOST");
-  if (host.empty()) host = variable("OLLAMA_HOST");
+  std::string host = trimmed_variable("STILL_HOST");
+  if (host.empty()) host = trimmed_variable("OLLAMA_HOST");
   if (!host.empty()) environment.address = parse_server_address(host);
-  if (std::string text = variable("OLLAMA_KEEP_ALIVE"); !text.empty()) environment.keep_alive = std::move(text);
+  if (std::string text = trimmed_variable("OLLAMA_KEEP_ALIVE"); !text.empty()) environment.keep_alive = std::move(text);
   STILL_TRY(environment.n_parallel, number("OLLAMA_NUM_PARALLEL", 0));
   STILL_TRY(environment.max_models, number("OLLAMA_MAX_LOADED_MODELS", 0));
   STILL_TRY(environment.max_queue, number("OLLAMA_MAX_QUEUE", 0));
   STILL_TRY(environment.context, number("OLLAMA_CONTEXT_LENGTH", 0));
-  environment.kv_type = variable("OLLAMA_KV_CACHE_TYPE");
-  environment.origins = comma_list(variable("OLLAMA_ORIGINS"));
-  environment.keys = comma_list(variable("STILL_API_KEYS"));
-  environment.client_ca = variable("STILL_CA_FILE");
-  if (environment.client_ca.empty()) environment.client_ca = variable("SSL_CERT_FILE");
-  environment.client_key = variable("STILL_API_KEY");
-  if (environment.client_key.empty()) environment.client_key = variable("OLLAMA_API_KEY");
+  environment.kv_type = trimmed_variable("OLLAMA_KV_CACHE_TYPE");
+  environment.origins = comma_list(trimmed_variable("OLLAMA_ORIGINS"));
+  environment.keys = comma_list(trimmed_variable("STILL_API_KEYS"));
+  environment.client_ca = trimmed_variable("STILL_CA_FILE");
+  if (environment.client_ca.empty()) environment.client_ca = trimmed_variable("SSL_CERT_FILE");
+  environment.client_key = trimmed_variable("STILL_API_KEY");
+  if (environment.client_key.empty()) environment.client_key = trimmed_variable("OLLAMA_API_KEY");
   return environment;
 }
 

@@ -307,7 +307,7 @@ Status show(const ShowOptions& options, const Context& context) {
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_show(Options& options) {
   auto chosen = std::make_shared<ShowOptions>();
   options.required("MODEL", &chosen->model,
                    "A store name, the path of a file or folder (a header is enough), or what `still pull` takes");
@@ -331,6 +331,6 @@ const Command kShowCommand{.name = "show",
                                "  still show deepseek-r1:7b --template\n"
                                "  still show hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF:q4_k_m   reads its header only\n"
                                "  still show ./model.gguf --json | jq .parameters",
-                           .declare = declare};
+                           .declare = declare_show};
 
 }  // namespace still

@@ -17,7 +17,7 @@ Status stop_model(const std::string& model) {
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_stop(Options& options) {
   auto model = std::make_shared<std::string>();
   options.required("MODEL", model.get(), "A model of `still ps`");
   return [model](const Context&) { return stop_model(*model); };
@@ -32,6 +32,6 @@ const Command kStopCommand{.name = "stop",
                            .examples =
                                "  still stop smollm2:135m\n"
                                "  STILL_HOST=10.0.0.5:11434 still stop smollm2:135m",
-                           .declare = declare};
+                           .declare = declare_stop};
 
 }  // namespace still

@@ -92,7 +92,7 @@ Status tokenize(const TokenizeOptions& options, const Context& context) {
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_tokenize(Options& options) {
   auto chosen = std::make_shared<TokenizeOptions>();
   options.required("MODEL", &chosen->model, "A store name, or the path of a file or folder (a header is enough)");
   options.optional("TEXT", &chosen->text, "The text; without it, all of stdin (UTF-8)");
@@ -115,6 +115,6 @@ const Command kTokenizeCommand{.name = "tokenize",
                                    "  still tokenize --json smollm2:135m < text.txt\n"
                                    "  still tokenize --count smollm2:135m < text.txt\n"
                                    "  echo '[9906, 1917]' | still tokenize --decode smollm2:135m",
-                               .declare = declare};
+                               .declare = declare_tokenize};
 
 }  // namespace still

@@ -57,7 +57,7 @@ Status show_version(const VersionOptions& options, const Context& context) {
   return ok();
 }
 
-Command::Action declare(Options& options) {
+Command::Action declare_version(Options& options) {
   auto chosen = std::make_shared<VersionOptions>();
   options.flag("-v,--verbose", &chosen->verbose, "Also commit, compiler, instruction sets, cores and folders");
   options.flag("--json", &chosen->json, "All of it as one object");
@@ -73,6 +73,6 @@ const Command kVersionCommand{.name = "version",
                               .examples =
                                   "  still version --verbose\n"
                                   "  STILL_ISA=avx2 still version --verbose",
-                              .declare = declare};
+                              .declare = declare_version};
 
 }  // namespace still

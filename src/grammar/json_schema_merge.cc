@@ -10,8 +10,8 @@
 namespace still {
 namespace {
 
-constexpr int kMaxDepth = 40;
-constexpr std::size_t kMaxBranches = 64;
+constexpr int kMaxMergeDepth = 40;
+constexpr std::size_t kMaxMergeBranches = 64;
 
 constexpr std::string_view kAnnotations[] = {"title",           "description",      "default",       "examples",
                                              "example",         "deprecated",       "readOnly",      "writeOnly",
@@ -174,9 +174,9 @@ Result<const Json*> SchemaMerger::resolve(std::string_view reference, std::strin
 Result<Json> SchemaMerger::flatten(const Json& schema, std::string_view place, int depth) const {
   const JsonObject* object = schema.if_object();
   if (!object) return schema;
-  if (depth > kMaxDepth)
+  if (depth > kMaxMergeDepth)
     return error(Code::kInvalidArgument, "{}: references or allOf lead more than {} levels deep, or in a circle", place,
-                 kMaxDepth);
+                 kMaxMergeDepth);
   const Json* reference = find(*object, "$ref");
   const Json* all_of = find(*object, "allOf");
   if (!reference && !all_of) return schema;
@@ -207,9 +207,9 @@ Result<Json> SchemaMerger::flatten(const Json& schema, std::string_view place, i
 }
 
 Result<Json> SchemaMerger::merge(const Json& a, const Json& b, std::string_view place, int depth) const {
-  if (depth > kMaxDepth)
+  if (depth > kMaxMergeDepth)
     return error(Code::kInvalidArgument, "{}: references or allOf lead more than {} levels deep, or in a circle", place,
-                 kMaxDepth);
+                 kMaxMergeDepth);
   for (const Json* side : {&a, &b}) {
     if (!side->is_object() && !side->is_bool())
       return error(Code::kInvalidArgument, "{}: expected a schema (an object, true or false)", place);
@@ -220,7 +220,7 @@ Result<Json> SchemaMerger::merge(const Json& a, const Json& b, std::string_view 
   // A reference alone stays one in flatten(): here its target is needed.
   const auto expand = [&](const Json& side) -> Result<Json> {
     STILL_TRY(Json flat, flatten(side, place, depth + 1));
-    for (int i = 0; i < kMaxDepth && flat.is_object() && flat.get_object().contains("$ref"); ++i) {
+    for (int i = 0; i < kMaxMergeDepth && flat.is_object() && flat.get_object().contains("$ref"); ++i) {
       STILL_TRY(const Json* target, resolve(flat.get_object().at("$ref").as_string(), place));
       STILL_TRY(flat, flatten(*target, place, depth + 1));
     }
@@ -309,8 +309,8 @@ Result<Json> SchemaMerger::merge_objects(JsonObject a, const JsonObject& b, std:
       JsonArray pairs;
       for (const Json& x : own->get_array())
         for (const Json& y : value.get_array()) pairs.push_back(both(x, y));
-      if (pairs.size() > kMaxBranches)
-        return error(Code::kResourceExhausted, "{}/anyOf: more than {} combinations", place, kMaxBranches);
+      if (pairs.size() > kMaxMergeBranches)
+        return error(Code::kResourceExhausted, "{}/anyOf: more than {} combinations", place, kMaxMergeBranches);
       *own = pairs;
     } else if (key == "format" || !why_refused(key, value).empty()) {
       // A format says nothing about validity; what is refused will be, with either value.

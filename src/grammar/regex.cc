@@ -10,7 +10,7 @@
 namespace still {
 namespace {
 
-constexpr int kMaxDepth = 50;
+constexpr int kMaxPatternDepth = 50;
 constexpr std::int64_t kMaxRepeat = 10'000;
 
 const CharSet& digits() {
@@ -88,7 +88,7 @@ class RegexParser {
   }
 
   Result<RegexNode> parse_choice(int depth) {
-    if (depth > kMaxDepth) return refuse("more than {} groups inside one another", kMaxDepth);
+    if (depth > kMaxPatternDepth) return refuse("more than {} groups inside one another", kMaxPatternDepth);
     std::vector<GrammarDraft::Node> options;
     RegexNode all;
     do {

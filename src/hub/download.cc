@@ -27,7 +27,7 @@ namespace still {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kSchema = 1;
+constexpr int kStateSchema = 1;
 constexpr auto kSaveEvery = std::chrono::seconds(2);
 constexpr auto kTellEvery = std::chrono::milliseconds(100);
 constexpr std::string_view kAlsoResumed = "part of it came from an earlier run";
@@ -134,7 +134,7 @@ class Downloader {
     const bool same_url = string("url") == job_.from.url;
     const bool same_digest = !job_.sha256.empty() && string("sha256") == job_.sha256;
     const Json* done = state->if_contains("done");
-    if (number(state->if_contains("schema")) != kSchema || !(same_url || same_digest) || done == nullptr ||
+    if (number(state->if_contains("schema")) != kStateSchema || !(same_url || same_digest) || done == nullptr ||
         !done->is_array()) {
       return;
     }
@@ -161,7 +161,7 @@ class Downloader {
     if (::fdatasync(part_.get()) != 0) return;
     JsonArray done;
     for (const auto& [begin, end] : done_.ranges()) done.push_back(JsonArray{begin, end});
-    const JsonObject state{{"schema", kSchema},      {"url", job_.from.url}, {"sha256", job_.sha256},
+    const JsonObject state{{"schema", kStateSchema}, {"url", job_.from.url}, {"sha256", job_.sha256},
                            {"size", entity_.size},   {"etag", entity_.etag}, {"last_modified", entity_.last_modified},
                            {"done", std::move(done)}};
     if (!write_file_atomic(job_.state, to_json(state))) return;

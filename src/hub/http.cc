@@ -6,21 +6,13 @@
 #include <mutex>
 #include <thread>
 
+#include "hub/ascii.h"
+
 namespace still {
 
 namespace {
 
 constexpr long kMaxRedirects = 10;
-
-char lower(char c) {
-  return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-}
-
-std::string_view trim(std::string_view text) {
-  const auto first = text.find_first_not_of(" \t\r\n");
-  if (first == std::string_view::npos) return {};
-  return text.substr(first, text.find_last_not_of(" \t\r\n") - first + 1);
-}
 
 struct Transfer {
   const HttpGet* request = nullptr;
@@ -92,7 +84,7 @@ void HttpHead::take_line(std::string_view line) {
   const auto colon = line.find(':');
   if (colon == std::string_view::npos) return;
   std::string name(line.substr(0, colon));
-  std::transform(name.begin(), name.end(), name.begin(), lower);
+  std::transform(name.begin(), name.end(), name.begin(), [](char c) { return to_lower(c); });
   headers[name] = trim(line.substr(colon + 1));
 }
 

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "hub/ascii.h"
+
 namespace still {
 
 namespace {
@@ -12,9 +14,6 @@ constexpr std::size_t kMaxPartSize = 80;
 
 bool is_alnum(char c) {
   return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
-}
-char to_lower(char c) {
-  return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
 }
 
 Status check_part(std::string_view part, std::string_view role, std::string_view whole) {
@@ -53,7 +52,7 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 
 Result<ModelName> ModelName::parse(std::string_view text) {
   std::string lower(text);
-  std::transform(lower.begin(), lower.end(), lower.begin(), to_lower);
+  std::transform(lower.begin(), lower.end(), lower.begin(), [](char c) { return to_lower(c); });
   std::string_view rest = lower;
   ModelName name;
   if (const auto colon = rest.rfind(':'); colon != std::string_view::npos) {

@@ -8,26 +8,16 @@
 #include <charconv>
 #include <cmath>
 
+#include "hub/ascii.h"
+
 namespace still {
 
 namespace {
 
 constexpr std::string_view kTriple = "\"\"\"";
 
-std::string lower(std::string_view text) {
-  std::string out(text);
-  std::ranges::transform(out, out.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  return out;
-}
-
 bool is_blank(char c) {
   return c == ' ' || c == '\t' || c == '\r';
-}
-
-std::string_view trim(std::string_view text) {
-  while (!text.empty() && (is_blank(text.front()) || text.front() == '\n')) text.remove_prefix(1);
-  while (!text.empty() && (is_blank(text.back()) || text.back() == '\n')) text.remove_suffix(1);
-  return text;
 }
 
 class Parser {
@@ -119,7 +109,7 @@ class Parser {
   Status read_instruction() {
     const int line = line_;
     const std::string word = read_word();
-    const std::string keyword = lower(word);
+    const std::string keyword = to_lower(word);
     constexpr std::array<std::string_view, 11> kKeywords = {"from",    "parameter", "template", "system",
                                                             "adapter", "license",   "message",  "requires",
                                                             "draft",   "renderer",  "parser"};
@@ -131,7 +121,7 @@ class Parser {
           line, word.substr(0, 40));
     if (keyword == "parameter" || keyword == "message") {
       skip_blanks();
-      const std::string name = lower(read_word());
+      const std::string name = to_lower(read_word());
       if (name.empty()) return error(Code::kInvalidArgument, "line {}: {} without a name", line, word);
       STILL_TRY(const std::string value, read_value(word));
       if (keyword == "message") {

@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "base/text_file.h"
+#include "hub/ascii.h"
 #include "hub/sha256.h"
 
 namespace still {
@@ -18,12 +19,8 @@ constexpr std::int64_t kMaxManifest = 4 << 20;
 constexpr std::int64_t kMaxSmallLayer = 8 << 20;
 constexpr std::size_t kMaxPart = 350;
 
-char lower(char c) {
-  return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-}
-
 bool equal_but_case(std::string_view a, std::string_view b) {
-  return std::ranges::equal(a, b, {}, lower, lower);
+  return to_lower(a) == to_lower(b);
 }
 
 bool is_part(std::string_view part, bool is_host) {

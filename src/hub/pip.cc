@@ -30,7 +30,7 @@ constexpr std::size_t kMaxRunning = 3;  // pips at once: one package is one conn
 bool is_digit(char c) {
   return c >= '0' && c <= '9';
 }
-bool is_alnum(char c) {
+bool is_letter_or_digit(char c) {
   return std::isalnum(static_cast<unsigned char>(c)) != 0;
 }
 
@@ -38,8 +38,8 @@ bool is_alnum(char c) {
 Status check_requirement(std::string_view requirement) {
   const auto equals = requirement.find("==");
   const auto is_made_of = [](std::string_view text, std::string_view others) {
-    return !text.empty() && is_alnum(text[0]) && std::all_of(text.begin(), text.end(), [&](char c) {
-      return is_alnum(c) || others.find(c) != std::string_view::npos;
+    return !text.empty() && is_letter_or_digit(text[0]) && std::all_of(text.begin(), text.end(), [&](char c) {
+      return is_letter_or_digit(c) || others.find(c) != std::string_view::npos;
     });
   };
   if (equals == std::string_view::npos || !is_made_of(requirement.substr(0, equals), "._-") ||

@@ -5,6 +5,7 @@
 #include <array>
 #include <optional>
 
+#include "hub/ascii.h"
 #include "hub/http.h"
 #include "hub/model_name.h"
 #include "hub/pip.h"
@@ -31,13 +32,6 @@ const Scheme* scheme_of(std::string_view text) {
     if (text.starts_with(scheme.prefix)) return &scheme;
   }
   return nullptr;
-}
-
-std::string to_lower(std::string_view text) {
-  std::string lower(text);
-  std::transform(lower.begin(), lower.end(), lower.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
-  return lower;
 }
 
 bool is_repository_part(std::string_view part) {

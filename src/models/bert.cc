@@ -20,7 +20,7 @@ namespace still {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr std::int64_t kMaxWidth = 1 << 20;
+constexpr std::int64_t kMaxEncoderWidth = 1 << 20;
 
 Result<Activation> read_activation(std::string_view name) {
   if (name == "gelu") return Activation::kGelu;
@@ -42,8 +42,8 @@ Result<EncoderConfig> read_config_json(const JsonObject& json) {
   EncoderConfig config;
   STILL_TRY(const std::int64_t n_layers, reader.integer("num_hidden_layers", 1, 1024));
   STILL_TRY(const std::int64_t n_heads, reader.integer("num_attention_heads", 1, 4096));
-  STILL_TRY(config.hidden_size, reader.integer("hidden_size", 1, kMaxWidth));
-  STILL_TRY(config.intermediate_size, reader.integer("intermediate_size", 1, kMaxWidth));
+  STILL_TRY(config.hidden_size, reader.integer("hidden_size", 1, kMaxEncoderWidth));
+  STILL_TRY(config.intermediate_size, reader.integer("intermediate_size", 1, kMaxEncoderWidth));
   STILL_TRY(config.vocab_size, reader.integer("vocab_size", 1, 1 << 24));
   STILL_TRY(config.max_positions, reader.integer_or("max_position_embeddings", 512, 1, 1 << 24));
   STILL_TRY(config.n_token_types, reader.integer_or("type_vocab_size", 2, 1, 1024));
@@ -93,8 +93,8 @@ Result<EncoderConfig> read_gguf_config(const GgufMetadata& metadata, const Check
   EncoderConfig config;
   STILL_TRY(const std::int64_t n_layers, integer("block_count", 1024));
   STILL_TRY(const std::int64_t n_heads, integer("attention.head_count", 4096));
-  STILL_TRY(config.hidden_size, integer("embedding_length", kMaxWidth));
-  STILL_TRY(config.intermediate_size, integer("feed_forward_length", kMaxWidth));
+  STILL_TRY(config.hidden_size, integer("embedding_length", kMaxEncoderWidth));
+  STILL_TRY(config.intermediate_size, integer("feed_forward_length", kMaxEncoderWidth));
   STILL_TRY(config.max_positions, integer("context_length", 1 << 24));
   config.n_layers = static_cast<std::int32_t>(n_layers);
   config.n_heads = static_cast<std::int32_t>(n_heads);

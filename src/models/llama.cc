@@ -7,7 +7,7 @@
 namespace still {
 
 namespace {
-Result<ModelConfig> read_config(const JsonObject& json) {
+Result<ModelConfig> read_llama_config(const JsonObject& json) {
   STILL_TRY(ModelConfig config, read_decoder_config(json));
   const ConfigReader reader(json);
   STILL_TRY(config.attention_bias, reader.boolean_or("attention_bias", false));
@@ -19,7 +19,7 @@ Result<ModelConfig> read_config(const JsonObject& json) {
 }  // namespace
 
 const Arch kLlama{.model_type = "llama",
-                  .read_config = read_config,
+                  .read_config = read_llama_config,
                   .tensors = decoder_tensors,
                   .bind = bind_decoder,
                   .forward = decoder_forward};

@@ -6,7 +6,7 @@
 namespace still {
 
 namespace {
-Result<ModelConfig> read_config(const JsonObject& json) {
+Result<ModelConfig> read_qwen2_config(const JsonObject& json) {
   STILL_TRY(ModelConfig config, read_decoder_config(json));
   const ConfigReader reader(json);
   config.attention_bias = true;
@@ -19,7 +19,7 @@ Result<ModelConfig> read_config(const JsonObject& json) {
 }  // namespace
 
 const Arch kQwen2{.model_type = "qwen2",
-                  .read_config = read_config,
+                  .read_config = read_qwen2_config,
                   .tensors = decoder_tensors,
                   .bind = bind_decoder,
                   .forward = decoder_forward};

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/arithmetic.h"
 #include "base/check.h"
 #include "kernels/cuda_packing.h"
 #include "kernels/packing.h"
@@ -26,10 +27,6 @@ constexpr std::int64_t kFusedRopeDecodes = 32;
 std::int64_t aligned(std::int64_t bytes) {
   return (bytes + kAlign - 1) / kAlign * kAlign;
 }
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
-
 // Positions of a part of a decode's attention: fixed by the longest context, so that a sequence's parts do not depend
 // on the step.
 std::int64_t split_of(const CudaOptions& options) {

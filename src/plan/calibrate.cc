@@ -44,12 +44,6 @@ DType type_of(const ModelShape& shape, const Quantisation& q, TensorPart part, s
   return DType::kF16;
 }
 
-std::int32_t layer_of(std::string_view name) {
-  std::int32_t layer = -1;
-  if (name.starts_with("model.layers.")) layer = std::atoi(std::string(name.substr(13)).c_str());
-  return layer;
-}
-
 Result<Slice> make_slice(const Arch& arch, const ModelShape& shape, const Quantisation& q, std::int64_t n_layers) {
   Slice slice{.config = shape.config};
   slice.config.n_layers = static_cast<std::int32_t>(n_layers);
@@ -60,7 +54,7 @@ Result<Slice> make_slice(const Arch& arch, const ModelShape& shape, const Quanti
     const TensorSpec& spec = specs[i];
     if (spec.role == TensorRole::kVector) bytes += Arena::rounded(4 * spec.shape.n_elements());
     if (spec.role != TensorRole::kMatrix) continue;
-    const std::int64_t layer = layer_of(spec.name);
+    const std::int64_t layer = spec.layer;
     const DType type =
         type_of(shape, q, part_of_name(spec.name), layer < 0 ? -1 : layer * shape.config.n_layers / n_layers);
     const auto format = packed_format(type);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/arithmetic.h"
 #include "plan/closest.h"
 
 namespace still {
@@ -11,10 +12,6 @@ namespace still {
 namespace {
 
 using enum TensorPart;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // Bytes of a KV row of n elements.
 std::int64_t kv_row_bytes(const KvStorage& kv, std::int64_t n) {

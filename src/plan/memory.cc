@@ -5,6 +5,8 @@
 #include <fstream>
 #include <string>
 
+#include "base/arithmetic.h"
+
 namespace still {
 
 namespace {
@@ -22,9 +24,6 @@ constexpr std::int64_t kNcclBytes = std::int64_t{512} << 20;
 // Below this a chat is not possible, so a plan that only fits less is refused.
 constexpr std::int64_t kMinContext = 256;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
 double gib(std::int64_t bytes) {
   return static_cast<double>(bytes) / (1 << 30);
 }

@@ -6,6 +6,7 @@
 #include <array>
 #include <charconv>
 
+#include "base/arithmetic.h"
 #include "base/check.h"
 #include "plan/closest.h"
 
@@ -18,10 +19,6 @@ using Kind = Quantisation::Kind;
 using Compute = Quantisation::Compute;
 constexpr std::int64_t kInt4Group = 128;
 constexpr std::int64_t kFp8Tile = 128;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
 
 struct MixtureName {
   std::string_view name;

@@ -11,7 +11,7 @@
 namespace still {
 namespace {
 
-constexpr std::size_t kMaxWaiting = 10000;  // lines
+constexpr std::size_t kMaxWaitingLines = 10000;  // lines
 constexpr std::size_t kMaxPrompt = 16 << 10;
 
 std::string now_rfc3339() {
@@ -119,7 +119,7 @@ void AccessLog::event(const std::string& sentence) {
 void AccessLog::add(std::string line) {
   {
     const std::lock_guard lock(mutex_);
-    if (lines_.size() >= kMaxWaiting) {
+    if (lines_.size() >= kMaxWaitingLines) {
       ++n_lost_;
       return;
     }

@@ -12,12 +12,6 @@ namespace still {
 
 namespace {
 
-std::string_view role_of(const Json& message) {
-  const JsonObject* object = message.if_object();
-  const Json* role = object != nullptr ? object->if_contains("role") : nullptr;
-  return role != nullptr && role->is_string() ? std::string_view(role->get_string()) : std::string_view();
-}
-
 // The manifest's system prompt stands where the client gives none; "developer" is the system role of newer models.
 JsonArray complete_messages(const JsonArray& given, const ServedModel& served, const ChatTemplate& chat_template) {
   JsonArray messages;

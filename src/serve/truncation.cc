@@ -4,13 +4,13 @@
 
 namespace still {
 
-namespace {
-
 std::string_view role_of(const Json& message) {
   const JsonObject* object = message.if_object();
   const Json* role = object != nullptr ? object->if_contains("role") : nullptr;
   return role != nullptr && role->is_string() ? std::string_view(role->get_string()) : std::string_view();
 }
+
+namespace {
 
 bool is_system(const Json& message) {
   return role_of(message) == "system" || role_of(message) == "developer";

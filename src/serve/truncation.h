@@ -3,12 +3,16 @@
 
 #include <functional>
 #include <string>
+#include <string_view>
 
 #include "base/json.h"
 #include "base/result.h"
 #include "engine/request.h"
 
 namespace still {
+
+// "" where it has none.
+std::string_view role_of(const Json& message);
 
 struct FittedChat {
   Request request;

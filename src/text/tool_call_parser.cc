@@ -21,11 +21,11 @@ constexpr std::string_view kHermesBegin = "<tool_call>", kHermesEnd = "</tool_ca
 constexpr std::string_view kPythonTag = "<|python_tag|>";
 constexpr std::string_view kToolCalls = "[TOOL_CALLS]", kArgs = "[ARGS]", kCallId = "[CALL_ID]";
 constexpr std::string_view kFence = "```", kJson = "json";
-constexpr std::string_view kSpaces = " \t\r\n";
+constexpr std::string_view kBlanks = " \t\r\n";
 constexpr std::size_t kMaxName = 256;
 
 std::size_t skip_spaces(std::string_view text, std::size_t pos) {
-  return std::min(text.find_first_not_of(kSpaces, pos), text.size());
+  return std::min(text.find_first_not_of(kBlanks, pos), text.size());
 }
 
 // The text has `word` at `pos`; or ends before that is known.
@@ -76,7 +76,7 @@ std::vector<RawMember> raw_members(std::string_view text) {
       }
     }
     std::string_view value = text.substr(begin, pos - begin);
-    value = value.substr(0, value.find_last_not_of(kSpaces) + 1);
+    value = value.substr(0, value.find_last_not_of(kBlanks) + 1);
     members.push_back({key && key->is_string() ? std::string(key->get_string()) : std::string(), value});
     ++pos;  // the comma
   }
@@ -89,7 +89,7 @@ bool is_json_object(std::string_view text) {
 
 std::string_view trim(std::string_view text) {
   const std::size_t begin = skip_spaces(text, 0);
-  return text.substr(begin, text.find_last_not_of(kSpaces) + 1 - std::min(begin, text.find_last_not_of(kSpaces) + 1));
+  return text.substr(begin, text.find_last_not_of(kBlanks) + 1 - std::min(begin, text.find_last_not_of(kBlanks) + 1));
 }
 
 struct RawCall {
@@ -205,7 +205,7 @@ void ToolCallParser::drop(std::size_t n_bytes) {
 
 void ToolCallParser::put_content(Events& events, std::size_t n_bytes) {
   if (n_bytes == 0) return;
-  has_content_ |= std::string_view(held_).substr(0, n_bytes).find_first_not_of(kSpaces) != std::string_view::npos;
+  has_content_ |= std::string_view(held_).substr(0, n_bytes).find_first_not_of(kBlanks) != std::string_view::npos;
   if (!events.empty() && events.back().kind == ToolCallEvent::Kind::kContent) {
     events.back().text.append(held_, 0, n_bytes);
   } else {
@@ -294,7 +294,7 @@ void ToolCallParser::run(Events& events, bool is_last) {
     }
     if (after_call_) {
       // Llama's calls stand between semicolons.
-      drop(std::min(held_.find_first_not_of(format_ == ToolCallFormat::kLlama3 ? " \t\r\n;" : kSpaces), held_.size()));
+      drop(std::min(held_.find_first_not_of(format_ == ToolCallFormat::kLlama3 ? " \t\r\n;" : kBlanks), held_.size()));
       if (held_.empty()) return;
     }
     std::size_t held = 0;

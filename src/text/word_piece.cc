@@ -42,7 +42,7 @@ bool is_cjk(char32_t c) {
          (c >= 0xf900 && c <= 0xfaff) || (c >= 0x2f800 && c <= 0x2fa1f);
 }
 
-bool is_punctuation(char32_t c) {
+bool is_bert_punctuation(char32_t c) {
   const bool is_ascii = (c >= 33 && c <= 47) || (c >= 58 && c <= 64) || (c >= 91 && c <= 96) || (c >= 123 && c <= 126);
   return is_ascii || (char_class(c) & kClassPunctuation) != 0;
 }
@@ -62,18 +62,18 @@ void append_without_marks(std::u32string& out, char32_t code) {
     if (utf8proc_category(parts[i]) != UTF8PROC_CATEGORY_MN) out += static_cast<char32_t>(parts[i]);
 }
 
-TokenId find_token(const std::vector<std::string>& tokens, std::string_view text) {
+TokenId find_piece(const std::vector<std::string>& tokens, std::string_view text) {
   const auto found = std::ranges::find(tokens, text);
   return found == tokens.end() ? -1 : static_cast<TokenId>(found - tokens.begin());
 }
 
 void find_special(WordPieceData& data) {
-  if (data.unknown < 0) data.unknown = find_token(data.tokens, "[UNK]");
-  if (data.cls < 0) data.cls = find_token(data.tokens, "[CLS]");
-  if (data.sep < 0) data.sep = find_token(data.tokens, "[SEP]");
-  if (data.pad < 0) data.pad = find_token(data.tokens, "[PAD]");
+  if (data.unknown < 0) data.unknown = find_piece(data.tokens, "[UNK]");
+  if (data.cls < 0) data.cls = find_piece(data.tokens, "[CLS]");
+  if (data.sep < 0) data.sep = find_piece(data.tokens, "[SEP]");
+  if (data.pad < 0) data.pad = find_piece(data.tokens, "[PAD]");
   if (!data.special.empty()) return;
-  for (const TokenId id : {data.unknown, data.cls, data.sep, data.pad, find_token(data.tokens, "[MASK]")})
+  for (const TokenId id : {data.unknown, data.cls, data.sep, data.pad, find_piece(data.tokens, "[MASK]")})
     if (id >= 0) data.special.push_back(id);
 }
 
@@ -135,7 +135,7 @@ Result<WordPieceData> read_word_piece_json(std::string_view tokenizer_json) {
   }
   if (const std::string_view prefix = text(model, "continuing_subword_prefix"); !prefix.empty()) data.prefix = prefix;
   if (const std::string_view unknown = text(model, "unk_token"); !unknown.empty())
-    data.unknown = find_token(data.tokens, unknown);
+    data.unknown = find_piece(data.tokens, unknown);
   if (const Json* limit = member(model, "max_input_chars_per_word"); limit != nullptr && limit->is_int64())
     data.max_word_chars = limit->get_int64();
   const Json* normalizer = member(&json, "normalizer");
@@ -151,7 +151,7 @@ Result<WordPieceData> read_word_piece_json(std::string_view tokenizer_json) {
     return error(Code::kUnsupported, "tokenizer.json: pre_tokenizer \"{}\", expected BertPreTokenizer", type);
   if (const Json* added = member(&json, "added_tokens"); added != nullptr && added->is_array())
     for (const Json& entry : added->get_array()) {
-      const TokenId id = find_token(data.tokens, text(&entry, "content"));
+      const TokenId id = find_piece(data.tokens, text(&entry, "content"));
       if (id >= 0) data.special.push_back(id);
     }
   find_special(data);
@@ -278,8 +278,8 @@ void WordPiece::encode_plain(std::vector<TokenId>& ids, std::string_view text) c
       continue;
     }
     std::size_t end = at + 1;
-    if (!is_punctuation(all[at]))
-      while (end < all.size() && !is_white(all[end]) && !is_punctuation(all[end])) ++end;
+    if (!is_bert_punctuation(all[at]))
+      while (end < all.size() && !is_white(all[end]) && !is_bert_punctuation(all[end])) ++end;
     encode_word(ids, all.substr(at, end - at));
     at = end;
   }

@@ -11,17 +11,17 @@ namespace still {
 
 namespace {
 
-constexpr std::int64_t kMaxSmallLayer = 1 << 20;
-constexpr std::string_view kLayerPrefix = "application/vnd.ollama.image.";
+constexpr std::int64_t kMaxFetchedLayer = 1 << 20;
+constexpr std::string_view kMediaPrefix = "application/vnd.ollama.image.";
 
-struct Layer {
-  std::string type;  // after kLayerPrefix: "model", "params"
+struct RemoteLayer {
+  std::string type;  // after kMediaPrefix: "model", "params"
   std::string sha256;
   std::int64_t size = 0;
 };
 
-Result<std::vector<Layer>> read_layers(const Json& json, std::string_view what) {
-  std::vector<Layer> layers;
+Result<std::vector<RemoteLayer>> read_layers(const Json& json, std::string_view what) {
+  std::vector<RemoteLayer> layers;
   const JsonObject* object = json.if_object();
   const Json* list = object != nullptr ? object->if_contains("layers") : nullptr;
   if (list == nullptr || !list->is_array()) return error(Code::kCorrupt, "{}: the manifest has no layers", what);
@@ -38,8 +38,8 @@ Result<std::vector<Layer>> read_layers(const Json& json, std::string_view what) 
     if (!sha.starts_with("sha256:") || !is_sha256_hex(sha.substr(7))) {
       return error(Code::kCorrupt, "{}: layer digest \"{}\"", what, sha);
     }
-    if (!media.starts_with(kLayerPrefix)) continue;
-    layers.push_back({std::string(media.substr(kLayerPrefix.size())), std::string(sha.substr(7)), size->get_int64()});
+    if (!media.starts_with(kMediaPrefix)) continue;
+    layers.push_back({std::string(media.substr(kMediaPrefix.size())), std::string(sha.substr(7)), size->get_int64()});
   }
   return layers;
 }
@@ -55,9 +55,9 @@ Result<SourceListing> list_ollama(const SourceRef& source, const HubOptions& opt
             http_get({.url = url, .headers = {"Accept: application/vnd.docker.distribution.manifest.v2+json"}}, options,
                      cancel));
   STILL_TRY(const Json json, parse_json(response.body, url));
-  STILL_TRY(const std::vector<Layer> layers, read_layers(json, source.text));
+  STILL_TRY(const std::vector<RemoteLayer> layers, read_layers(json, source.text));
   SourceListing listing;
-  for (const Layer& layer : layers) {
+  for (const RemoteLayer& layer : layers) {
     const std::string blob = fmt::format("{}/blobs/sha256:{}", base, layer.sha256);
     if (layer.type == "model") {
       const std::string stem = source.repository.substr(source.repository.find('/') + 1) + "-" + source.file;
@@ -68,8 +68,8 @@ Result<SourceListing> list_ollama(const SourceRef& source, const HubOptions& opt
       continue;
     }
     if (layer.type != "params" && layer.type != "system" && layer.type != "license") continue;
-    if (layer.size > kMaxSmallLayer) continue;
-    STILL_TRY(const HttpReply small, http_get({.url = blob, .max_bytes = kMaxSmallLayer}, options, cancel));
+    if (layer.size > kMaxFetchedLayer) continue;
+    STILL_TRY(const HttpReply small, http_get({.url = blob, .max_bytes = kMaxFetchedLayer}, options, cancel));
     if (sha256_hex(small.body) != layer.sha256) {
       return error(Code::kCorrupt, "{}: the {} layer has another digest than the manifest says", source.text,
                    layer.type);

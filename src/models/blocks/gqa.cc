@@ -7,7 +7,7 @@
 namespace still {
 
 namespace {
-std::string layer_name(std::int32_t layer, std::string_view rest) {
+std::string attention_name(std::int32_t layer, std::string_view rest) {
   return fmt::format("model.layers.{}.self_attn.{}", layer, rest);
 }
 }  // namespace
@@ -16,7 +16,7 @@ void append_gqa_tensors(const ModelConfig& config, std::int32_t layer, std::vect
   const std::int64_t q_size = std::int64_t{config.n_heads} * config.head_dim;
   const std::int64_t kv_size = std::int64_t{config.n_kv_heads} * config.head_dim;
   const auto add = [&](std::string_view name, Shape shape, TensorRole role, Share share) {
-    specs.push_back({layer_name(layer, name), shape, role, false, share, layer});
+    specs.push_back({attention_name(layer, name), shape, role, false, share, layer});
   };
   add("q_proj.weight", {q_size, config.hidden_size}, TensorRole::kMatrix, Share::kHeads);
   add("k_proj.weight", {kv_size, config.hidden_size}, TensorRole::kMatrix, Share::kKvHeads);
@@ -29,13 +29,13 @@ void append_gqa_tensors(const ModelConfig& config, std::int32_t layer, std::vect
 }
 
 GqaWeights bind_gqa(const WeightSet& weights, std::int32_t layer) {
-  return {.q = weights.matrix(layer_name(layer, "q_proj.weight")),
-          .k = weights.matrix(layer_name(layer, "k_proj.weight")),
-          .v = weights.matrix(layer_name(layer, "v_proj.weight")),
-          .o = weights.matrix(layer_name(layer, "o_proj.weight")),
-          .q_bias = weights.vector(layer_name(layer, "q_proj.bias")),
-          .k_bias = weights.vector(layer_name(layer, "k_proj.bias")),
-          .v_bias = weights.vector(layer_name(layer, "v_proj.bias"))};
+  return {.q = weights.matrix(attention_name(layer, "q_proj.weight")),
+          .k = weights.matrix(attention_name(layer, "k_proj.weight")),
+          .v = weights.matrix(attention_name(layer, "v_proj.weight")),
+          .o = weights.matrix(attention_name(layer, "o_proj.weight")),
+          .q_bias = weights.vector(attention_name(layer, "q_proj.bias")),
+          .k_bias = weights.vector(attention_name(layer, "k_proj.bias")),
+          .v_bias = weights.vector(attention_name(layer, "v_proj.bias"))};
 }
 
 TensorView gqa_attention(const ForwardArgs& args, const GqaWeights& weights, std::int32_t layer, TensorView normed) {

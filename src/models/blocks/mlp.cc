@@ -5,14 +5,14 @@
 namespace still {
 
 namespace {
-std::string layer_name(std::int32_t layer, std::string_view rest) {
+std::string mlp_name(std::int32_t layer, std::string_view rest) {
   return fmt::format("model.layers.{}.mlp.{}", layer, rest);
 }
 }  // namespace
 
 void append_mlp_tensors(const ModelConfig& config, std::int32_t layer, std::vector<TensorSpec>& specs) {
   const auto add = [&](std::string_view name, Shape shape, Share share) {
-    specs.push_back({layer_name(layer, name), shape, TensorRole::kMatrix, false, share, layer});
+    specs.push_back({mlp_name(layer, name), shape, TensorRole::kMatrix, false, share, layer});
   };
   add("gate_proj.weight", {config.intermediate_size, config.hidden_size}, Share::kFfn);
   add("up_proj.weight", {config.intermediate_size, config.hidden_size}, Share::kFfn);
@@ -20,9 +20,9 @@ void append_mlp_tensors(const ModelConfig& config, std::int32_t layer, std::vect
 }
 
 MlpWeights bind_mlp(const WeightSet& weights, std::int32_t layer) {
-  return {.gate = weights.matrix(layer_name(layer, "gate_proj.weight")),
-          .up = weights.matrix(layer_name(layer, "up_proj.weight")),
-          .down = weights.matrix(layer_name(layer, "down_proj.weight"))};
+  return {.gate = weights.matrix(mlp_name(layer, "gate_proj.weight")),
+          .up = weights.matrix(mlp_name(layer, "up_proj.weight")),
+          .down = weights.matrix(mlp_name(layer, "down_proj.weight"))};
 }
 
 void gated_mlp(const ForwardArgs& args, const MlpWeights& weights, TensorView hidden, TensorView normed) {

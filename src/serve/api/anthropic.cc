@@ -17,11 +17,6 @@ namespace {
 using RequestPtr = std::shared_ptr<const HttpRequest>;
 using WriterPtr = std::shared_ptr<ResponseWriter>;
 
-std::string member_text(const JsonObject& object, std::string_view key) {
-  const Json* value = object.if_contains(key);
-  return value != nullptr && value->is_string() ? std::string(value->get_string()) : std::string();
-}
-
 // The text of a string or of text blocks. Other blocks are refused by name.
 Result<std::string> plain_text(const Json& content, std::string_view where) {
   if (content.is_null()) return std::string();
@@ -116,7 +111,7 @@ class MessageConverter {
   JsonArray calls_;
 };
 
-Result<ToolWish> read_tools(JsonFields& fields, std::vector<std::string>& warnings) {
+Result<ToolWish> read_anthropic_tools(JsonFields& fields, std::vector<std::string>& warnings) {
   ToolWish wish;
   if (const JsonArray* tools = fields.array("tools")) {
     for (const Json& json : *tools) {
@@ -215,7 +210,7 @@ Result<AnthropicCall> read_anthropic_call(const JsonObject& body, bool counts_on
     chat.continue_final_message = last.at("role") == "assistant" && !last.contains("tool_calls");
   }
   input.prompt = std::move(chat);
-  STILL_TRY(input.tools, read_tools(fields, call.warnings));
+  STILL_TRY(input.tools, read_anthropic_tools(fields, call.warnings));
   STILL_TRY(input.thinking, read_thinking(fields));
   STILL_TRY_STATUS(fields.status());
   input.wants_progress = call.stream;

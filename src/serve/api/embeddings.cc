@@ -19,10 +19,6 @@ namespace {
 using Writer = std::shared_ptr<ResponseWriter>;
 constexpr std::size_t kMaxTexts = 2048;
 
-void send_error(ResponseWriter& writer, const Error& error, std::string_view param = {}) {
-  writer.send(error_response(ApiShape::kOpenAi, error, {.param = std::string(param)}));
-}
-
 // A string, several, ids, or several lists of ids.
 void read_input(JsonFields& fields, EmbedInput& input) {
   const Json* given = fields.find("input");
@@ -96,7 +92,7 @@ std::string embeddings_json(const Embeddings& embeddings, const std::string& mod
 void create_embeddings(EmbeddingService& service, ServeContext& context, const HttpRequest& request,
                        const Writer& writer) {
   Result<JsonObject> body = parse_body(request.body);
-  if (!body) return send_error(*writer, body.error());
+  if (!body) return send_openai_error(*writer, body.error());
   JsonFields fields(*body);
   EmbedInput input;
   read_openai_model(fields, input.model);
@@ -108,13 +104,13 @@ void create_embeddings(EmbeddingService& service, ServeContext& context, const H
   input.options.dimensions = fields.integer_in("dimensions", 1, 1 << 20).value_or(0);
   // Nothing is cut in silence: a text that is too long is an error, unless the client wants it cut.
   input.options.truncate = fields.has("truncate_prompt_tokens") || fields.boolean("truncate").value_or(false);
-  if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
+  if (Status status = fields.status(); !status) return send_openai_error(*writer, status.error(), fields.wrong_field());
   input.user = request.key;
   input.options.is_cancelled = [writer] { return writer->is_closed(); };
   const std::string model = input.model.name;
   service.embed(context, std::move(input),
                 [writer, model, is_base64 = format == "base64"](Result<Embeddings> embeddings) {
-                  if (!embeddings) return send_error(*writer, embeddings.error());
+                  if (!embeddings) return send_openai_error(*writer, embeddings.error());
                   writer->send({.body = embeddings_json(*embeddings, model, is_base64)});
                 });
 }
@@ -172,7 +168,7 @@ std::string rerank_json(const Embeddings& embeddings, const std::vector<std::str
 
 void rerank(EmbeddingService& service, ServeContext& context, const HttpRequest& request, const Writer& writer) {
   Result<JsonObject> body = parse_body(request.body);
-  if (!body) return send_error(*writer, body.error());
+  if (!body) return send_openai_error(*writer, body.error());
   JsonFields fields(*body);
   EmbedInput input;
   read_openai_model(fields, input.model);
@@ -181,7 +177,7 @@ void rerank(EmbeddingService& service, ServeContext& context, const HttpRequest&
   std::vector<std::string> documents = read_documents(fields);
   const auto n_best = fields.integer_in("top_n", 1, 1 << 20).value_or(1 << 20);
   const bool with_documents = fields.boolean("return_documents").value_or(true);
-  if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
+  if (Status status = fields.status(); !status) return send_openai_error(*writer, status.error(), fields.wrong_field());
   input.texts = documents;
   input.texts.push_back(query);
   input.user = request.key;
@@ -190,7 +186,7 @@ void rerank(EmbeddingService& service, ServeContext& context, const HttpRequest&
   service.embed(
       context, std::move(input),
       [writer, model, documents = std::move(documents), n_best, with_documents](Result<Embeddings> embeddings) {
-        if (!embeddings) return send_error(*writer, embeddings.error());
+        if (!embeddings) return send_openai_error(*writer, embeddings.error());
         writer->send(
             {.body = rerank_json(*embeddings, documents, model, static_cast<std::size_t>(n_best), with_documents)});
       });

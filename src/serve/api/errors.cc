@@ -144,4 +144,8 @@ HttpResponse error_response(ApiShape shape, const Error& error, const ErrorDetai
   return error_response(shape, http_status(error), error.message, detail_of(error, detail));
 }
 
+void send_openai_error(ResponseWriter& writer, const Error& error, std::string_view param) {
+  writer.send(error_response(ApiShape::kOpenAi, error, {.param = std::string(param)}));
+}
+
 }  // namespace still

@@ -30,5 +30,6 @@ std::string error_body(ApiShape shape, const Error& error, const ErrorDetail& de
 // With Retry-After where trying again may help (429, 503).
 HttpResponse error_response(ApiShape shape, int status, std::string_view message, const ErrorDetail& detail = {});
 HttpResponse error_response(ApiShape shape, const Error& error, const ErrorDetail& detail = {});
+void send_openai_error(ResponseWriter& writer, const Error& error, std::string_view param = {});
 
 }  // namespace still

@@ -59,6 +59,11 @@ Result<Json> parse_client_json(std::string_view body) {
   return json;
 }
 
+std::string member_text(const JsonObject& object, std::string_view key) {
+  const Json* value = object.if_contains(key);
+  return value != nullptr && value->is_string() ? std::string(value->get_string()) : std::string();
+}
+
 Result<JsonObject> parse_body(std::string_view body) {
   if (body.find_first_not_of(" \t\r\n") == std::string_view::npos)
     return error(Code::kInvalidArgument, "missing request body");

@@ -23,6 +23,9 @@ Result<JsonObject> parse_body(std::string_view body);
 // JSON.
 Result<Json> parse_client_json(std::string_view body);
 
+// The text of a member; "" where it is absent or no string.
+std::string member_text(const JsonObject& object, std::string_view key);
+
 // A view of an object; the object must outlive it. The first mistake is kept, later reads give nothing: read all, then
 // ask status() once.
 class JsonFields {

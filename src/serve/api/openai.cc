@@ -16,16 +16,12 @@ namespace {
 
 using Writer = std::shared_ptr<ResponseWriter>;
 
-void send_error(ResponseWriter& writer, const Error& error, std::string_view param = {}) {
-  writer.send(error_response(ApiShape::kOpenAi, error, {.param = std::string(param)}));
-}
-
 void chat_completions(ServeContext& context, const HttpRequest& request, const Writer& writer) {
   Result<JsonObject> body = parse_body(request.body);
-  if (!body) return send_error(*writer, body.error());
+  if (!body) return send_openai_error(*writer, body.error());
   JsonFields fields(*body);
   ChatCall call = read_chat_call(fields);
-  if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
+  if (Status status = fields.status(); !status) return send_openai_error(*writer, status.error(), fields.wrong_field());
   if (std::string warning = limit_wish(context, request, call.input.model); !warning.empty())
     call.input.warnings.push_back(std::move(warning));
   set_asker(call.input, request);
@@ -39,10 +35,10 @@ void chat_completions(ServeContext& context, const HttpRequest& request, const W
 
 void completions(ServeContext& context, const HttpRequest& request, const Writer& writer) {
   Result<JsonObject> body = parse_body(request.body);
-  if (!body) return send_error(*writer, body.error());
+  if (!body) return send_openai_error(*writer, body.error());
   JsonFields fields(*body);
   CompletionCall call = read_completion_call(fields);
-  if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
+  if (Status status = fields.status(); !status) return send_openai_error(*writer, status.error(), fields.wrong_field());
   if (std::string warning = limit_wish(context, request, call.input.model); !warning.empty())
     call.input.warnings.push_back(std::move(warning));
   set_asker(call.input, request);
@@ -78,7 +74,7 @@ JsonObject model_entry(ModelsService& service, const LibraryModel& model) {
 
 void list_models(ModelsService& service, const HttpRequest&, const Writer& writer) {
   const Result<Library> library = open_library(service.context);
-  if (!library) return send_error(*writer, library.error());
+  if (!library) return send_openai_error(*writer, library.error());
   JsonArray data;
   for (const LibraryModel& model : library->list().models) data.push_back(model_entry(service, model));
   writer->send({.body = to_json(JsonObject{{"object", "list"}, {"data", std::move(data)}})});
@@ -86,13 +82,14 @@ void list_models(ModelsService& service, const HttpRequest&, const Writer& write
 
 void show_model(ModelsService& service, const HttpRequest& request, const Writer& writer) {
   const Result<Library> library = open_library(service.context);
-  if (!library) return send_error(*writer, library.error());
+  if (!library) return send_openai_error(*writer, library.error());
   const Result<LibraryModel> model = library->find_stored(request.capture("model"));
   if (!model) {
     // A name that cannot be one is no model either.
     const bool is_unknown = model.error().code == Code::kInvalidArgument || model.error().code == Code::kNotFound;
-    if (!is_unknown) return send_error(*writer, model.error(), "model");
-    return send_error(*writer, {Code::kNotFound, library->not_found_sentence(request.capture("model"))}, "model");
+    if (!is_unknown) return send_openai_error(*writer, model.error(), "model");
+    return send_openai_error(*writer, {Code::kNotFound, library->not_found_sentence(request.capture("model"))},
+                             "model");
   }
   writer->send({.body = to_json(model_entry(service, *model))});
 }

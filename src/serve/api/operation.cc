@@ -16,7 +16,7 @@ namespace {
 using Call = std::shared_ptr<const HttpRequest>;
 using Writer = std::shared_ptr<ResponseWriter>;
 
-void send_json(ResponseWriter& writer, const JsonObject& object, int status = 200) {
+void send_object(ResponseWriter& writer, const JsonObject& object, int status = 200) {
   writer.send({.status = status, .body = to_json(object)});
 }
 
@@ -26,8 +26,8 @@ void send_root(const Writer& writer) {
 }
 
 void send_health(const ServeContext& context, const Writer& writer) {
-  if (context.is_draining) return send_json(*writer, {{"status", "draining"}}, 503);
-  send_json(*writer, {{"status", "ok"}});
+  if (context.is_draining) return send_object(*writer, {{"status", "draining"}}, 503);
+  send_object(*writer, {{"status", "ok"}});
 }
 
 void send_metrics(const ServeContext& context, const Writer& writer) {
@@ -79,7 +79,7 @@ void list_generations(const ServeContext& context, const Call& request, const Wr
   for (const auto& generation : context.generations->all()) {
     if (may_see(context, *request, *generation)) data.push_back(describe(*generation));
   }
-  send_json(*writer, {{"object", "list"}, {"data", std::move(data)}});
+  send_object(*writer, {{"object", "list"}, {"data", std::move(data)}});
 }
 
 // Finds the generation that the path names and does `act` with it.
@@ -93,7 +93,7 @@ void steer(const ServeContext& context, const Call& request, const Writer& write
     return;
   }
   act(*generation);
-  send_json(*writer, describe(*generation));
+  send_object(*writer, describe(*generation));
 }
 
 }  // namespace
@@ -109,9 +109,9 @@ void add_operation_routes(Router& router, ServeContext& context) {
   }
   // vLLM's: what it is, and how many requests are under way.
   add("GET", "/version", RouteClass::kRead,
-      [](const Call&, const Writer& writer) { send_json(*writer, {{"version", STILL_VERSION}}); });
+      [](const Call&, const Writer& writer) { send_object(*writer, {{"version", STILL_VERSION}}); });
   add("GET", "/load", RouteClass::kRead,
-      [c](const Call&, const Writer& writer) { send_json(*writer, {{"server_load", c->generations->size()}}); });
+      [c](const Call&, const Writer& writer) { send_object(*writer, {{"server_load", c->generations->size()}}); });
   add("GET", "/metrics", RouteClass::kRead, [c](const Call&, const Writer& writer) { send_metrics(*c, writer); });
   add("GET", "/v1/generations", RouteClass::kRead,
       [c](const Call& request, const Writer& writer) { list_generations(*c, request, writer); });

@@ -18,11 +18,6 @@ namespace {
 using RequestPtr = std::shared_ptr<const HttpRequest>;
 using WriterPtr = std::shared_ptr<ResponseWriter>;
 
-std::string member_text(const JsonObject& object, std::string_view key) {
-  const Json* value = object.if_contains(key);
-  return value != nullptr && value->is_string() ? std::string(value->get_string()) : std::string();
-}
-
 // The text of a string or of text parts.
 Result<std::string> plain_text(const Json* content, std::string_view where) {
   if (content == nullptr || content->is_null()) return std::string();

@@ -15,28 +15,24 @@ namespace {
 
 using Writer = std::shared_ptr<ResponseWriter>;
 
-void send_error(ResponseWriter& writer, const Error& error, std::string_view param = {}) {
-  writer.send(error_response(ApiShape::kOpenAi, error, {.param = std::string(param)}));
-}
-
 // Runs `answer` with the model that the client named, or with the one there is, and sends its JSON.
 void answer_with_model(ServeContext& context, std::string_view name, const Writer& writer,
                        std::function<Result<std::string>(const ServedModel&)> answer) {
   Result<std::string> model = model_or_default(context, name);
   if (!model) {
-    send_error(*writer, model.error(), "model");
+    send_openai_error(*writer, model.error(), "model");
     return;
   }
   use_model(context, {.name = *model}, [writer, answer = std::move(answer)](Result<std::shared_ptr<ModelLease>> lease) {
     if (!lease) {
-      send_error(*writer, lease.error());
+      send_openai_error(*writer, lease.error());
       return;
     }
     Result<std::string> body = answer((*lease)->model());
     if (body)
       writer->send({.body = std::move(*body)});
     else
-      send_error(*writer, body.error());
+      send_openai_error(*writer, body.error());
   });
 }
 
@@ -69,7 +65,7 @@ std::string tokens_json(const ServedModel& served, const std::vector<TokenId>& i
 
 void tokenize(ServeContext& context, const HttpRequest& request, const Writer& writer) {
   Result<JsonObject> body = parse_body(request.body);
-  if (!body) return send_error(*writer, body.error());
+  if (!body) return send_openai_error(*writer, body.error());
   JsonFields fields(*body);
   const std::string name = fields.text("model").value_or("");
   const bool with_texts = fields.boolean("return_token_strs").value_or(false);
@@ -93,7 +89,7 @@ void tokenize(ServeContext& context, const HttpRequest& request, const Writer& w
     text.add_special_tokens = adds_special;
     input.prompt = std::move(text);
   }
-  if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
+  if (Status status = fields.status(); !status) return send_openai_error(*writer, status.error(), fields.wrong_field());
   answer_with_model(
       context, name, writer,
       [input = std::move(input), with_texts, with_pieces](const ServedModel& served) -> Result<std::string> {
@@ -114,12 +110,12 @@ void tokenize(ServeContext& context, const HttpRequest& request, const Writer& w
 
 void detokenize(ServeContext& context, const HttpRequest& request, const Writer& writer) {
   Result<JsonObject> body = parse_body(request.body);
-  if (!body) return send_error(*writer, body.error());
+  if (!body) return send_openai_error(*writer, body.error());
   JsonFields fields(*body);
   const std::string name = fields.text("model").value_or("");
   if (!fields.has("tokens")) fields.fail("tokens", "is required");
   const std::vector<std::int64_t> tokens = fields.integers("tokens");
-  if (Status status = fields.status(); !status) return send_error(*writer, status.error(), fields.wrong_field());
+  if (Status status = fields.status(); !status) return send_openai_error(*writer, status.error(), fields.wrong_field());
   answer_with_model(context, name, writer, [tokens](const ServedModel& served) -> Result<std::string> {
     const Tokenizer& tokenizer = served.model->tokenizer();
     std::vector<TokenId> ids;

@@ -11,7 +11,7 @@ namespace still::go {
 
 namespace {
 
-constexpr int kMaxDepth = 100;
+constexpr int kMaxValueDepth = 100;
 
 // strconv's shortest form: plain between `low` and `high`, else with an exponent of two digits at least.
 std::string double_to_text(double value, double low, double high) {
@@ -68,7 +68,7 @@ std::string Value::type_name() const {
 }
 
 void append_text(Text& out, const Value& value, int depth) {
-  if (depth > kMaxDepth) fail("a value is nested deeper than {}", kMaxDepth);
+  if (depth > kMaxValueDepth) fail("a value is nested deeper than {}", kMaxValueDepth);
   if (value.is_nil()) {
     out.append(depth == 0 ? "<no value>" : "<nil>", true);
   } else if (const bool* boolean = value.boolean()) {
@@ -150,7 +150,7 @@ void append_quoted(Text& out, const Text& text) {
 }
 
 void append_json(Text& out, const Value& value, int depth) {
-  if (depth > kMaxDepth) fail("a value is nested deeper than {}", kMaxDepth);
+  if (depth > kMaxValueDepth) fail("a value is nested deeper than {}", kMaxValueDepth);
   if (value.is_nil()) {
     out.append("null", true);
   } else if (const double* number = value.floating()) {
@@ -183,7 +183,7 @@ void append_json(Text& out, const Value& value, int depth) {
 }
 
 Value from_json(const Json& json, int depth) {
-  if (depth > kMaxDepth) fail("a value is nested deeper than {}", kMaxDepth);
+  if (depth > kMaxValueDepth) fail("a value is nested deeper than {}", kMaxValueDepth);
   if (json.is_null()) return {};
   if (json.is_bool()) return json.get_bool();
   if (json.is_int64()) return json.get_int64();
