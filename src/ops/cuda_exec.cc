@@ -21,6 +21,9 @@ constexpr std::int64_t kMaxParts = 64;
 constexpr std::int64_t kDecodeBlocks = 264;  // of the decode attention, at once
 constexpr std::int64_t kTile = 16;           // tokens of a warp in prefill attention
 constexpr std::int64_t kGroupedRows = 64;
+// Rows from which the tile kernel is faster than the kernel of few rows, and up to which it is faster than the dense
+// products of quantised weights and of FP8.
+constexpr std::int64_t kTiledRows = 17, kMostTiledRows = 192, kMostTiledF8Rows = 64;
 // Decodes up to which the attention also turns and stores their keys: more are served better by a kernel of its own.
 constexpr std::int64_t kFusedRopeDecodes = 32;
 
@@ -59,7 +62,10 @@ struct ScratchSizes {
     scale = aligned(skinny / 32 * 4 + 64);
     sums = aligned(skinny / 16 * 2 + 64);
     gate_up = aligned(4 * o.max_tokens * o.max_gate);
-    dense = o.has_f32_activations ? aligned(2 * std::min(o.max_matrix, kMaxDenseElements)) : 0;
+    // Or the images of as many rows as there is room for, of a tile at least.
+    dense = o.has_f32_activations
+                ? aligned(std::max(2 * std::min(o.max_matrix, kMaxDenseElements), cuda_image_bytes(1, o.max_k)))
+                : 0;
     partials = aligned(4 * o.max_seqs * o.n_heads * parts_of(o) * (o.head_dim + 2));
     arrivals = aligned(4 * o.max_seqs * std::max(1, o.n_kv_heads));
     sample = aligned(cuda_kernels() == nullptr
@@ -103,6 +109,7 @@ Result<std::unique_ptr<CudaExec>> CudaExec::create(const CudaOptions& options, C
   STILL_TRY(exec->stream_, CudaStream::create());
   exec->gemm_.reset(make_cuda_gemm(&exec->gemm_missing_));
   if (exec->gemm_ != nullptr) exec->gemm_missing_ = nullptr;
+  exec->has_tiles_ = exec->kernels_->has_tiles();
 
   const ScratchSizes sizes(options);
   STILL_TRY(exec->memory_, DeviceBuffer::create(sizes.device(), "scratch of the operators"));
@@ -389,6 +396,7 @@ void CudaExec::forget_copies(const void* of) {
     if (of == nullptr || copy.of == of) copy.of = nullptr;
   if (of == nullptr || bf16_of_ == of) bf16_of_ = nullptr;
   if (of == nullptr || f8_of_ == of) f8_of_ = nullptr;
+  if (of == nullptr || images_of_ == of) images_of_ = nullptr;
 }
 
 void CudaExec::rms_norm(TensorView y, TensorView x, TensorView w, float eps) {
@@ -446,8 +454,8 @@ const std::uint16_t* CudaExec::as_bf16(TensorView x) {
   return bf16_;
 }
 
-// The form in which a skinny product with `w` reads x.
-CudaActivations CudaExec::activations(TensorView x, const Weight& w) {
+// The form in which a skinny product, or one of tiles, with `w` reads x.
+CudaActivations CudaExec::activations(TensorView x, const Weight& w, bool in_tiles) {
   CudaActivations result;
   if (x.dtype == DType::kBF16) {
     result.bf16 = static_cast<const std::uint16_t*>(x.data);
@@ -455,6 +463,17 @@ CudaActivations CudaExec::activations(TensorView x, const Weight& w) {
     result.f32 = x.f32();
   }
   if (w.format == PackedFormat::kF32) return result;
+  if (in_tiles) {
+    const std::int32_t kind = kernels_->image_kind(w.format);
+    auto* images = reinterpret_cast<std::uint8_t*>(dense_);
+    if (images_of_ != x.data || images_kind_ != kind) {
+      kernels_->arrange_rows(stream_.handle(), result, static_cast<std::int32_t>(x.rows()),
+                             static_cast<std::int32_t>(x.row_size()), w.format, images);
+      images_of_ = x.data;
+      images_kind_ = kind;
+    }
+    return {.images = images};
+  }
   const std::int32_t block = activation_block(w.format);
   // Made what it must be by who reads it.
   if (x.rows() == 1 && (!options_.reproducible || block != 0 || is_cuda_f8(w.format))) {
@@ -480,9 +499,9 @@ CudaActivations CudaExec::activations(TensorView x, const Weight& w) {
   return {.q = copy.out.q, .scale = copy.out.scale, .sums = copy.out.sums};
 }
 
-// Products of up to kCudaSkinnyRows rows (F32: any), those of one format in one launch.
+// Products of up to kCudaSkinnyRows rows (F32, in tiles: any), those of one format in one launch.
 void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
-                             std::span<const Weight* const> weights, bool y_is_bf16) {
+                             std::span<const Weight* const> weights, bool y_is_bf16, bool in_tiles) {
   std::int32_t n_panels = 0;
   for (std::size_t i = 0; i < (epilogue == CudaEpilogue::kSwiglu ? 1 : products.size()); ++i)
     n_panels += static_cast<std::int32_t>(ceil_div(products[i].n_out, kPanelRows));
@@ -502,7 +521,7 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
                         .y_is_bf16 = y_is_bf16,
                         .k = static_cast<std::int32_t>(x.row_size()),
                         .n_rows = static_cast<std::int32_t>(x.rows()),
-                        .x = activations(x, *weights[begin])};
+                        .x = activations(x, *weights[begin], in_tiles)};
     args.n_first = static_cast<std::int32_t>(n_first);
     args.second_format = second;
     args.is_row_like_others = options_.reproducible;
@@ -575,6 +594,7 @@ bool CudaExec::gemm(TensorView x, std::int64_t begin, std::int64_t n, const Weig
                     .room = gate_up_,
                     .room_bytes = gate_up_bytes_};
   if (!is_cuda_quantized(w.format) && !is_cuda_f8(w.format)) return gemm_->run(stream_.handle(), args);
+  images_of_ = nullptr;
   const std::int64_t step = std::max<std::int64_t>(kPanelRows, dense_elements_ / w.k / kPanelRows * kPanelRows);
   for (std::int64_t row = 0; row < w.n_out; row += step) {
     args.n_out = std::min(step, w.n_out - row);
@@ -643,6 +663,20 @@ void CudaExec::multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<con
   }
 }
 
+// Whether the tile kernel computes these products.
+bool CudaExec::can_tile(std::span<const Weight* const> weights) const {
+  return has_tiles_ && dense_ != nullptr && std::all_of(weights.begin(), weights.end(), [](const Weight* w) {
+           return is_cuda_quantized(w->format) || is_cuda_f8(w->format);
+         });
+}
+// Whether it is the fastest for so many rows.
+bool CudaExec::is_tiled(std::int64_t n, std::span<const Weight* const> weights) const {
+  if (!can_tile(weights) || n < kTiledRows) return false;
+  const bool has_f8 =
+      std::any_of(weights.begin(), weights.end(), [](const Weight* w) { return is_cuda_f8(w->format); });
+  return n <= (has_f8 ? kMostTiledF8Rows : kMostTiledRows);
+}
+
 void CudaExec::multiply(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                         std::span<const Weight* const> weights, bool y_is_bf16) {
   const bool has_f32 =
@@ -656,13 +690,18 @@ void CudaExec::multiply(CudaEpilogue epilogue, TensorView x, std::span<const Cud
     multiply_reproducibly(epilogue, x, products, weights, y_is_bf16);
     return;
   }
+  if (!has_f32 && is_tiled(n, weights)) {
+    multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n);
+    return;
+  }
   if (has_f32 || n <= kCudaSkinnyRows) {
-    multiply_rows(epilogue, x, products, weights, y_is_bf16);
+    multiply_rows(epilogue, x, products, weights, y_is_bf16, false);
     return;
   }
   const bool is_quantized =
       std::all_of(weights.begin(), weights.end(), [](const Weight* w) { return is_cuda_quantized(w->format); });
-  // Up to so many rows it costs less to read quantised weights for each 16 of them than to make them dense.
+  // Without tiles: up to so many rows it costs less to read quantised weights for each 16 of them than to make them
+  // dense.
   if (gemm_ != nullptr && is_even(weights) && !(is_quantized && n <= kGroupedRows)) {
     multiply_dense(epilogue, x, products, weights, y_is_bf16, 0, n, 0);
     return;
@@ -675,17 +714,24 @@ void CudaExec::multiply_in_groups(CudaEpilogue epilogue, TensorView x, std::span
                                   std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t begin,
                                   std::int64_t end) {
   const std::int64_t width = x.row_size(), element = x.dtype == DType::kBF16 ? 2 : 4;
-  for (std::int64_t row = begin; row < end; row += kCudaSkinnyRows) {
+  const bool in_tiles = can_tile(weights) && end - begin >= kTiledRows;
+  const std::int64_t step =
+      in_tiles ? dense_elements_ * 2 / cuda_image_bytes(1, width) * kCudaTileRows : std::int64_t{kCudaSkinnyRows};
+  if (begin == 0 && end <= step && end == x.rows()) {
+    multiply_rows(epilogue, x, products, weights, y_is_bf16, in_tiles);
+    return;
+  }
+  for (std::int64_t row = begin; row < end; row += step) {
     const TensorView part{static_cast<std::byte*>(x.data) + row * width * element,
                           x.dtype,
-                          {std::min<std::int64_t>(kCudaSkinnyRows, end - row), width}};
+                          {std::min<std::int64_t>(step, end - row), width}};
     CudaProduct moved[kCudaMaxProducts];
     for (std::size_t i = 0; i < products.size(); ++i) {
       moved[i] = products[i];
       moved[i].y = static_cast<std::byte*>(moved[i].y) + row * moved[i].y_stride * (y_is_bf16 ? 2 : 4);
     }
     forget_copies(nullptr);
-    multiply_rows(epilogue, part, {moved, products.size()}, weights, y_is_bf16);
+    multiply_rows(epilogue, part, {moved, products.size()}, weights, y_is_bf16, in_tiles);
   }
   forget_copies(nullptr);
 }
@@ -709,8 +755,6 @@ void CudaExec::multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::s
   if (n_answer == 0) return;
   if (!has_quantized) {
     multiply_dense(epilogue, x, products, weights, y_is_bf16, 0, n_answer, kAnswerRows);
-  } else if (n <= kCudaSkinnyRows && n_answer == n) {
-    multiply_rows(epilogue, x, products, weights, y_is_bf16);
   } else {
     multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n_answer);
   }

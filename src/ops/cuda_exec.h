@@ -12,6 +12,7 @@
 
 #include <chrono>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <span>
@@ -129,7 +130,9 @@ class CudaExec {
   void multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                              std::span<const Weight* const> weights, bool y_is_bf16);
   void multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
-                     std::span<const Weight* const> weights, bool y_is_bf16);
+                     std::span<const Weight* const> weights, bool y_is_bf16, bool in_tiles);
+  bool can_tile(std::span<const Weight* const> weights) const;
+  bool is_tiled(std::int64_t n, std::span<const Weight* const> weights) const;
   // Rows [begin, begin + n) of x.
   bool gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
                bool y_is_bf16, bool add);
@@ -138,7 +141,7 @@ class CudaExec {
   // Sizes of steps that come again and again: decodes of the ladder, full chunks of prompts.
   bool is_recurring(std::int64_t n_rows) const { return batch_.is_plain || n_rows == options_.max_tokens; }
   void add_parts();  // takes the sum that is still to be taken
-  CudaActivations activations(TensorView x, const Weight& w);
+  CudaActivations activations(TensorView x, const Weight& w, bool in_tiles);
   const std::uint16_t* as_bf16(TensorView x);
   bool can_take_norm(const Weight& w, TensorView x) const;
   void launch_norm();  // the pending one
@@ -174,13 +177,14 @@ class CudaExec {
   std::chrono::steady_clock::time_point last_collected_;
   double idle_seconds_ = 0, busy_seconds_ = 0;
   CudaBatch batch_;
-  std::int64_t n_answer_rows_ = 0;    // reproducible: the first so many rows of what is multiplied are of answers,
-  std::int64_t n_answer_wanted_ = 0;  // and of the wanted ones
-  bool has_failed_ = false;           // a product of this step could not be launched
-  CudaRopeKvArgs rope_{};             // what the attention that follows does of it:
-  bool is_q_raw_ = false;             // rotate q
-  bool is_rope_pending_ = false;      // all of it, in a step of decodes
-  std::uint16_t* bf16_ = nullptr;     // [max_tokens, max_k], where activations are f32
+  // Reproducible: the first so many rows of what is multiplied are of answers (all before the first step), and of the
+  // wanted ones.
+  std::int64_t n_answer_rows_ = std::numeric_limits<std::int64_t>::max(), n_answer_wanted_ = 0;
+  bool has_failed_ = false;        // a product of this step could not be launched
+  CudaRopeKvArgs rope_{};          // what the attention that follows does of it:
+  bool is_q_raw_ = false;          // rotate q
+  bool is_rope_pending_ = false;   // all of it, in a step of decodes
+  std::uint16_t* bf16_ = nullptr;  // [max_tokens, max_k], where activations are f32
   const void* bf16_of_ = nullptr;
   const void* f8_of_ = nullptr;  // whose e4m3 or (up to kCudaSkinnyRows) f16 form lies in bf16_, and its
   float* f8_scale_ = nullptr;    // scales
@@ -192,6 +196,9 @@ class CudaExec {
   std::int64_t gate_up_bytes_ = 0;
   std::uint16_t* dense_ = nullptr;  // a quantised matrix made dense, or rows of it
   std::int64_t dense_elements_ = 0;
+  const void* images_of_ = nullptr;  // whose images lie there, and their kind
+  std::int32_t images_kind_ = -1;
+  bool has_tiles_ = false;
   float* partials_ = nullptr;
   std::int32_t* arrivals_ = nullptr;
   std::int64_t split_ = 128, max_parts_ = 1;

@@ -771,7 +771,7 @@ void launch_mma(void* stream, const CudaAttentionArgs& args) {
     unsigned n_parts = batch.max_decode_len > 0 ? ceil_div(batch.max_decode_len, args.split) : 1;
     const dim3 grid(n_parts, static_cast<unsigned>(args.kv.n_kv_heads), static_cast<unsigned>(batch.n_decodes));
     if (n_parts > 1 && n_parts <= kMostCluster && has_clusters()) {
-      launch_cluster(decode_kernel<kHeadDim, true, kKv>, grid, 32 * kDecodeWarps, n_parts, stream, args);
+      launch_cluster(decode_kernel<kHeadDim, true, kKv>, grid, 32 * kDecodeWarps, n_parts, 0, stream, args);
     } else {
       launch(decode_kernel<kHeadDim, false, kKv>, grid, 32 * kDecodeWarps, 0, stream, args);
     }

@@ -41,18 +41,21 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared
   (void)cudaLaunchKernelEx(&config, kernel, Params(args)...);  // an error is sticky: the step's wait() tells it
 }
 
-// With the blocks of a row of the grid in one cluster.
+// With blocks of the grid in clusters.
 template <class... Params, class... Args>
-void launch_cluster(void (*kernel)(Params...), dim3 grid, dim3 block, unsigned cluster, void* stream, Args&&... args) {
+void launch_cluster(void (*kernel)(Params...), dim3 grid, dim3 block, dim3 cluster, std::size_t shared_bytes,
+                    void* stream, Args&&... args) {
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = cluster;
-  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  attributes[1].val.clusterDim.x = cluster.x;
+  attributes[1].val.clusterDim.y = cluster.y;
+  attributes[1].val.clusterDim.z = cluster.z;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = stream_of(stream);
   config.attrs = attributes;
   config.numAttrs = 2;

@@ -19,7 +19,15 @@ struct CudaActivations {
   const std::int8_t* q = nullptr;      // as QuantizedRows, contiguous rows
   const float* scale = nullptr;
   const std::int16_t* sums = nullptr;
+  // For any number of rows: what arrange_rows made of them for weights of this format (quantised or FP8).
+  const std::uint8_t* images = nullptr;
 };
+// Images of rows: for each kCudaTileRows rows and 256 elements what a block of the tile kernel copies into its shared
+// memory: the elements as f16 in the order of wgmma's B operand, their scales and sums.
+inline constexpr std::int64_t kCudaTileRows = 64, kCudaImageBytes = 36 * 1024;
+constexpr std::int64_t cuda_image_bytes(std::int64_t n_rows, std::int64_t k) {
+  return (n_rows + kCudaTileRows - 1) / kCudaTileRows * ((k + 255) / 256) * kCudaImageBytes;
+}
 
 enum class CudaEpilogue : std::int32_t { kStore, kAdd, kSwiglu };
 
@@ -43,7 +51,7 @@ struct CudaLinearArgs {
   CudaProduct products[kCudaMaxProducts];
   bool y_is_bf16 = false;
   std::int32_t k = 0;
-  std::int32_t n_rows = 0;  // at most kCudaSkinnyRows, but for F32
+  std::int32_t n_rows = 0;  // at most kCudaSkinnyRows, but for F32 and images
   // F32: f32; BF16, F16: bf16; quantised: q; FP8: f16. A single row, but for F32: f32 or bf16.
   CudaActivations x;
   // A single row, f32, but for F32 weights: x stands before the RMSNorm with these weights; null: it is what it is.
@@ -218,6 +226,12 @@ struct CudaKernels {
   // power of two that brings the largest near 2^12; or e4m3, a scale for each row, the largest at 448.
   void (*scale_rows)(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, std::uint16_t* y_f16,
                      std::uint8_t* y_f8, float* scale);
+  // Whether the current device has the tile kernel: products of images.
+  bool (*has_tiles)();
+  // Rows (f32 or bf16) to images for weights of `format`; formats of one kind share them.
+  void (*arrange_rows)(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, PackedFormat format,
+                       std::uint8_t* images);
+  std::int32_t (*image_kind)(PackedFormat format);
   // y[row][i] = bias[i].
   void (*repeat_bias)(void* stream, const float* bias, std::int32_t n_rows, std::int32_t n_out, float* y,
                       std::int64_t y_stride);

@@ -12,52 +12,11 @@
 // the RMSNorm before the product along: the row times the norm's weights is multiplied, the squares are summed on the
 // way, and the results are divided by the root at the end.
 #include "kernels/cuda/linear.cuh"
-#include "kernels/cuda/weights.cuh"
+#include "kernels/cuda/skinny.cuh"
 
 namespace still::cuda {
 
 namespace {
-struct SkinnyArgs {
-  CudaProduct products[kCudaMaxProducts];
-  std::int32_t first_panel[kCudaMaxProducts + 1];
-  CudaActivations x;
-  const float* norm;  // one row: weights of an RMSNorm to be taken along, or null
-  std::int64_t panel_bytes, second_panel_bytes;
-  float eps;
-  std::int32_t n_first, second_n_tiles;  // products of the first format
-  std::int32_t n_products, k, n_tiles, n_rows;
-  std::int32_t n_parts;  // of a row's sum
-  CudaEpilogue epilogue;
-  bool y_is_bf16, has_own_kernel;
-};
-
-// A panel of a matrix; FP8 has its scales after the matrix. kIsSecond: of the second format.
-template <class Format, bool kIsSecond = false>
-__device__ __forceinline__ Panel panel_of(const SkinnyArgs& args, const CudaProduct& product, int panel_idx) {
-  const std::int64_t panel_bytes = kIsSecond ? args.second_panel_bytes : args.panel_bytes;
-  Panel panel{product.weights + panel_idx * panel_bytes, kIsSecond ? args.second_n_tiles : args.n_tiles,
-              product.n_out - 16 * panel_idx, args.k};
-  panel.scales = Format::scales_of(product.weights, product.n_out, args.k, panel_idx);
-  return panel;
-}
-
-__device__ __forceinline__ void store(const SkinnyArgs& args, const CudaProduct& product, int column, int row,
-                                      float v) {
-  const std::int64_t at = column * product.y_stride + row;
-  if (args.y_is_bf16) {
-    static_cast<__nv_bfloat16*>(product.y)[at] = __float2bfloat16_rn(v);
-  } else {
-    static_cast<float*>(product.y)[at] = v;
-  }
-}
-
-// The sum of a row's products is finished: scale, residual, bias.
-template <class Format>
-__device__ __forceinline__ float scaled(const Panel& panel, int row, float v) {
-  if constexpr (Format::kHasRowScales) v *= panel.scales[row];
-  return v;
-}
-
 // The chunks of a warp that computes parts `first`, first + n_warps ... of n_parts, one after the other. A chunk of the
 // parts is kPieces chunks of the format.
 template <class Format>
@@ -128,11 +87,10 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
   for (int i = static_cast<int>(threadIdx.x); i < 16 * args.n_rows; i += static_cast<int>(blockDim.x)) {
     const int row = 16 * panel_idx + i % 16, column = i / 16;
     if (row >= product.n_out) continue;
-    float v = 0, up = 0;
-    for (int p = 0; p < args.n_parts; ++p) v += parts[p * 16 * kWidth + i];
+    float v = sum_of_parts(args.n_parts, [&](int p) { return parts[p * 16 * kWidth + i]; });
     v = scaled<Format>(panel_of<Format>(args, product, panel_idx), i % 16, v);
     if (is_swiglu) {
-      for (int p = 0; p < args.n_parts; ++p) up += parts[(args.n_parts + p) * 16 * kWidth + i];
+      float up = sum_of_parts(args.n_parts, [&](int p) { return parts[(args.n_parts + p) * 16 * kWidth + i]; });
       up = scaled<Format>(panel_of<Format>(args, args.products[1], panel_idx), i % 16, up);
       v = v / (1.0f + __expf(-v)) * up;
     } else if (args.epilogue == CudaEpilogue::kAdd) {
@@ -144,7 +102,7 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
   }
 }
 
-constexpr int kMostWarps = 16;
+constexpr int kMostWarps = kMostParts;
 
 // One row's share of a lane: four elements and four more of a chunk; and an RMSNorm's weights there.
 template <class Format>
@@ -276,14 +234,11 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
   __syncthreads();
   if (threadIdx.x >= 16 || out_row >= product.n_out) return;
 
-  float v[kMatrices] = {}, r = 0;
+  float v[kMatrices], r = 0;
 #pragma unroll
-  for (int w = 0; w < kMostWarps; ++w) {
-    if (w >= n_warps) break;
-#pragma unroll
-    for (int m = 0; m < kMatrices; ++m) v[m] += parts[m][w][threadIdx.x];
-    if (args.norm != nullptr) r += squares[w];
-  }
+  for (int m = 0; m < kMatrices; ++m) v[m] = sum_of_parts(n_warps, [&](int w) { return parts[m][w][threadIdx.x]; });
+  if (args.norm != nullptr)
+    for (int w = 0; w < n_warps; ++w) r += squares[w];
   const float factor = args.norm != nullptr ? 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps) : 1.0f;
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) v[m] = scaled<Format>(panels[m], static_cast<int>(threadIdx.x), v[m]) * factor;
@@ -364,12 +319,11 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) stream_kernel(const __grid
     const int in_matrix = panel_idx - (kMatrices == 2 ? 0 : args.first_panel[which]);
     const int row = 16 * in_matrix + lane % 16;
     const bool is_inside = panel_idx < n_panels && row < product.n_out;
-    float v = 0, r = 0;
-    for (int w = 0; w < n_warps; ++w) {
-      v += parts[turn % 2][s][w][lane % 16];
-      if (args.norm != nullptr) r += squares[w];
+    float v = sum_of_parts(n_warps, [&](int w) { return parts[turn % 2][s][w][lane % 16]; }), r = 0;
+    if (args.norm != nullptr) {
+      for (int w = 0; w < n_warps; ++w) r += squares[w];
+      v *= 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps);
     }
-    if (args.norm != nullptr) v *= 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps);
     if (is_inside) v = scaled<Format>(panel_of<Format>(args, product, in_matrix), lane % 16, v);
     if constexpr (kMatrices == 2) {
       const float up = __shfl_down_sync(0xffffffffu, v, 16);
@@ -436,12 +390,8 @@ int choose_warps(int n_chunks, int n_blocks, int most) {
   return n_chunks < best ? (n_chunks > 0 ? n_chunks : 1) : best;
 }
 
-// Into how many parts the sum of a row is cut, which is how many warps of a block the kernel of one row has.
 bool is_streamed(int n_chunks, int n_panels) {
   return n_chunks >= kLeastStreamWarps && n_chunks <= kMostWarps && n_panels >= kStreamPanels;
-}
-int parts_of(int n_chunks, int n_panels) {
-  return is_streamed(n_chunks, n_panels) ? n_chunks : choose_warps(n_chunks, n_panels, kMostWarps);
 }
 
 // n_order: the panels by which the order of sums is chosen.
@@ -482,6 +432,10 @@ void launch_skinny(void* stream, SkinnyArgs args, int n_order) {
 }
 }  // namespace
 
+int parts_of(int n_chunks, int n_panels) {
+  return is_streamed(n_chunks, n_panels) ? n_chunks : choose_warps(n_chunks, n_panels, kMostWarps);
+}
+
 void linear(void* stream, const CudaLinearArgs& in) {
   SkinnyArgs args{};
   for (int i = 0; i < in.n_products; ++i) {
@@ -513,6 +467,10 @@ void linear(void* stream, const CudaLinearArgs& in) {
     return;
   }
   if (is_cuda_quantized(in.format)) args.n_tiles = in.k / cuda_quant_layout(in.format).block;
+  if (in.x.images != nullptr) {
+    launch_tiles(stream, in.format, args, n_order);
+    return;
+  }
   if (in.n_first < in.n_products && cuda_can_mix(in.format, in.second_format)) {
     using First = Quant<4, 32, true, 256>;
     using Second = Quant<6, 16, false, 256>;

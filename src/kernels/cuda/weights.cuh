@@ -61,7 +61,7 @@ template <int kBits, int kSub, bool kMin, int kBlock>
 struct Quant {
   static constexpr bool kHasRowScales = false;
   static __device__ __forceinline__ const float* scales_of(const std::uint8_t*, int, int, int) { return nullptr; }
-  static constexpr int kStoredBits = kBits, kSubBlock = kSub;
+  static constexpr int kStoredBits = kBits, kSubBlock = kSub, kBlockSize = kBlock;
   static constexpr bool kHasMin = kMin;
   static constexpr int kGroups = kBlock == 256 ? 8 : 4;  // groups of 32 weights in a chunk
   static constexpr int kWords = kBits == 8 ? 4 : 2;      // words of a lane and group without the bits above the fourth
@@ -651,18 +651,18 @@ struct F8 {
   using Single = Chunk;
   static __device__ __forceinline__ int n_chunks(const Panel& panel) { return (panel.k + kChunk - 1) / kChunk; }
   static __device__ __forceinline__ int n_single_chunks(const Panel& panel) { return n_chunks(panel); }
-  static __device__ __forceinline__ void load(Chunk& c, const Panel& panel, int chunk, int lane) {
+  static __device__ __forceinline__ void load_slice(Chunk& c, const Panel& panel, int chunk, int s, int lane) {
     const int g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = min(g + 8 * r, panel.rows_left - 1);
+      const int row = min(g + 8 * r, panel.rows_left - 1), at = chunk * kChunk + 64 * s + 16 * t;
       const std::uint8_t* base = panel.base + static_cast<std::int64_t>(row) * panel.k;
-#pragma unroll
-      for (int s = 0; s < 4; ++s) {
-        const int at = chunk * kChunk + 64 * s + 16 * t;
-        c.w[s][r] = at < panel.k ? load_stream256(base + at) : make_uint4(0, 0, 0, 0);
-      }
+      c.w[s][r] = at < panel.k ? load_stream256(base + at) : make_uint4(0, 0, 0, 0);
     }
+  }
+  static __device__ __forceinline__ void load(Chunk& c, const Panel& panel, int chunk, int lane) {
+#pragma unroll
+    for (int s = 0; s < 4; ++s) load_slice(c, panel, chunk, s, lane);
   }
   static __device__ __forceinline__ void load_single(Chunk& c, const Panel& panel, int chunk, int lane) {
     load(c, panel, chunk, lane);
@@ -675,7 +675,7 @@ struct F8 {
     return kIsBlocks ? __ldg(panel.scales + column / 128) : 1.0f;
   }
 
-  // --- one token: columns are slices of 32 -------------------------------------------------------------------------
+  // --- one token ---------------------------------------------------------------------------------------------------
   static __device__ __forceinline__ int element_of(int lane, int half) {
     return 64 * (lane / 8) + 16 * (lane % 4) + 8 * (lane / 4 % 2) + 4 * half;
   }
@@ -705,7 +705,14 @@ struct F8 {
   static __device__ __forceinline__ void multiply_single(const Chunk& c, const Column& x, const Panel& panel, int chunk,
                                                          int lane, float (&f)[4]) {
     const int g = lane / 4, t = lane % 4;
-    float acc[2][4] = {};  // of even and of odd columns
+    // A slice is 64 weights, in column 2 s; its second half's activations come from the next column's lanes.
+    std::uint32_t words[8];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      words[i] = x.words[i];
+      words[4 + i] = __shfl_down_sync(0xffffffffu, x.words[i], 4);
+    }
+    float acc[2][4] = {};  // of even and of odd slices
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
 #pragma unroll
@@ -713,13 +720,12 @@ struct F8 {
         std::uint32_t a[4];
         e4m3_to_f16(word(c.w[s][0], i), a[0], a[2]);
         e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
-        const bool is_mine = g == 2 * s + i / 2;
-        mma_f16(acc[i / 2], a[0], a[1], a[2], a[3], is_mine ? x.words[i % 2 * 2] : 0,
-                is_mine ? x.words[i % 2 * 2 + 1] : 0);
+        const bool is_mine = g == 2 * s;
+        mma_f16(acc[s % 2], a[0], a[1], a[2], a[3], is_mine ? words[2 * i] : 0, is_mine ? words[2 * i + 1] : 0);
       }
     }
-    // The lane's columns are elements 64 t to 64 t + 63 of the chunk.
-    float sum[2] = {__fadd_rn(acc[0][0], acc[1][1]), __fadd_rn(acc[0][2], acc[1][3])};
+    // The lane's slice is elements 64 t to 64 t + 63 of the chunk.
+    float sum[2] = {t % 2 == 0 ? acc[0][0] : acc[1][0], t % 2 == 0 ? acc[0][2] : acc[1][2]};
     if constexpr (kIsBlocks) {
       const int at = chunk * kChunk + 128 * (t / 2);
       const bool is_odd = lane % 2 != 0;
@@ -750,7 +756,7 @@ struct F8 {
           b[n][0] = from[0], b[n][1] = from[1];
         }
       }
-      float acc[2][kColumns8][4] = {};  // of what is an even and an odd column there
+      float acc[kColumns8][4] = {};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         std::uint32_t a[4];
@@ -758,16 +764,13 @@ struct F8 {
         e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
 #pragma unroll
         for (int n = 0; n < kColumns8; ++n)
-          mma_f16(acc[i / 2][n], a[0], a[1], a[2], a[3], word(b[n][i / 2], i % 2 * 2),
-                  word(b[n][i / 2], i % 2 * 2 + 1));
+          mma_f16(acc[n], a[0], a[1], a[2], a[3], word(b[n][i / 2], i % 2 * 2), word(b[n][i / 2], i % 2 * 2 + 1));
       }
 #pragma unroll
       for (int n = 0; n < kColumns8; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float v = __fadd_rn(acc[0][n][i], acc[1][n][i]);
-          halves[s / 2][n][i] = s % 2 == 0 ? v : __fadd_rn(halves[s / 2][n][i], v);
-        }
+        for (int i = 0; i < 4; ++i)
+          halves[s / 2][n][i] = s % 2 == 0 ? acc[n][i] : __fadd_rn(halves[s / 2][n][i], acc[n][i]);
       }
     }
     const int begin = chunk * kChunk, n_chunks = (panel.k + kChunk - 1) / kChunk;

@@ -1,0 +1,705 @@
+// Products of many rows with quantised weights and FP8, bit by bit those of the kernels of few rows (linear.cu):
+// weights stream from their packed form once for each 64 rows of activations, become f16 in registers, and go through
+// Hopper's wgmma as its A operand; activations are its B operand in shared memory.
+//
+// A block takes 128 rows of the matrices (8 panels, a warp each; for SwiGLU 4 of either matrix) times 64 rows of
+// activations. Its chunks of 256 activations come as images (arrange_rows makes them) by the bulk copy engine, a stage
+// of shared memory each. Where there are few blocks, a cluster of four shares the groups of a row's sum.
+//
+// Quantised weights: integers up to 2048 times a sub-block's scale are exact in f16, activations are integers up to
+// 127, and sums below 2^24 are exact in f32 whatever their order: 128 products of Q4_K (at most 15 * 63 * 127 each).
+// Where weight times scale may be larger (5, 6 and 8 bits) the scale's two lowest bits are multiplied apart. Minimums
+// are a product too: with the sums of 16 activations. FP8: a slice of 64 products goes through the tensor core as it
+// does there, sixteen at a time, and slices are added alike.
+#include "kernels/cuda/linear.cuh"
+#include "kernels/cuda/skinny.cuh"
+
+namespace still::cuda {
+
+namespace {
+constexpr int kTileRows = static_cast<int>(kCudaTileRows), kStages = 4, kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kStepBytes = 2048, kMainBytes = 16 * kStepBytes, kImageBytes = static_cast<int>(kCudaImageBytes);
+constexpr int kSumsAt = kMainBytes + 2048;        // of an image: after 8 x 64 scales
+constexpr int kSlotBytes = 32 * 32 * kWarps * 4;  // 32 floats of each thread
+constexpr int kSharedBytes = kStages * kImageBytes + 2 * kSlotBytes;
+constexpr int kOutStride = 132;  // of 128 results of a column: no two lanes of a warp in one bank
+
+// The orders in which formats read activations.
+enum class ImageKind : int { k32Of256, k16Of256, k32, kF8 };
+template <class Format>
+constexpr ImageKind kind_of() {
+  if constexpr (!requires { Format::kSubBlock; }) {
+    return ImageKind::kF8;
+  } else if constexpr (Format::kBlockSize == 32) {
+    return ImageKind::k32;
+  } else {
+    return Format::kSubBlock == 32 ? ImageKind::k32Of256 : ImageKind::k16Of256;
+  }
+}
+
+// A warp takes 256 elements of a row, a lane 8 of them. Quantised as by quantize_rows, scaled as by scale_rows.
+__global__ void __launch_bounds__(256)
+    arrange_kernel(const float* f32, const __nv_bfloat16* bf16, int k, ImageKind kind, std::uint8_t* images) {
+  wait_for_previous();
+  allow_next();
+  const int lane = static_cast<int>(threadIdx.x % 32), n_chunks = (k + 255) / 256;
+  const int chunk = static_cast<int>(blockIdx.x * 8 + threadIdx.x / 32), row = static_cast<int>(blockIdx.y);
+  if (chunk >= n_chunks) return;
+  const int from = 256 * chunk + 8 * lane, n = row % kTileRows;
+  float v[8] = {}, most = 0, bad = 0;
+  if (from < k) {
+    const std::int64_t at = static_cast<std::int64_t>(row) * k + from;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = f32 != nullptr ? f32[at + i] : __bfloat162float(bf16[at + i]);
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    most = fmaxf(most, fabsf(v[i]));
+    bad += v[i] - v[i];  // NaN where one is NaN or infinite
+  }
+  int is_bad = bad == 0.0f ? 0 : 1;
+  const int block = kind == ImageKind::k32 ? 32 : 256;
+  for (int i = 1; i < block / 8; i *= 2) {
+    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
+    is_bad |= __shfl_xor_sync(0xffffffffu, is_bad, i);
+  }
+  float scale, inverse;
+  if (kind == ImageKind::kF8) {
+    const int exponent = max(static_cast<int>(__float_as_uint(most) >> 23) - 12, 14);
+    inverse = __uint_as_float(static_cast<std::uint32_t>(254 - exponent) << 23);
+    scale = __uint_as_float(static_cast<std::uint32_t>(exponent) << 23);
+  } else {
+    const bool is_zero = most < 0x1p-120f || is_bad != 0;
+    inverse = is_zero ? 0.0f : __fdiv_rn(127.0f, most);
+    scale = is_zero ? 0.0f : __fdiv_rn(most, 127.0f);
+  }
+  if (is_bad != 0) scale = __int_as_float(0x7fc00000);
+  std::uint8_t* image = images + (static_cast<std::int64_t>(row / kTileRows) * n_chunks + chunk) * kCudaImageBytes +
+                        n / 8 * 128 + n % 8 * 16;
+  float sum = 0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float q[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      q[i] = v[4 * half + i] * inverse;
+      if (kind != ImageKind::kF8) q[i] = inverse == 0.0f ? 0.0f : rintf(q[i]);
+      sum += q[i];
+    }
+    // Step and place in it of these four.
+    const int step = kind == ImageKind::k16Of256 ? lane / 2
+                     : kind == ImageKind::kF8    ? 4 * (lane / 8) + 2 * (lane % 2) + half
+                                                 : 2 * (lane / 4) + half;
+    const int t = kind == ImageKind::k16Of256 ? 2 * (lane % 2) + half
+                  : kind == ImageKind::kF8    ? lane % 8 / 2
+                                              : lane % 4;
+    *reinterpret_cast<std::uint32_t*>(image + step * kStepBytes + 4 * t) = pack_f16(q[0], q[1]);
+    *reinterpret_cast<std::uint32_t*>(image + step * kStepBytes + kStepBytes / 2 + 4 * t) = pack_f16(q[2], q[3]);
+  }
+  auto* scales = reinterpret_cast<float*>(image - (n / 8 * 128 + n % 8 * 16) + kMainBytes) + n;
+  if (kind == ImageKind::k32) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (lane % 4 == 0) {
+      scales[lane / 4 * kTileRows] = scale;
+      scales[(kSumsAt - kMainBytes) / 4 + lane / 4 * kTileRows] = sum;
+    }
+    return;
+  }
+  if (lane == 0) scales[0] = scale;
+  sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+  if (kind != ImageKind::kF8 && lane % 2 == 0)  // sum i of 16
+    *reinterpret_cast<__half*>(image + kSumsAt + lane / 16 * (kStepBytes / 2) + lane / 2 % 8 * 2) =
+        __float2half_rn(sum);
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
+__device__ __forceinline__ void barrier_init(std::uint64_t* barrier, unsigned count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(std::uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned parity) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra done;\n"
+      "bra again;\n"
+      "done:}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+__device__ __forceinline__ void copy_image(std::uint8_t* to, const std::uint8_t* from, unsigned bytes,
+                                           std::uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+// B: core matrices of 8 rows x 16 bytes, 128 bytes apart along rows and 1024 along k; no swizzle.
+__device__ __forceinline__ std::uint64_t step_descriptor(const std::uint8_t* step) {
+  return static_cast<std::uint64_t>((shared_address(step) & 0x3ffff) >> 4) |
+         static_cast<std::uint64_t>(kStepBytes / 2 / 16) << 16 | static_cast<std::uint64_t>(128 / 16) << 32;
+}
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int kLeft>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+// All is done, and the compiler reads accumulators only now.
+__device__ __forceinline__ void wgmma_finish(float (&d)[32]) {
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < 32; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+// d (+)= a b with a [64 x 16], 16 rows of a warp, and b [16 x 64].
+__device__ __forceinline__ void wgmma_step(float (&d)[32], const std::uint32_t* a, std::uint64_t b, bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
+      "%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// A block's share of chunks, in the order of sums.
+struct ChunkWalk {
+  int group, part, chunk;
+  bool ends_part = false, ends_group = false;
+  int n_chunks, n_parts, end_group;
+  __device__ __forceinline__ ChunkWalk(int begin, int end, int chunks, int parts)
+      : group(begin), part(begin), chunk(begin), n_chunks(chunks), n_parts(parts), end_group(end) {
+    look();
+  }
+  __device__ __forceinline__ bool is_inside() const { return group < end_group && part < n_parts; }
+  __device__ __forceinline__ void look() {
+    ends_part = chunk + n_parts >= n_chunks;
+    ends_group = ends_part && part + kSumGroups >= n_parts;
+  }
+  __device__ __forceinline__ void advance() {
+    if (!ends_part) {
+      chunk += n_parts;
+    } else {
+      if (ends_group) ++group;
+      part = ends_group ? group : part + kSumGroups;
+      chunk = part;
+    }
+    look();
+  }
+};
+
+// What a warp's results of a column are scaled by: columns 2 t and 2 t + 1 of each 8.
+__device__ __forceinline__ float2 two_floats(const std::uint8_t* at, int n, int t) {
+  return *reinterpret_cast<const float2*>(at + (8 * n + 2 * t) * 4);
+}
+__device__ __forceinline__ float of(const float2& two, int i) {
+  return i % 2 == 0 ? two.x : two.y;
+}
+
+// A byte of a word as two equal f16; signed.
+__device__ __forceinline__ std::uint32_t byte_as_f16(std::uint32_t word, int i) {
+  const std::uint32_t two = __byte_perm(word ^ 0x80808080u, 0x64646464u, 0x4040 | i << 8 | i);
+  const __half2 v = __hsub2(*reinterpret_cast<const __half2*>(&two), __float2half2_rn(1152.0f));
+  return *reinterpret_cast<const std::uint32_t*>(&v);
+}
+
+// One chunk of 256 of a warp's 16 rows times an image. `c` holds its first piece (a Format::Chunk) and afterwards that
+// of the chunk `next`, unless that is negative. f: sums of the part; is_alone: a part is a chunk, f sums parts.
+template <class Format>
+struct TileMath {
+  // A operand of group j: two steps of 16. Of blocks of 256 weights are multiplied by their scales, `mask` of them.
+  static __device__ __forceinline__ void operand(const typename Format::Chunk& c, int j, std::uint32_t mask,
+                                                 std::uint32_t (&a)[8]) {
+    std::uint32_t bytes[4];
+    Format::unpack(c, j, bytes);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        int8_to_f16(bytes[2 * half + r], a[4 * half + r], a[4 * half + 2 + r]);
+        if constexpr (Format::kBlockSize == 256) {
+          constexpr int kEach = 256 / Format::kSubBlock;
+          const int at = scale_place(kEach, Format::kHasMin, false, Format::kSubBlock == 32 ? j : 2 * j + half);
+          const std::uint32_t scale = byte_as_f16(c.sub[r][at / 4] & mask, at % 4);
+          a[4 * half + r] = mul_f16(a[4 * half + r], scale);
+          a[4 * half + 2 + r] = mul_f16(a[4 * half + 2 + r], scale);
+        }
+      }
+    }
+  }
+
+  // Groups [begin, end) into acc, which begins at zero. At most one pair of steps is under way when it returns.
+  template <int kBegin, int kEnd>
+  static __device__ __forceinline__ void chain(const typename Format::Chunk& c, const std::uint8_t* image,
+                                               std::uint32_t mask, std::uint32_t (&a)[2][8], float (&acc)[32]) {
+#pragma unroll
+    for (int j = kBegin; j < kEnd; ++j) {
+      operand(c, j, mask, a[j % 2]);
+      wgmma_fence();
+      wgmma_step(acc, a[j % 2], step_descriptor(image + 2 * j * kStepBytes), j > kBegin);
+      wgmma_step(acc, a[j % 2] + 4, step_descriptor(image + (2 * j + 1) * kStepBytes), true);
+      wgmma_commit();
+      wgmma_wait<1>();
+    }
+  }
+
+  static __device__ __forceinline__ void multiply_256(typename Format::Chunk& c, const Panel& panel, int next,
+                                                      const std::uint8_t* image, int lane, bool is_alone,
+                                                      float (&f)[32]) {
+    const int t = lane % 4;
+    typename Format::Chunk later;
+    if (next >= 0) Format::load(later, panel, next, lane);
+    std::uint32_t a[2][8];
+    float sums[32], acc[32];
+    if constexpr (Format::kStoredBits != 4) {
+      // Scales are parted into a multiple of four and what is left, so that sums of 128 products are exact.
+      float rest[32];
+      chain<0, 8>(c, image, 0x03030303u, a, rest);
+      chain<0, 4>(c, image, 0xfcfcfcfcu, a, sums);
+      chain<4, 8>(c, image, 0xfcfcfcfcu, a, acc);
+      wgmma_finish(rest);
+      wgmma_finish(sums);
+      wgmma_finish(acc);
+      // Their sum may have more bits than a float: multiples of 2^14 and what is left are added apart, both exactly.
+      constexpr float kUp = 1.5f * 0x1p37f;
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const float high = __fadd_rn(__fadd_rn(sums[i], kUp), -kUp), high2 = __fadd_rn(__fadd_rn(acc[i], kUp), -kUp);
+        const float low = __fadd_rn(__fadd_rn(sums[i], -high), __fadd_rn(acc[i], -high2));
+        sums[i] = __fadd_rn(__fadd_rn(high, high2), __fadd_rn(low, rest[i]));
+      }
+    } else {
+      chain<0, 4>(c, image, 0xffffffffu, a, sums);
+      chain<4, 8>(c, image, 0xffffffffu, a, acc);
+      wgmma_finish(sums);
+      wgmma_finish(acc);
+      // Both exact, and rounded once: as the integers' sum is.
+#pragma unroll
+      for (int i = 0; i < 32; ++i) sums[i] = __fadd_rn(sums[i], acc[i]);
+    }
+    if constexpr (Format::kHasMin) {
+      // Minimums of sub-blocks 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of 16 elements.
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if constexpr (Format::kSubBlock == 32) {
+          const int at = 2 + t % 2;
+          a[0][r] = byte_as_f16((t < 2 ? c.sub[r][0] : c.sub[r][1]) >> (8 * at), 0);
+          a[0][2 + r] = byte_as_f16((t < 2 ? c.sub[r][2] : c.sub[r][3]) >> (8 * at), 0);
+        } else {
+          const std::uint32_t word = t == 0 ? c.sub[r][1] : t == 1 ? c.sub[r][3] : t == 2 ? c.sub[r][5] : c.sub[r][7];
+          int8_to_f16(word, a[0][r], a[0][2 + r]);
+        }
+      }
+      wgmma_fence();
+      wgmma_step(acc, a[0], step_descriptor(image + kSumsAt), false);
+      wgmma_commit();
+    }
+    const float d[2] = {Format::d(c, 0), Format::d(c, 1)};
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const float2 s = two_floats(image + kMainBytes, n, t);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        sums[4 * n + i] =
+            fmaf(__fmul_rn(d[i / 2] * Format::kFactor, of(s, i)), sums[4 * n + i], is_alone ? 0.0f : f[4 * n + i]);
+    }
+    if constexpr (Format::kHasMin) {
+      wgmma_finish(acc);
+      const float m[2] = {Format::m(c, 0), Format::m(c, 1)};
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        const float2 s = two_floats(image + kMainBytes, n, t);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          sums[4 * n + i] = fmaf(-__fmul_rn(m[i / 2], of(s, i)), acc[4 * n + i], sums[4 * n + i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 32; ++i) f[i] = is_alone ? __fadd_rn(f[i], sums[i]) : sums[i];
+    c = later;
+  }
+
+  // Blocks of 32: a chunk is two of the format's.
+  static __device__ __forceinline__ void multiply_32(typename Format::Chunk& c, const Panel& panel, int chunk, int next,
+                                                     const std::uint8_t* image, int lane, float (&f)[32]) {
+    const int t = lane % 4;
+    std::uint32_t a[2][8];
+    float acc[32], pairs[32], first[32], held[32];
+#pragma unroll
+    for (int piece = 0; piece < 2; ++piece) {
+      typename Format::Chunk later;
+      if (piece == 0) {
+        Format::load(later, panel, 2 * chunk + 1, lane);
+      } else if (next >= 0) {
+        Format::load(later, panel, 2 * next, lane);
+      }
+      operand(c, 0, 0, a[0]);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int block = 4 * piece + j;
+        wgmma_fence();
+        wgmma_step(acc, a[j % 2], step_descriptor(image + 2 * block * kStepBytes), false);
+        wgmma_step(acc, a[j % 2] + 4, step_descriptor(image + (2 * block + 1) * kStepBytes), true);
+        wgmma_commit();
+        if (j < 3) operand(c, j + 1, 0, a[(j + 1) % 2]);
+        const float d[2] = {Format::d(c, 0, j) * Format::kFactor, Format::d(c, 1, j) * Format::kFactor};
+        float m[2] = {0, 0};
+        if constexpr (Format::kHasMin) m[0] = Format::m(c, 0, j), m[1] = Format::m(c, 1, j);
+        wgmma_finish(acc);
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+          const float2 s = two_floats(image + kMainBytes + block * kTileRows * 4, n, t);
+          float2 x = {};
+          if constexpr (Format::kHasMin) x = two_floats(image + kSumsAt + block * kTileRows * 4, n, t);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float scale = __fmul_rn(d[i / 2], of(s, i));
+            float v = j % 2 == 0 ? __fmul_rn(scale, acc[4 * n + i]) : fmaf(scale, acc[4 * n + i], pairs[4 * n + i]);
+            if constexpr (Format::kHasMin) v = fmaf(__fmul_rn(m[i / 2], of(s, i)), of(x, i), v);
+            pairs[4 * n + i] = v;
+          }
+        }
+        if (j == 1) {
+#pragma unroll
+          for (int i = 0; i < 32; ++i) first[i] = pairs[i];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const float half = __fadd_rn(first[i], pairs[i]);
+        if (piece == 0) {
+          held[i] = half;
+        } else {
+          f[i] = __fadd_rn(f[i], __fadd_rn(held[i], half));
+        }
+      }
+      c = later;
+    }
+  }
+
+  static __device__ __forceinline__ void multiply(typename Format::Chunk& c, const Panel& panel, int chunk, int next,
+                                                  const std::uint8_t* image, int lane, bool is_alone, float (&f)[32]) {
+    if constexpr (Format::kBlockSize == 256) {
+      multiply_256(c, panel, next, image, lane, is_alone, f);
+    } else {
+      multiply_32(c, panel, chunk, next, image, lane, f);
+    }
+  }
+};
+
+template <bool kIsBlocks>
+struct TileMath<F8<kIsBlocks>> {
+  using Format = F8<kIsBlocks>;
+  // Slice s into acc; its weights' registers take the next chunk's.
+  static __device__ __forceinline__ void slice(typename Format::Chunk& c, const Panel& panel, int s, int next,
+                                               const std::uint8_t* image, int lane, std::uint32_t (&a)[2][8],
+                                               float (&acc)[32]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        std::uint32_t* to = a[half] + 4 * i;
+        e4m3_to_f16(Format::word(c.w[s][0], 2 * half + i), to[0], to[2]);
+        e4m3_to_f16(Format::word(c.w[s][1], 2 * half + i), to[1], to[3]);
+      }
+      if (half == 1 && next >= 0) Format::load_slice(c, panel, next, s, lane);
+      wgmma_fence();
+      wgmma_step(acc, a[half], step_descriptor(image + (4 * s + 2 * half) * kStepBytes), half > 0);
+      wgmma_step(acc, a[half] + 4, step_descriptor(image + (4 * s + 2 * half + 1) * kStepBytes), true);
+      wgmma_commit();
+      wgmma_wait<1>();
+    }
+  }
+  static __device__ __forceinline__ void multiply(typename Format::Chunk& c, const Panel& panel, int chunk, int next,
+                                                  const std::uint8_t* image, int lane, bool is_alone, float (&f)[32]) {
+    std::uint32_t a[2][8];
+    float half[32], first[32], second[32];
+    float block[2] = {1, 1};
+    if constexpr (kIsBlocks) {
+      const int begin = chunk * 256;
+      block[0] = Format::block_scale(panel, begin);
+      block[1] = begin + 128 < panel.k ? Format::block_scale(panel, begin + 128) : 0.0f;
+    }
+    slice(c, panel, 0, next, image, lane, a, first);
+    slice(c, panel, 1, next, image, lane, a, second);
+    wgmma_finish(first);
+    wgmma_finish(second);
+#pragma unroll
+    for (int i = 0; i < 32; ++i) half[i] = __fadd_rn(first[i], second[i]);
+    slice(c, panel, 2, next, image, lane, a, first);
+    slice(c, panel, 3, next, image, lane, a, second);
+    wgmma_finish(first);
+    wgmma_finish(second);
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const float2 s = two_floats(image + kMainBytes, n, lane % 4);
+#pragma unroll
+      for (int i = 4 * n; i < 4 * n + 4; ++i) {
+        const float other = __fadd_rn(first[i], second[i]);
+        const float sum =
+            kIsBlocks ? __fadd_rn(__fmul_rn(half[i], block[0]), __fmul_rn(other, block[1])) : __fadd_rn(half[i], other);
+        const float v = fmaf(sum, of(s, i), is_alone ? 0.0f : f[i]);
+        f[i] = is_alone ? __fadd_rn(f[i], v) : v;
+      }
+    }
+  }
+};
+
+// f += slot or slot += f: 32 floats of a thread, 16 bytes of all threads side by side.
+__device__ __forceinline__ void add_to_slot(float4* slot, int thread, bool is_new, const float (&f)[32]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    float4& at = slot[32 * kWarps * i + thread];
+    float4 v = is_new ? make_float4(0, 0, 0, 0) : at;
+    v.x += f[4 * i], v.y += f[4 * i + 1], v.z += f[4 * i + 2], v.w += f[4 * i + 3];
+    at = v;
+  }
+}
+__device__ __forceinline__ void take_slot(const float4* slot, int thread, float (&f)[32]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float4 v = slot[32 * kWarps * i + thread];
+    f[4 * i] = v.x, f[4 * i + 1] = v.y, f[4 * i + 2] = v.z, f[4 * i + 3] = v.w;
+  }
+}
+
+template <class Format>
+__device__ __forceinline__ void tile_body(const SkinnyArgs& args, int n_split, unsigned image_bytes) {
+  extern __shared__ __align__(128) std::uint8_t stages[];
+  __shared__ std::uint64_t full[kStages], empty[kStages];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int rank = static_cast<int>(blockIdx.x) % n_split, tile = static_cast<int>(blockIdx.x) / n_split;
+  const int n_chunks = (args.k + 255) / 256;
+  const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
+  const int begin_group = n_split == 1 ? 0 : rank, end_group = n_split == 1 ? kSumGroups : rank + 1;
+  if (thread == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      barrier_init(&full[i], 1);
+      barrier_init(&empty[i], kWarps);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+
+  // The warp's panel: the launch's panels in order, of SwiGLU four of either matrix.
+  const int n_panels = args.first_panel[is_swiglu ? 1 : args.n_products];
+  const int wanted =
+      is_swiglu ? 4 * static_cast<int>(blockIdx.y) + warp % 4 : kWarps * static_cast<int>(blockIdx.y) + warp;
+  const int panel_at = min(wanted, n_panels - 1);
+  int which = is_swiglu ? warp / 4 : 0;
+  if (!is_swiglu)
+    while (which + 1 < args.n_products && panel_at >= args.first_panel[which + 1]) ++which;
+  const Panel panel =
+      panel_of<Format>(args, args.products[which], panel_at - (is_swiglu ? 0 : args.first_panel[which]));
+
+  float4* saved = reinterpret_cast<float4*>(stages + kStages * kImageBytes);  // groups
+  float4* parts = saved + kSlotBytes / 16;                                    // parts of a group
+  constexpr int kPieces = 256 / Format::kChunk;
+  ChunkWalk walk(begin_group, end_group, n_chunks, args.n_parts);
+  float f[32] = {};
+  // Thread 0 asks for images kAhead chunks before they are used, in stages that all warps left two chunks ago.
+  constexpr int kAhead = kStages - 2;
+  ChunkWalk ahead = walk;
+  int n_asked = 0;
+  const auto ask = [&] {
+    if (!ahead.is_inside()) return;
+    const int stage = n_asked % kStages;
+    if (n_asked >= kStages) barrier_wait(&empty[stage], static_cast<unsigned>(n_asked / kStages - 1) % 2);
+    copy_image(stages + stage * kImageBytes,
+               args.x.images + (static_cast<std::int64_t>(tile) * n_chunks + ahead.chunk) * kImageBytes, image_bytes,
+               &full[stage]);
+    ++n_asked;
+    ahead.advance();
+  };
+  const bool is_alone = args.n_parts == n_chunks;
+  bool is_first_part = true, is_first_group = true;
+  typename Format::Chunk c;
+  if (walk.is_inside()) Format::load(c, panel, walk.chunk * kPieces, lane);
+  allow_next();
+  wait_for_previous();
+  if (thread == 0)
+    for (int i = 0; i < kAhead; ++i) ask();
+  for (int i = 0; walk.is_inside(); ++i) {
+    const int stage = i % kStages;
+    ChunkWalk after = walk;
+    after.advance();
+    if (thread == 0) ask();
+    __syncwarp();
+    barrier_wait(&full[stage], static_cast<unsigned>(i / kStages) % 2);
+    TileMath<Format>::multiply(c, panel, walk.chunk, after.is_inside() ? after.chunk : -1, stages + stage * kImageBytes,
+                               lane, is_alone, f);
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&empty[stage]);
+    if (!is_alone && walk.ends_part) {
+      add_to_slot(parts, thread, is_first_part, f);
+      is_first_part = false;
+      if (walk.ends_group) take_slot(parts, thread, f);
+    }
+    if (walk.ends_group) {
+      if (n_split == 1) add_to_slot(saved, thread, is_first_group, f);
+      is_first_group = false;
+      is_first_part = true;
+    }
+    if ((walk.ends_group && n_split == 1) || (walk.ends_part && !is_alone && !walk.ends_group)) {
+#pragma unroll
+      for (int j = 0; j < 32; ++j) f[j] = 0;
+    }
+    walk = after;
+  }
+  if (n_split == 1 && !is_first_group) take_slot(saved, thread, f);
+  __syncthreads();  // stages are read
+
+  auto* out = reinterpret_cast<float*>(stages);
+#pragma unroll
+  for (int i = 0; i < 32; ++i)
+    out[(8 * (i / 4) + 2 * (lane % 4) + i % 2) * kOutStride + 16 * warp + lane / 4 + 8 * (i % 4 / 2)] = f[i];
+  if (n_split > 1) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
+  const auto sum_at = [&](int at) {
+    if (n_split == 1) return out[at];
+    float v = 0;
+#pragma unroll
+    for (int r = 0; r < kSumGroups; ++r) {
+      std::uint32_t address;
+      float other;
+      asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(out + at)), "r"(r));
+      asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(other) : "r"(address) : "memory");
+      v = r == 0 ? other : v + other;
+    }
+    return v;
+  };
+  // A thread takes a row of the matrices and every n-th column.
+  const int n_results = is_swiglu ? 64 : 128, result = thread % n_results, n_apart = kThreads / n_results;
+  const int n_here = kTileRows / n_split, end = min((rank + 1) * n_here, args.n_rows - tile * kTileRows);
+  const int at_panel = (is_swiglu ? 4 : kWarps) * static_cast<int>(blockIdx.y) + result / 16;
+  int matrix = 0;
+  if (!is_swiglu)
+    while (matrix + 1 < args.n_products && at_panel >= args.first_panel[matrix + 1]) ++matrix;
+  const CudaProduct& product = args.products[matrix];
+  const int in_matrix = at_panel - (is_swiglu ? 0 : args.first_panel[matrix]), row = 16 * in_matrix + result % 16;
+  if (at_panel < n_panels && row < product.n_out) {
+    const auto scale_of = [&](const CudaProduct& of) {
+      return scaled<Format>(panel_of<Format>(args, of, in_matrix), result % 16, 1.0f);
+    };
+    const float scale = scale_of(product), up_scale = is_swiglu ? scale_of(args.products[1]) : 0.0f;
+    const bool is_add = args.epilogue == CudaEpilogue::kAdd;
+    const float bias = !is_add && product.bias != nullptr ? product.bias[row] : 0.0f;
+    constexpr int kAtOnce = 8;
+    for (int from = rank * n_here + thread / n_results; from < end; from += kAtOnce * n_apart) {
+      const auto column_at = [&](int i) { return tile * kTileRows + from + i * n_apart; };
+      float old[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        old[i] = bias;
+        if (is_add && from + i * n_apart < end)
+          old[i] = static_cast<const float*>(product.y)[column_at(i) * product.y_stride + row];
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int in_tile = from + i * n_apart;
+        if (in_tile >= end) break;
+        float v = sum_at(in_tile * kOutStride + result);
+        if constexpr (Format::kHasRowScales) v *= scale;
+        if (is_swiglu) {
+          float up = sum_at(in_tile * kOutStride + 64 + result);
+          if constexpr (Format::kHasRowScales) up *= up_scale;
+          v = v / (1.0f + __expf(-v)) * up;
+        } else if (is_add || product.bias != nullptr) {
+          v += old[i];
+        }
+        store(args, product, column_at(i), row, v);
+      }
+    }
+  }
+  if (n_split > 1) cluster_sync();  // nobody leaves while its results are read
+}
+#endif
+
+template <class Format>
+__global__ void __launch_bounds__(kThreads, 1)
+    tile_kernel(const __grid_constant__ SkinnyArgs args, int n_split, unsigned image_bytes) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  tile_body<Format>(args, n_split, image_bytes);
+#endif
+}
+
+template <class Format>
+void launch_format(void* stream, const SkinnyArgs& args, unsigned n_panels) {
+  const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
+  const int n_chunks = (args.k + 255) / 256;
+  const unsigned n_tiles = ceil_div(args.n_rows, kTileRows), n_blocks = ceil_div(n_panels, is_swiglu ? 4 : kWarps);
+  // A block's chunks, and about two chunks' time of its own, in waves.
+  const auto cost = [&](int n_split) {
+    int most = 0;
+    for (int group = 0; group < kSumGroups; ++group) {
+      int chunks = 0;
+      for (int i = 0; i < n_chunks; ++i)
+        chunks += static_cast<int>(n_split == 1 || i % args.n_parts % kSumGroups == group);
+      most = chunks > most ? chunks : most;
+    }
+    return static_cast<int>(ceil_div(n_tiles * n_blocks * static_cast<unsigned>(n_split), 132)) * (most + 2);
+  };
+  const unsigned n_split = cost(kSumGroups) < cost(1) ? kSumGroups : 1;
+  constexpr ImageKind kKind = kind_of<Format>();
+  unsigned image_bytes = kMainBytes + 256;
+  if constexpr (kKind == ImageKind::k32) {
+    image_bytes = kSumsAt + (Format::kHasMin ? 2048 : 0);
+  } else if constexpr (kKind != ImageKind::kF8) {
+    if (Format::kHasMin) image_bytes = kSumsAt + kStepBytes;
+  }
+  (void)cudaFuncSetAttribute(tile_kernel<Format>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  launch_cluster(tile_kernel<Format>, dim3(n_tiles * n_split, n_blocks), kThreads, n_split, kSharedBytes, stream, args,
+                 static_cast<int>(n_split), image_bytes);
+}
+}  // namespace
+
+bool has_tiles() {
+  return has_clusters();
+}
+
+std::int32_t image_kind(PackedFormat format) {
+  std::int32_t kind = -1;
+  with_quant(format, [&](auto quant) { kind = static_cast<std::int32_t>(kind_of<decltype(quant)>()); });
+  return kind;
+}
+
+void arrange_rows(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, PackedFormat format,
+                  std::uint8_t* images) {
+  launch(arrange_kernel, dim3(ceil_div(k, 2048), static_cast<unsigned>(n_rows)), 256, 0, stream, x.f32,
+         reinterpret_cast<const __nv_bfloat16*>(x.bf16), k, static_cast<ImageKind>(image_kind(format)), images);
+}
+
+void launch_tiles(void* stream, PackedFormat format, SkinnyArgs args, int n_order) {
+  const auto n_panels =
+      static_cast<unsigned>(args.first_panel[args.epilogue == CudaEpilogue::kSwiglu ? 1 : args.n_products]);
+  args.n_parts = parts_of((args.k + 255) / 256, n_order);
+  with_quant(format, [&](auto quant) { launch_format<decltype(quant)>(stream, args, n_panels); });
+}
+
+}  // namespace still::cuda
