@@ -60,9 +60,12 @@ void AnswerPrinter::on_event(const Event& event) {
   }
 }
 
+bool AnswerPrinter::shows_reasoning() const {
+  return view_ == ReasoningView::kVisible || (view_ == ReasoningView::kDimmed && context_.out.is_tty());
+}
+
 void AnswerPrinter::print_reasoning(std::string_view text) {
-  const bool is_shown = view_ == ReasoningView::kVisible || (view_ == ReasoningView::kDimmed && context_.out.is_tty());
-  if (!is_shown) {
+  if (!shows_reasoning()) {
     if (context_.err.is_tty()) progress_.update("thinking", -1, fmt::format("{} tokens", n_reasoning_));
     return;
   }

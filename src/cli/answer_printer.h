@@ -31,6 +31,7 @@ class AnswerPrinter {
   Status finish();
   // False once stdout could not be written: more answer would be lost, too.
   bool can_write() const { return write_errno_ == 0; }
+  bool shows_reasoning() const;
 
  private:
   void print_reasoning(std::string_view text);

@@ -52,6 +52,20 @@ void apply(const ChatSettings& settings, Request& request) {
   request.sampling = settings.sampling;
 }
 
+// A template is foreign code: what fails in it is told with the way around it.
+Error explain_template(Error problem) {
+  if (problem.message.starts_with("chat template of"))
+    problem.message +=
+        "; the template is the model's own: try --raw, which does without, or another file of this model";
+  return problem;
+}
+
+// The engine does not know what its model is called.
+Error name_model(Error problem, const std::string& name) {
+  if (problem.code == Code::kInternal) problem.message = fmt::format("{}: {}", name, problem.message);
+  return problem;
+}
+
 Result<ChatTemplate> template_of(const ResolvedModel& found, const Model& model) {
   if (found.is_stored && !found.manifest.template_text.empty()) {
     return load_chat_template(
@@ -217,7 +231,7 @@ Result<GenerateResult> Chat::answer(const std::string& text, const ChatSettings&
                                     const std::function<bool(const Event&)>& on_event) {
   STILL_TRY_STATUS(check_utf8(text, "prompt"));
   if (!template_) {
-    STILL_TRY(ChatTemplate parsed, template_of(found_, *model_));
+    STILL_TRY(ChatTemplate parsed, template_of(found_, *model_).map_error(explain_template));
     template_.emplace(std::move(parsed));
   }
   JsonArray messages;
@@ -229,9 +243,12 @@ Result<GenerateResult> Chat::answer(const std::string& text, const ChatSettings&
   messages.insert(messages.end(), messages_.begin(), messages_.end());
   messages.push_back(JsonObject{{"role", "user"}, {"content", text}});
   STILL_TRY(Request request,
-            make_chat_request(*model_, *template_, {.messages = std::move(messages)}, to_thinking(settings.think)));
+            make_chat_request(*model_, *template_, {.messages = std::move(messages)}, to_thinking(settings.think))
+                .map_error(explain_template));
   apply(settings, request);
-  STILL_TRY(GenerateResult result, generate(*engine_, std::move(request), on_event));
+  STILL_TRY(GenerateResult result, generate(*engine_, std::move(request), on_event).map_error([&](Error problem) {
+    return name_model(std::move(problem), found_.name);
+  }));
 
   messages_.push_back(JsonObject{{"role", "user"}, {"content", text}});
   JsonObject reply{{"role", "assistant"}, {"content", result.text}};
@@ -246,7 +263,10 @@ Result<GenerateResult> Chat::complete(const std::string& text, const ChatSetting
   Request request{.prompt = model_->tokenizer().encode(text, {.add_special = true})};
   apply(settings, request);
   request.thinking.mode = ThinkingMode::kUntracked;
-  return generate(*engine_, std::move(request), on_event);
+  STILL_TRY(GenerateResult result, generate(*engine_, std::move(request), on_event).map_error([&](Error problem) {
+    return name_model(std::move(problem), found_.name);
+  }));
+  return result;
 }
 
 }  // namespace still

@@ -196,7 +196,8 @@ class Repl {
   }
 
   Result<std::filesystem::path> chat_file(const std::string& name) const {
-    if (name.empty()) return error(Code::kInvalidArgument, "a name or the path of a file is missing");
+    if (name.empty())
+      return error(Code::kInvalidArgument, "a name or the path of a file is missing, as in /save holidays");
     if (name.find('/') != std::string::npos) return std::filesystem::path(name);
     STILL_TRY_STATUS(check_file_name(name));
     return context_.environment.state / "chats" / (name.ends_with(".json") ? name : name + ".json");
@@ -262,6 +263,11 @@ Result<GenerateResult> print_answer(const Context& context, Chat& chat, const st
   if (!result) return result;
   if (!written) return tl::unexpected(written.error());
   for (const std::string& warning : result->finished.warnings) fmt::print(stderr, "still: {}\n", warning);
+  const bool is_complete = result->finished.reason != FinishReason::kCancelled;
+  if (const std::int64_t n = result->finished.usage.n_reasoning;
+      is_complete && n > 0 && result->text.empty() && !printer.shows_reasoning()) {
+    fmt::print(stderr, "still: {} tokens of thinking, which are not shown, and no answer after them\n", n);
+  }
   if (result->finished.reason == FinishReason::kLength) {
     fmt::print(stderr, "still: stopped after {} tokens: {}\n", result->finished.usage.n_completion,
                settings.max_tokens >= 0 && result->finished.usage.n_completion >= settings.max_tokens

@@ -117,6 +117,18 @@ std::string licence_of(const Checkpoint& checkpoint, const ResolvedModel& found)
   return "";
 }
 
+// Of the generation_config what still samples by; it holds ids of special tokens besides.
+std::string shipped_sampling(const Checkpoint& checkpoint) {
+  std::string out;
+  for (const std::string_view key : {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_sample"}) {
+    const Json* value = checkpoint.generation_config().if_contains(key);
+    if (value == nullptr) continue;
+    const std::string shown = value->is_number() ? fmt::format("{}", value->to_number<double>()) : to_json(*value);
+    out += fmt::format("{}{} {}", out.empty() ? "" : ", ", key, shown);
+  }
+  return printable_line(out);
+}
+
 std::string title_of(const Checkpoint& checkpoint) {
   const GgufMetadata* metadata = checkpoint.gguf_metadata();
   return metadata ? std::string(metadata->string("general.name").value_or("")) : "";
@@ -230,8 +242,8 @@ void print_overview(const ResolvedModel& found, const Checkpoint& checkpoint, co
   if (const std::string licence = licence_of(checkpoint, found); !licence.empty()) {
     fmt::print("licence        {}\n", printable_line(licence));
   }
-  if (!checkpoint.generation_config().empty()) {
-    fmt::print("sampling       {}\n", to_json(checkpoint.generation_config()));
+  if (const std::string sampling = shipped_sampling(checkpoint); !sampling.empty()) {
+    fmt::print("sampling       {}\n", sampling);
   }
   fmt::print("runs here      {}\n\n", facts.problem.empty() ? "yes" : "no: " + printable_line(facts.problem));
 

@@ -310,6 +310,11 @@ Error constraint_error(const TokenConstraint& constraint, std::string_view what)
   return {Code::kInternal, fmt::format("the constraint {}", what)};
 }
 
+Error no_token_error() {
+  return {Code::kInternal,
+          "the model's logits are not finite, or all tokens are banned: if its weights are damaged, get them again"};
+}
+
 // What the device's sampler does; bans are counted.
 bool is_simple(const Request& request) {
   const SamplingParams& params = request.sampling;
@@ -381,7 +386,7 @@ void EngineCore::advance(SampleTask& task, const StepSlot& slot, std::int64_t fi
     if (i > 0) sample_row(samplers_[0], sequence, runner_.logits(task.slot_idx, first_row + i), task);
     if (task.sample.id < 0) {
       fail(sequence, task.has_mask ? constraint_error(*sequence.request.constraint, "allows no token after this text")
-                                   : Error{Code::kInternal, "the model's logits are not finite or allow no token"});
+                                   : no_token_error());
       return;
     }
     const TokenId id = task.sample.id;
@@ -646,7 +651,7 @@ void EngineCore::finish_launched() {
     sequence.tokens.pop_back();
     drawn_sample_.id = (*ids)[static_cast<std::size_t>(slot.draw_idx)];
     if (drawn_sample_.id < 0) {
-      fail(sequence, {Code::kInternal, "the model's logits are not finite or allow no token"});
+      fail(sequence, no_token_error());
       continue;
     }
     const bool has_ended = accept(sequence, drawn_sample_.id, &drawn_sample_);

@@ -135,8 +135,8 @@ class CudaTimer {
   double milliseconds();  // waits
 
  private:
-  void* begin_ = nullptr;
-  void* end_ = nullptr;
+  [[maybe_unused]] void* begin_ = nullptr;  // unused where there is no CUDA
+  [[maybe_unused]] void* end_ = nullptr;
 };
 
 }  // namespace still
