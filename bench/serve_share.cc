@@ -1,12 +1,16 @@
 // still_serve_bench: what the server's front costs. One process holds the server and its model; rounds of the same
 // chats alternate between clients on loopback sockets and sinks that only count, so that both meet the same machine.
 //
-//   still_serve_bench STORE MODEL [--streams 1,64] [--rounds 8] [--skip 16] [--tokens 64] [--prompt 100] [--threads 2]
+//   still_serve_bench STORE MODEL [--streams 1,64] [--rounds 30] [--seconds 250] [--skip 4] [--tokens 16] [--prompt 30]
+//                     [--threads 2]
 //
 // STORE is a store's folder, MODEL a name in it, --prompt words. Greedy chats without an end, the same in every round,
-// so that their prompts are in the prefix cache after the first. Timed is the first stream from its token --skip on,
-// over --tokens more; by then all streams decode. A line a round: seconds in the process, over HTTP, and their ratio in
-// percent (the share), then the median. The clients run in this process too, and their time counts as the front's.
+// so that their prompts are in the prefix cache after the first. Timed is the first stream over --tokens tokens, from
+// --skip tokens after all streams have begun. A round is one run of each kind, in turn the one and the other first;
+// rounds are short, since the speed of a machine that is shared swings from second to second, and many. Told are the
+// median of the rounds' ratios (the share in percent) with the interval that 95 % of resampled medians lie in, and the
+// ratio of the quartiles' mean times. The clients run in this process too, and their time counts as the front's; what
+// they take of a processor is told.
 #include <arpa/inet.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
@@ -21,6 +25,7 @@
 #include <cstdlib>
 #include <future>
 #include <mutex>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
@@ -39,7 +44,7 @@ using Clock = std::chrono::steady_clock;
 struct Settings {
   std::string store, model;
   std::vector<std::int64_t> streams = {1, 64};
-  std::int64_t rounds = 8, skip = 16, tokens = 64, prompt = 100, threads = 2;
+  std::int64_t rounds = 30, seconds = 250, skip = 4, tokens = 16, prompt = 30, threads = 2;
 };
 
 // When each token of the first stream came; where its text was empty, no client can see it.
@@ -55,7 +60,7 @@ std::string chat_body(const Settings& settings, std::int64_t stream) {
         fmt::format("{} ", counter_random(static_cast<std::uint64_t>(stream), static_cast<std::uint64_t>(i)) % 999);
   return fmt::format(R"({{"model":"{}","messages":[{{"role":"user","content":"{}"}}],"temperature":0,)"
                      R"("ignore_eos":true,"stream":true,"max_tokens":{}}})",
-                     settings.model, words, settings.skip + settings.tokens + 400);
+                     settings.model, words, settings.skip + settings.tokens + 600);
 }
 
 // Waits until `n` tokens of the first stream and one of each other have come.
@@ -140,14 +145,10 @@ std::shared_ptr<Progress> start_and_cancel(const ServedModel& served, const std:
   return progress;
 }
 
-// The tokens of the first stream.
-std::vector<Token> run_inside(const Settings& settings, const ServedModel& served,
-                              const std::vector<std::string>& bodies) {
-  const auto progress = start_and_cancel(served, bodies, settings.skip + settings.tokens + 1);
-  std::vector<Token> tokens = progress->tokens();
-  if (progress->all_begun() > tokens[static_cast<std::size_t>(settings.skip)].at)
-    fail("--skip: the last stream began later");
-  return tokens;
+// The tokens of the first stream up to `last`.
+std::shared_ptr<Progress> run_inside(const ServedModel& served, const std::vector<std::string>& bodies,
+                                     std::size_t last) {
+  return start_and_cancel(served, bodies, static_cast<std::int64_t>(last) + 1);
 }
 
 int connect_to(std::uint16_t port) {
@@ -169,9 +170,21 @@ std::size_t count_texts(std::string_view bytes) {
   return n;
 }
 
-// When each of the first stream's pieces of text came, over sockets that one thread reads.
-std::vector<Clock::time_point> run_over_http(std::uint16_t port, const Engine& engine,
-                                             const std::vector<std::string>& bodies, std::size_t n_pieces) {
+struct HttpRun {
+  std::vector<Clock::time_point> pieces;  // when each of the first stream's pieces of text came
+  Clock::time_point all_begun;            // when each stream had sent one
+  double client_seconds = 0;              // of a processor
+};
+
+double thread_seconds() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+// Over sockets that one thread reads, until the first stream has so many pieces.
+HttpRun run_over_http(std::uint16_t port, const Engine& engine, const std::vector<std::string>& bodies,
+                      std::size_t n_pieces) {
   std::vector<pollfd> polls;
   for (const std::string& body : bodies) {
     polls.push_back({.fd = connect_to(port), .events = POLLIN, .revents = 0});
@@ -180,28 +193,59 @@ std::vector<Clock::time_point> run_over_http(std::uint16_t port, const Engine& e
     if (::send(polls.back().fd, request.data(), request.size(), 0) != static_cast<ssize_t>(request.size()))
       fail("cannot send");
   }
-  std::vector<Clock::time_point> pieces;
+  HttpRun run;
+  std::vector<bool> has_begun(bodies.size());
+  std::size_t n_begun = 0;
   std::vector<char> buffer(65536);
-  while (pieces.size() < n_pieces) {
+  const double before = thread_seconds();
+  while (run.pieces.size() < n_pieces) {
     if (::poll(polls.data(), polls.size(), 60000) <= 0) fail("no pieces came");
     const Clock::time_point now = Clock::now();
-    for (pollfd& poll : polls) {
-      if (poll.revents == 0) continue;
-      const ssize_t n = ::recv(poll.fd, buffer.data(), buffer.size(), 0);
+    for (std::size_t i = 0; i < polls.size(); ++i) {
+      if (polls[i].revents == 0) continue;
+      const ssize_t n = ::recv(polls[i].fd, buffer.data(), buffer.size(), 0);
       if (n <= 0) fail("a stream ended");
-      if (&poll == &polls[0])
-        pieces.insert(pieces.end(), count_texts({buffer.data(), static_cast<std::size_t>(n)}), now);
+      if (i > 0 && has_begun[i]) continue;
+      const std::size_t n_texts = count_texts({buffer.data(), static_cast<std::size_t>(n)});
+      if (n_texts > 0 && !has_begun[i]) {
+        has_begun[i] = true;
+        if (++n_begun == polls.size()) run.all_begun = now;
+      }
+      if (i == 0) run.pieces.insert(run.pieces.end(), n_texts, now);
     }
   }
+  run.client_seconds = thread_seconds() - before;
+  if (n_begun < polls.size()) run.all_begun = Clock::now();
   for (const pollfd& poll : polls) ::close(poll.fd);
   wait_until_idle(engine);
-  return pieces;
+  return run;
 }
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const std::size_t n = values.size();
   return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+// Of the middle half.
+double middle_mean(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t cut = values.size() / 4;
+  const auto begin = values.begin() + static_cast<std::ptrdiff_t>(cut);
+  const auto end = values.end() - static_cast<std::ptrdiff_t>(cut);
+  return std::accumulate(begin, end, 0.0) / static_cast<double>(end - begin);
+}
+
+// The interval that 95 of 100 medians of resampled values lie in.
+std::pair<double, double> median_interval(const std::vector<double>& values) {
+  constexpr std::size_t kResamples = 2000;
+  std::vector<double> medians, sample(values.size());
+  for (std::size_t i = 0; i < kResamples; ++i) {
+    for (std::size_t k = 0; k < sample.size(); ++k) sample[k] = values[counter_random(i, k) % values.size()];
+    medians.push_back(median(sample));
+  }
+  std::sort(medians.begin(), medians.end());
+  return {medians[kResamples / 40], medians[kResamples - kResamples / 40 - 1]};
 }
 
 void measure(const Settings& settings, std::int64_t n_streams) {
@@ -225,12 +269,15 @@ void measure(const Settings& settings, std::int64_t n_streams) {
 
   std::vector<std::string> bodies;
   for (std::int64_t i = 0; i < n_streams; ++i) bodies.push_back(chat_body(settings, i));
-  auto first = static_cast<std::size_t>(settings.skip);
-  auto last = static_cast<std::size_t>(settings.skip + settings.tokens);
   start_and_cancel(served, bodies, 2);  // the prompts into the cache
 
   // Tokens whose text is held back make no piece: the same ones in every round.
-  const std::vector<Token> known = run_inside(settings, served, bodies);
+  const auto trial = run_inside(served, bodies, static_cast<std::size_t>(settings.skip + settings.tokens));
+  const auto begun = static_cast<std::size_t>(
+      std::ranges::count_if(trial->tokens(), [&](const Token& token) { return token.at < trial->all_begun(); }));
+  std::size_t first = begun + static_cast<std::size_t>(settings.skip);
+  std::size_t last = first + static_cast<std::size_t>(settings.tokens);
+  const std::vector<Token> known = run_inside(served, bodies, last)->tokens();
   const auto piece_of = [&](std::size_t token) {
     return static_cast<std::size_t>(std::count_if(known.begin(), known.begin() + static_cast<std::ptrdiff_t>(token),
                                                   [](const Token& t) { return t.has_text; }));
@@ -239,22 +286,43 @@ void measure(const Settings& settings, std::int64_t n_streams) {
   while (first < last && !known[last].has_text) --last;
   if (first == last) fail("the first stream has no text");
 
-  std::vector<double> shares;
-  for (std::int64_t round = 0; round < settings.rounds; ++round) {
-    std::vector<Token> tokens;
-    if (round % 2 == 0) tokens = run_inside(settings, served, bodies);
-    const auto pieces = run_over_http((*server)->port(), *served.engine, bodies, piece_of(last) + 1);
-    if (round % 2 == 1) tokens = run_inside(settings, served, bodies);
-    const double inside = std::chrono::duration<double>(tokens[last].at - tokens[first].at).count();
-    const double http = std::chrono::duration<double>(pieces[piece_of(last)] - pieces[piece_of(first)]).count();
-    shares.push_back(100 * inside / http);
-    fmt::print("{} streams, round {}: {:.3f} s in the process, {:.3f} s over HTTP, {:.1f} %\n", n_streams, round + 1,
-               inside, http, shares.back());
-    std::fflush(stdout);
+  const Clock::time_point end = Clock::now() + std::chrono::seconds(settings.seconds);
+  const auto n_tokens = static_cast<double>(last - first);
+  std::vector<double> shares, insides, https;
+  double client_seconds = 0, http_seconds = 0;
+  std::int64_t n_late = 0;
+  for (std::int64_t round = 0; round < settings.rounds && Clock::now() < end; ++round) {
+    std::shared_ptr<Progress> progress;
+    if (round % 2 == 0) progress = run_inside(served, bodies, last);
+    const Clock::time_point begin = Clock::now();
+    const HttpRun run = run_over_http((*server)->port(), *served.engine, bodies, piece_of(last) + 1);
+    http_seconds += std::chrono::duration<double>(Clock::now() - begin).count();
+    client_seconds += run.client_seconds;
+    if (round % 2 == 1) progress = run_inside(served, bodies, last);
+    const std::vector<Token> tokens = progress->tokens();
+    const Clock::time_point first_piece = run.pieces[piece_of(first)];
+    if (progress->all_begun() > tokens[first].at || run.all_begun > first_piece) {
+      ++n_late;
+      continue;
+    }
+    insides.push_back(std::chrono::duration<double>(tokens[last].at - tokens[first].at).count() / n_tokens);
+    https.push_back(std::chrono::duration<double>(run.pieces[piece_of(last)] - first_piece).count() / n_tokens);
+    shares.push_back(100 * insides.back() / https.back());
   }
-  fmt::print("{} streams: share over HTTP {:.1f} % (median of {} rounds; {:.1f} to {:.1f})\n", n_streams,
-             median(shares), shares.size(), *std::min_element(shares.begin(), shares.end()),
-             *std::max_element(shares.begin(), shares.end()));
+  if (shares.empty()) fail("--skip: in each round a stream began later");
+  const auto [low, high] = median_interval(shares);
+  fmt::print(
+      "{} streams: share over HTTP {:.1f} % (median of {} rounds, 95 % interval {:.1f} to {:.1f}; all {:.1f} to "
+      "{:.1f})\n",
+      n_streams, median(shares), shares.size(), low, high, *std::ranges::min_element(shares),
+      *std::ranges::max_element(shares));
+  fmt::print(
+      "  a step of {} tokens: {:.2f} ms in the process, {:.2f} ms over HTTP (means of the middle halves: {:.1f} %); "
+      "the clients took {:.1f} % of a processor{}\n",
+      n_streams, 1e3 * middle_mean(insides), 1e3 * middle_mean(https), 100 * middle_mean(insides) / middle_mean(https),
+      100 * client_seconds / http_seconds,
+      n_late == 0 ? "" : fmt::format("; {} rounds left out: a stream began late", n_late));
+  std::fflush(stdout);
   (*server)->drain();
 }
 
@@ -278,6 +346,7 @@ int main(int argc, char** argv) {
         settings.streams.push_back(std::atoll(value.c_str() + at));
     } else {
       std::int64_t* number = word == "--rounds"    ? &settings.rounds
+                             : word == "--seconds" ? &settings.seconds
                              : word == "--skip"    ? &settings.skip
                              : word == "--tokens"  ? &settings.tokens
                              : word == "--prompt"  ? &settings.prompt

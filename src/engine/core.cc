@@ -544,10 +544,12 @@ void EngineCore::finish_all(FinishReason reason) {
 }
 
 void EngineCore::end_step() {
+  if (options_.around_step_ends && !touched_.empty()) options_.around_step_ends(true);
   for (Sequence* sequence : touched_) {
     sequence->has_events = false;
     sequence->sink->on_step_end();
   }
+  if (options_.around_step_ends && !touched_.empty()) options_.around_step_ends(false);
   touched_.clear();
   counters_.n_running = static_cast<std::int64_t>(scheduler_.running().size());
   counters_.n_waiting = static_cast<std::int64_t>(scheduler_.waiting().size());

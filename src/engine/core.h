@@ -15,6 +15,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -43,6 +44,7 @@ struct CoreOptions {
   bool run_ahead = true;                // on a device: launch a step before the last one's tokens are handled
   const CpuKernels* kernels = nullptr;  // the sampler's
   std::uint64_t seed = 0;               // of the seeds that requests do not bring
+  std::function<void(bool begins)> around_step_ends;  // EngineOptions
 };
 
 class EngineCore {

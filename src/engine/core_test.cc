@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
+#include <string>
 #include <thread>
 
 #include "engine/fake_forward.h"
@@ -59,6 +61,32 @@ TEST(EngineCore, AnswersUntilTheEndToken) {
   EXPECT_EQ(recorder->finished.usage.n_prompt, 2);
   EXPECT_EQ(recorder->finished.usage.n_completion, 4);
   EXPECT_GT(recorder->finished.timings.ttft.count(), 0);
+}
+
+// Who sends for many sinks is told where the ends of a step begin and where they are over.
+TEST(EngineCore, TellsAroundTheEndsOfAStep) {
+  struct EndsSink : EventSink {
+    explicit EndsSink(std::string& record) : record(record) {}
+    void on_event(const Event&) override {}
+    void on_step_end() override { record += '.'; }
+    std::string& record;
+  };
+  std::string record;
+  FakeEngine engine({.script = say({kA, kA}, 2)}, [&](CoreOptions& options) {
+    options.around_step_ends = [&](bool begins) { record += begins ? '(' : ')'; };
+  });
+  for (int i = 0; i < 3; ++i)
+    ASSERT_TRUE(engine.core->submit(greedy({5, static_cast<TokenId>(6 + i)}), std::make_shared<EndsSink>(record)));
+  while (engine.core->step()) {
+  }
+  EXPECT_THAT(record, ::testing::StartsWith("(...)"));
+  std::size_t n_ends = 0;
+  for (std::size_t at = 0; at < record.size(); at = record.find(')', at) + 1, ++n_ends) {
+    EXPECT_EQ(record[at], '(') << record;
+    EXPECT_EQ(record[at + 1], '.') << record;
+  }
+  EXPECT_GE(n_ends, 3u) << record;
+  EXPECT_EQ(std::ranges::count(record, '('), std::ranges::count(record, ')'));
 }
 
 TEST(EngineCore, StopsAtMaxTokensAndSaysWhenTheContextIsFull) {

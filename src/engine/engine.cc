@@ -281,6 +281,7 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
   // The host's layers want to know a step's tokens before it begins.
   core.run_ahead = options.run_ahead && plan.settings.n_host_layers == 0;
   core.kernels = kernels;
+  core.around_step_ends = options.around_step_ends;
   core.seed = static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
   state->core = std::make_unique<EngineCore>(core, make_vocab(model->tokenizer(), model->config().vocab_size),
                                              std::move(forward), std::move(drafter));

@@ -34,6 +34,9 @@ struct EngineOptions {
   std::int64_t max_draft = 8;    // tokens drafted for a sequence in a step
   std::int64_t max_queue = 256;  // requests that wait; the next is refused with kResourceExhausted "queue full"
   StepLimits step;               // how long a step with prefill may take
+  // Called around the sinks' on_step_end() of a step, on the thread that steps: with true before the first, with false
+  // after the last. Who sends what sinks say to many wakes its own thread once so. May be empty.
+  std::function<void(bool begins)> around_step_ends;
   // For tests: other answers must not come of these.
   bool run_ahead = true;                  // on a GPU: steps overlap (core.h)
   bool preempt_every_step = false;        // each sequence that got a token is preempted

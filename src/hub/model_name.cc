@@ -1,6 +1,8 @@
 // See model_name.h.
 #include "hub/model_name.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -18,8 +20,8 @@ bool is_alnum(char c) {
 
 Status check_part(std::string_view part, std::string_view role, std::string_view whole) {
   const auto fail = [&](std::string_view why) {
-    return error(Code::kInvalidArgument, "\"{}\" is not a model name: the {} \"{}\" {}; names look like qwen2.5:0.5b",
-                 whole, role, part, why);
+    return error(Code::kInvalidArgument, "{} is not a model name: the {} {} {}; names look like qwen2.5:0.5b",
+                 quoted_name(whole), role, quoted_name(part), why);
   };
   if (part.empty()) return fail("is empty");
   if (part.size() > kMaxPartSize) return fail("is longer than 80 characters");
@@ -49,6 +51,11 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 }
 
 }  // namespace
+
+std::string quoted_name(std::string_view text) {
+  constexpr std::size_t kShown = 100;
+  return text.size() <= kShown ? fmt::format("\"{}\"", text) : fmt::format("\"{}...\"", text.substr(0, kShown));
+}
 
 Result<ModelName> ModelName::parse(std::string_view text) {
   std::string lower(text);

@@ -23,6 +23,9 @@ struct ModelName {
   auto operator<=>(const ModelName&) const = default;
 };
 
+// For messages: what is given as a name, in quotes, and not all of it where it is long.
+std::string quoted_name(std::string_view text);
+
 // Turns any text (a file name, a repository) into a valid model part or tag: other characters become '-'.
 std::string sanitize_name_part(std::string_view text);
 

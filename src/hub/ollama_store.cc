@@ -7,6 +7,7 @@
 
 #include "base/text_file.h"
 #include "hub/ascii.h"
+#include "hub/model_name.h"
 #include "hub/sha256.h"
 
 namespace still {
@@ -77,13 +78,14 @@ Result<OllamaName> OllamaName::parse(std::string_view text) {
     if (end == std::string_view::npos) break;
     at = end + 1;
   }
-  if (parts.size() > 3) return error(Code::kInvalidArgument, "\"{}\" is not a model name: too many \"/\"", text);
+  if (parts.size() > 3)
+    return error(Code::kInvalidArgument, "{} is not a model name: too many \"/\"", quoted_name(text));
   name.model = parts.back();
   if (parts.size() >= 2) name.space = parts[parts.size() - 2];
   if (parts.size() == 3) name.host = parts[0];
   if (!is_part(name.host, true) || !is_part(name.space, false) || !is_part(name.model, false) ||
       !is_part(name.tag, false))
-    return error(Code::kInvalidArgument, "\"{}\" is not a model name; names look like qwen2.5:0.5b", text);
+    return error(Code::kInvalidArgument, "{} is not a model name; names look like qwen2.5:0.5b", quoted_name(text));
   return name;
 }
 

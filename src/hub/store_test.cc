@@ -46,6 +46,10 @@ TEST(ModelName, RefusesWhatIsNoName) {
     ASSERT_FALSE(name) << bad;
     EXPECT_EQ(name.error().code, Code::kInvalidArgument);
   }
+  // What a client sends as a name is not sent back whole.
+  const auto huge = ModelName::parse(std::string(1 << 20, 'a'));
+  ASSERT_FALSE(huge);
+  EXPECT_LT(huge.error().message.size(), 400u);
 }
 
 TEST(ModelName, AnyTextBecomesAValidPart) {

@@ -630,6 +630,7 @@ void PoolState::load(std::unique_lock<std::mutex>& lock, const std::string& name
     engine.settings.memory_limit = n_bytes + kRounding;
     engine.max_queue = options.max_queue;
     engine.speculation = options.speculation;
+    engine.around_step_ends = options.around_step_ends;
     lock.unlock();
     log(fmt::format("loading {}{}: {:.2f} GiB, a context of {} tokens", name, on_gpu ? " on the GPU" : "",
                     static_cast<double>(n_bytes) / (std::int64_t{1} << 30), engine.settings.context));

@@ -103,11 +103,12 @@ struct ModelPoolOptions {
   Speculation speculation = Speculation::kOff;
   std::filesystem::path draft;  // a model that drafts for larger ones of its vocabulary; empty: none
   std::chrono::nanoseconds keep_alive = std::chrono::minutes(5);
-  std::int64_t max_models = 0;                  // 0: as many as fit
-  std::int64_t max_queue = 512;                 // requests that wait for a model
-  int n_callback_threads = 2;                   // on which `ready` is called
-  std::function<void(bool is_ok)> on_load;      // a model was loaded, or could not be; may be empty
-  std::function<void(const std::string&)> log;  // a sentence about loading and unloading; may be empty
+  std::int64_t max_models = 0;                        // 0: as many as fit
+  std::int64_t max_queue = 512;                       // requests that wait for a model
+  int n_callback_threads = 2;                         // on which `ready` is called
+  std::function<void(bool begins)> around_step_ends;  // EngineOptions, of every engine; may be empty
+  std::function<void(bool is_ok)> on_load;            // a model was loaded, or could not be; may be empty
+  std::function<void(const std::string&)> log;        // a sentence about loading and unloading; may be empty
 };
 
 // kInvalidArgument or the like where the store cannot be opened; kUnavailable for kCuda where there is no GPU.

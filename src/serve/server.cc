@@ -202,6 +202,8 @@ Result<std::unique_ptr<Server>> Server::create(ServeOptions options) {
                              .keep_alive = context.options.keep_alive,
                              .max_models = context.options.max_models,
                              .max_queue = context.options.max_queue,
+                             .around_step_ends =
+                                 [raw](bool begins) { begins ? raw->http->hold_wakes() : raw->http->let_wakes_go(); },
                              .on_load = [raw](bool is_ok) { raw->context.metrics->count_load(is_ok); },
                              .log = [raw](const std::string& sentence) { raw->log->event(sentence); }}));
   add_operation_routes(state->router, context);

@@ -93,6 +93,11 @@ class OllamaWire(unittest.TestCase):
         self.assertEqual(self.error("/api/chat", {"model": "nope", "messages": [{"role": "user", "content": "x"}]}, 404),
                          "model 'nope' not found")
         self.assertEqual(self.error("/api/generate", {"model": "nope"}, 404), "model 'nope' not found")
+        for path in ("/api/chat", "/api/embed", "/api/embeddings"):
+            code, text = server.call(path, {"model": SMALL + "x", "input": "x", "prompt": "x",
+                                            "messages": [{"role": "user", "content": "x"}]})
+            self.assertEqual(code, 404, text)
+            self.assertIn(SMALL, json.loads(text)["closest"])
         self.assertEqual(self.error("/api/show", {"name": "nope"}, 404), "model 'nope' not found")
         self.assertEqual(self.error("/api/delete", {"name": "nope"}, 404, "DELETE"), "model 'nope' not found")
         self.assertEqual(self.error("/api/copy", {"source": "nope", "destination": "x"}, 404), "model 'nope' not found")

@@ -28,9 +28,10 @@ void append_row(std::string& out, std::span<const float> row) {
   out += ']';
 }
 
-void send_failure(ResponseWriter& writer, const Error& error, const std::string& model) {
+void send_failure(ResponseWriter& writer, const OllamaService& service, const Error& error, const std::string& model) {
   if (error.code == Code::kNotFound) {
-    return send_ollama_error(writer, 404, fmt::format("model \"{}\" not found, try pulling it first", model));
+    return send_model_not_found(writer, service, model,
+                                fmt::format("model \"{}\" not found, try pulling it first", model));
   }
   if (error.code == Code::kResourceExhausted) return send_ollama_error(writer, 400, error.message);
   send_ollama_error(writer, error, model);
@@ -72,6 +73,7 @@ Result<std::vector<std::string>> read_texts(const Json* given) {
   return texts;
 }
 
+// The answers below come while the service lives: the server stops what calls them first.
 void handle_embed(OllamaService& service, const OllamaFields& fields, const HttpRequest& request,
                   const WriterPtr& writer) {
   Result<EmbedInput> input = read_common(service, fields, request, writer);
@@ -81,23 +83,24 @@ void handle_embed(OllamaService& service, const OllamaFields& fields, const Http
   input->texts = std::move(*texts);
   const std::string model = input->model.name;
   const auto begin = Clock::now();
-  service.embeddings.embed(service.context, std::move(*input), [writer, model, begin](Result<Embeddings> made) {
-    if (!made) return send_failure(*writer, made.error(), model);
-    std::string out = "{\"model\":";
-    append_json_string(out, model);
-    out += ",\"embeddings\":[";
-    for (std::int64_t i = 0; i < made->n_texts; ++i) {
-      if (i > 0) out += ',';
-      append_row(out, made->row(i));
-    }
-    const std::chrono::nanoseconds total = Clock::now() - begin;
-    out += fmt::format("],\"total_duration\":{},\"prompt_eval_count\":{}", total.count(), made->n_tokens);
-    if (!made->truncated.empty()) {
-      out += fmt::format(",\"warnings\":[\"texts longer than the context were cut: number {}\"]",
-                         fmt::join(made->truncated, ", "));
-    }
-    writer->send({.body = out + "}"});
-  });
+  service.embeddings.embed(
+      service.context, std::move(*input), [&service, writer, model, begin](Result<Embeddings> made) {
+        if (!made) return send_failure(*writer, service, made.error(), model);
+        std::string out = "{\"model\":";
+        append_json_string(out, model);
+        out += ",\"embeddings\":[";
+        for (std::int64_t i = 0; i < made->n_texts; ++i) {
+          if (i > 0) out += ',';
+          append_row(out, made->row(i));
+        }
+        const std::chrono::nanoseconds total = Clock::now() - begin;
+        out += fmt::format("],\"total_duration\":{},\"prompt_eval_count\":{}", total.count(), made->n_tokens);
+        if (!made->truncated.empty()) {
+          out += fmt::format(",\"warnings\":[\"texts longer than the context were cut: number {}\"]",
+                             fmt::join(made->truncated, ", "));
+        }
+        writer->send({.body = out + "}"});
+      });
 }
 
 void handle_embeddings(OllamaService& service, const OllamaFields& fields, const HttpRequest& request,
@@ -109,8 +112,8 @@ void handle_embeddings(OllamaService& service, const OllamaFields& fields, const
   if (!prompt->empty()) input->texts.push_back(*prompt);
   input->options.normalize = false;
   const std::string model = input->model.name;
-  service.embeddings.embed(service.context, std::move(*input), [writer, model](Result<Embeddings> made) {
-    if (!made) return send_failure(*writer, made.error(), model);
+  service.embeddings.embed(service.context, std::move(*input), [&service, writer, model](Result<Embeddings> made) {
+    if (!made) return send_failure(*writer, service, made.error(), model);
     std::string out = "{\"embedding\":";
     append_row(out, made->n_texts > 0 ? made->row(0) : std::span<const float>());
     writer->send({.body = out + "}"});
@@ -134,8 +137,8 @@ void handle_rerank(OllamaService& service, const OllamaFields& fields, const Htt
   const std::string model = input->model.name;
   service.embeddings.embed(
       service.context, std::move(*input),
-      [writer, model, n_best, documents = std::move(*documents)](Result<Embeddings> made) {
-        if (!made) return send_failure(*writer, made.error(), model);
+      [&service, writer, model, n_best, documents = std::move(*documents)](Result<Embeddings> made) {
+        if (!made) return send_failure(*writer, service, made.error(), model);
         const std::span<const float> query_row = made->row(made->n_texts - 1);
         std::vector<std::pair<float, std::size_t>> scores;  // vectors have length 1: the product is the cosine
         for (std::size_t i = 0; i < documents.size(); ++i) {

@@ -221,8 +221,10 @@ std::string modelfile_text(const LibraryModel& model, std::string_view chat_temp
          write_modelfile(file);
 }
 
-void send_model_not_found(ResponseWriter& writer, const OllamaService& service, std::string_view name) {
-  JsonObject body{{"error", fmt::format("model '{}' not found", name)}};
+void send_model_not_found(ResponseWriter& writer, const OllamaService& service, std::string_view name,
+                          std::string sentence) {
+  if (sentence.empty()) sentence = fmt::format("model '{}' not found", name);
+  JsonObject body{{"error", std::move(sentence)}};
   if (const Result<Library> library = service.library()) {
     JsonArray closest;
     for (const std::string& candidate : library->closest(name)) closest.emplace_back(candidate);

@@ -34,7 +34,8 @@ void add_ollama_embed_routes(Router& router, const OllamaServicePtr& service);  
 
 // The text of a Modelfile that would make this model again.
 std::string modelfile_text(const LibraryModel& model, std::string_view chat_template);
-// 404 with Ollama's text, and the closest names in a field of its own.
-void send_model_not_found(ResponseWriter& writer, const OllamaService& service, std::string_view name);
+// 404 with Ollama's text (or that of a route which says it otherwise), and the closest names in a field of its own.
+void send_model_not_found(ResponseWriter& writer, const OllamaService& service, std::string_view name,
+                          std::string sentence = {});
 
 }  // namespace still

@@ -12,6 +12,7 @@
 #include <random>
 #include <thread>
 #include <unordered_set>
+#include <utility>
 
 #include "serve/http/exchange.h"
 #include "serve/http/inflate.h"
@@ -104,6 +105,9 @@ class Workers {
   bool is_stopped_ = false;
   std::vector<std::thread> threads_;
 };
+
+// The server whose wake-ups this thread holds back.
+thread_local const void* holder_of_wakes = nullptr;
 
 }  // namespace
 
@@ -212,7 +216,17 @@ class HttpServer::Core : public SessionHost, public ExchangeLoop, public std::en
     {
       const std::lock_guard lock(ready_mutex_);
       ready_.push_back(std::move(exchange));
-      if (ready_.size() > 1) return;  // one wake-up for all that come before it is taken
+      // One wake-up for all that come before they are taken.
+      if (holder_of_wakes == this || std::exchange(is_woken_, true)) return;
+    }
+    asio::post(io_, [this] { send_ready(); });
+  }
+  void hold_wakes() { holder_of_wakes = this; }
+  void let_wakes_go() {
+    holder_of_wakes = nullptr;
+    {
+      const std::lock_guard lock(ready_mutex_);
+      if (ready_.empty() || std::exchange(is_woken_, true)) return;
     }
     asio::post(io_, [this] { send_ready(); });
   }
@@ -239,6 +253,7 @@ class HttpServer::Core : public SessionHost, public ExchangeLoop, public std::en
     {
       const std::lock_guard lock(ready_mutex_);
       sending_.swap(ready_);
+      is_woken_ = false;
     }
     for (const auto& exchange : sending_) {
       if (const auto owner = exchange->owner()) owner->on_ready(*exchange);
@@ -280,6 +295,7 @@ class HttpServer::Core : public SessionHost, public ExchangeLoop, public std::en
 
   std::mutex ready_mutex_;
   std::vector<std::shared_ptr<Exchange>> ready_, sending_;
+  bool is_woken_ = false;  // send_ready() will run
 
   Workers workers_;
   std::thread thread_;
@@ -314,6 +330,12 @@ void HttpServer::stop() {
 }
 HttpServerStats HttpServer::stats() const {
   return core_->stats();
+}
+void HttpServer::hold_wakes() {
+  core_->hold_wakes();
+}
+void HttpServer::let_wakes_go() {
+  core_->let_wakes_go();
 }
 
 }  // namespace still

@@ -85,6 +85,11 @@ class HttpServer {
   void stop();
   HttpServerStats stats() const;
 
+  // Between the two, what this thread flushes waits for the second, so that the I/O thread is woken once for all of it
+  // and does not take the processor from a thread that has more to flush. Not nested.
+  void hold_wakes();
+  void let_wakes_go();
+
  private:
   class Core;
   explicit HttpServer(std::shared_ptr<Core> core);

@@ -177,6 +177,46 @@ TEST_F(HttpFront, AnswersPipelinedRequestsInOrder) {
   for (int i = 0; i < 50; ++i) EXPECT_THAT(client.read_until("]"), HasSubstr(fmt::format("[{:02}]", i)));
 }
 
+// Held back: what one thread flushes for many streams. What others flush meanwhile goes out, and takes it along.
+TEST_F(HttpFront, SendsWhatWasHeldWhenItIsLetGo) {
+  std::vector<TestClient> clients;
+  std::vector<std::shared_ptr<ExchangeWriter>> streams;
+  for (int i = 0; i < 3; ++i) {
+    const std::string path = fmt::format("/hold/{}", i);
+    clients.push_back(connect());
+    clients.back().send(fmt::format("GET {} HTTP/1.1\r\nHost: a\r\n\r\n", path));
+    streams.push_back(writer(path));
+    ASSERT_TRUE(streams.back());
+    streams.back()->start(200, "text/plain", {});
+  }
+  server_->hold_wakes();
+  for (const auto& stream : streams) {
+    stream->write("first.");
+    stream->flush();
+  }
+  EXPECT_EQ(clients[0].read_until("first.", 100), "");
+  server_->let_wakes_go();
+  for (TestClient& client : clients) EXPECT_THAT(client.read_until("first."), HasSubstr("first."));
+
+  server_->hold_wakes();
+  streams[0]->write("second.");
+  streams[0]->flush();
+  std::thread([&] {
+    streams[1]->write("second.");
+    streams[1]->flush();
+  }).join();
+  EXPECT_THAT(clients[1].read_until("second."), HasSubstr("second."));
+  streams[2]->write("second.");
+  streams[2]->flush();
+  server_->let_wakes_go();
+  EXPECT_THAT(clients[0].read_until("second."), HasSubstr("second."));
+  EXPECT_THAT(clients[2].read_until("second."), HasSubstr("second."));
+  server_->hold_wakes();
+  server_->let_wakes_go();  // nothing was flushed
+  for (const auto& stream : streams) stream->finish();
+  for (TestClient& client : clients) EXPECT_THAT(client.read_until("0\r\n\r\n"), HasSubstr("0\r\n\r\n"));
+}
+
 TEST_F(HttpFront, StreamsInChunks) {
   TestClient client = connect();
   client.send("GET /hold HTTP/1.1\r\nHost: a\r\n\r\n");
