@@ -1,8 +1,9 @@
 // Keys and values into the cache and attention over them (docs/arithmetic.md, "Attention").
 // A row is one query of one head. Rows are taken in chunks; for each tile of 32 positions the keys and values become
 // f32 in scratch once for the whole chunk, then
-//   scores: kAttentionRows rows x 32 keys in registers, a lane owns a key; the softmax of a row is two vectors;
-//   output: kAttentionRows rows x 32 dimensions in registers, a lane owns a dimension.
+//   scores: kAttentionRows rows x 16 or 32 keys in registers, a lane owns a key; the softmax of a row is two vectors;
+//   output: kAttentionRows rows x 16 or 32 dimensions in registers, a lane owns a dimension.
+// Up to kAttentionRows rows read the cache itself: an element is converted once for all of them.
 // What a head width or type not covered here asks for is left to the reference.
 #pragma once
 
@@ -10,6 +11,9 @@
 
 namespace still {
 namespace {
+
+// Inlined, the loops would share their registers with constants of what is around them.
+#define STILL_OWN_REGISTERS __attribute__((noinline))
 
 constexpr int64_t kMaxHeadDim = 512;
 constexpr int64_t kChunkRows = 96;  // a chunk is whole queries; a larger group is one query
@@ -88,15 +92,41 @@ STILL_INLINE CachedTile cached_tile(const KvHeadView& kv, int64_t pos) {
           block + kv.k_scale_offset + offset * n_groups * 2, block + kv.v_scale_offset + offset * n_groups * 2};
 }
 
+// Two groups' scales of a tile's values, [32][2], as 32 and 32.
+STILL_INLINE void part_scales(const uint8_t* scales, float* first, float* second) {
+  for (int64_t i = 0; i < 32; i += 16) {
+    uint8_t halves[64];
+    b_store_unaligned(halves, b_split_halves(b_load_unaligned(scales + 4 * i)));
+    f_store(first + i, f_from_f16(halves));
+    f_store(second + i, f_from_f16(halves + 32));
+  }
+}
+// [32][n_groups] to [n_groups][32].
+STILL_INLINE void load_value_scales(const uint8_t* scales, int64_t n_groups, float* out) {
+  if (n_groups == 1) {
+    for (int64_t i = 0; i < 32; i += 16) f_store(out + i, f_from_f16(scales + 2 * i));
+  } else if (n_groups == 2) {
+    part_scales(scales, out, out + 32);
+  } else if (n_groups == 4) {
+    uint8_t even[128], odd[128];
+    for (int64_t i = 0; i < 4; ++i) {
+      uint8_t halves[64];
+      b_store_unaligned(halves, b_split_halves(b_load_unaligned(scales + 64 * i)));
+      __builtin_memcpy(even + 32 * i, halves, 32);
+      __builtin_memcpy(odd + 32 * i, halves + 32, 32);
+    }
+    part_scales(even, out, out + 64);
+    part_scales(odd, out + 32, out + 96);
+  } else {
+    for (int64_t j = 0; j < 32; ++j)
+      for (int64_t g = 0; g < n_groups; ++g) out[g * 32 + j] = f16_at(scales + 2 * (j * n_groups + g));
+  }
+}
+
 STILL_INLINE void load_scales(const KvHeadView& kv, const CachedTile& tile, const TileScratch& s) {
   const int64_t n_groups = kv.head_dim / group_dims(kv.head_dim);
   for (int64_t i = 0; i < n_groups * 32; i += 16) f_store(s.k_scale + i, f_from_f16(tile.k_scale + 2 * i));
-  if (n_groups == 1) {
-    for (int64_t i = 0; i < 32; i += 16) f_store(s.v_scale + i, f_from_f16(tile.v_scale + 2 * i));
-    return;
-  }
-  for (int64_t j = 0; j < 32; ++j)
-    for (int64_t g = 0; g < n_groups; ++g) s.v_scale[g * 32 + j] = f16_at(tile.v_scale + 2 * (j * n_groups + g));
+  load_value_scales(tile.v_scale, n_groups, s.v_scale);
 }
 
 // The tile as f32 in scratch.
@@ -139,43 +169,39 @@ void point_at_tile(const KvHeadView& kv, int64_t pos, bool is_last, TileScratch&
 
 // scores[r] [32] = q[r] . k, unscaled.
 template <int kRows, bool kInt8, Element kElement>
-STILL_INLINE void score_rows(const float* const* q, const TileScratch& s, int64_t head_dim, float* scores) {
-  Floats acc[kRows][2], group_sum[kRows][2];
-  repeat<kRows>([&](auto row) STILL_UNROLLED {
-    repeat<2>([&](auto half) STILL_UNROLLED { acc[decltype(row)::value][decltype(half)::value] = f_zero(); });
-  });
+STILL_OWN_REGISTERS void score_rows(const float* const* q, const TileScratch& s, int64_t head_dim, float* scores) {
+  constexpr int kVectors = attention_vectors(kRows);
   const int64_t step = kInt8 ? group_dims(head_dim) : head_dim;
-  for (int64_t begin = 0; begin < head_dim; begin += step) {
-    if constexpr (kInt8) {
+  // Copies that stay in registers.
+  const float* rows[kRows];
+  repeat<kRows>([&](auto row) STILL_UNROLLED { rows[decltype(row)::value] = q[decltype(row)::value]; });
+  const uint8_t *const tile = s.keys, *const next = s.next_keys;
+  for (int64_t first = 0; first < 32; first += 16 * kVectors) {
+    for (int64_t begin = 0; begin < head_dim; begin += step) {
+      Floats sum[kRows][kVectors];
       repeat<kRows>([&](auto row) STILL_UNROLLED {
-        repeat<2>([&](auto half) STILL_UNROLLED { group_sum[decltype(row)::value][decltype(half)::value] = f_zero(); });
+        repeat<kVectors>([&](auto i) STILL_UNROLLED { sum[decltype(row)::value][decltype(i)::value] = f_zero(); });
       });
-    }
-    for (int64_t d = begin; d < begin + step; ++d) {
-      const Floats low = load_elements<kElement>(s.keys, d * 32), high = load_elements<kElement>(s.keys, d * 32 + 16);
-      if constexpr (kElement != Element::kF32) prefetch_l2(s.next_keys + d * 32 * kElementSize<kElement>);
+      for (int64_t d = begin; d < begin + step; ++d) {
+        if constexpr (kElement != Element::kF32) {
+          if (first == 0) prefetch_l2(next + d * 32 * kElementSize<kElement>);
+        }
+        const auto keys = [&](int i) STILL_UNROLLED { return load_elements<kElement>(tile, d * 32 + first + 16 * i); };
+        f_fma_rows<kRows, kVectors>(sum, keys, [&](auto row) STILL_UNROLLED { return rows[decltype(row)::value] + d; });
+      }
       repeat<kRows>([&](auto row) STILL_UNROLLED {
-        constexpr int kRow = decltype(row)::value;
-        Floats(&sum)[2] = kInt8 ? group_sum[kRow] : acc[kRow];
-        const Floats x = f_set(q[kRow][d]);
-        sum[0] = f_fma(x, low, sum[0]);
-        sum[1] = f_fma(x, high, sum[1]);
-      });
-    }
-    if constexpr (kInt8) {
-      const float* scale = s.k_scale + begin / step * 32;
-      repeat<kRows>([&](auto row) STILL_UNROLLED {
-        repeat<2>([&](auto half) STILL_UNROLLED {
-          constexpr int kRow = decltype(row)::value, kHalf = decltype(half)::value;
-          acc[kRow][kHalf] = f_fma(group_sum[kRow][kHalf], f_load(scale + 16 * kHalf), acc[kRow][kHalf]);
+        repeat<kVectors>([&](auto i) STILL_UNROLLED {
+          constexpr int kRow = decltype(row)::value, I = decltype(i)::value;
+          float* out = scores + kRow * 32 + first + 16 * I;
+          if constexpr (kInt8) {
+            const Floats scale = f_load(s.k_scale + begin / step * 32 + first + 16 * I);
+            sum[kRow][I] = f_fma(sum[kRow][I], scale, begin == 0 ? f_zero() : f_load(out));
+          }
+          f_store(out, sum[kRow][I]);
         });
       });
     }
   }
-  repeat<kRows>([&](auto row) STILL_UNROLLED {
-    f_store(scores + decltype(row)::value * 32, acc[decltype(row)::value][0]);
-    f_store(scores + decltype(row)::value * 32 + 16, acc[decltype(row)::value][1]);
-  });
 }
 
 STILL_INLINE float exp_of_one(float x) {
@@ -184,36 +210,46 @@ STILL_INLINE float exp_of_one(float x) {
   return y[0];
 }
 
-// Scores of positions [begin, end) of the tile to probabilities (0 elsewhere); returns the factor of what was summed
-// before.
-STILL_INLINE float softmax_row(float* p, int64_t begin, int64_t end, float scale, float& m, float& l) {
-  Floats low = f_mul(f_load(p), f_set(scale)), high = f_mul(f_load(p + 16), f_set(scale));
-  const bool is_whole = end - begin == 32;
-  const int64_t low_begin = min_of(begin, 16), low_end = min_of(end, 16);
-  const int64_t high_begin = max_of(begin, 16) - 16, high_end = max_of(end, 16) - 16;
-  if (!is_whole) {
-    low = f_select(low, f_set(kMinusInfinity), low_begin, low_end);
-    high = f_select(high, f_set(kMinusInfinity), high_begin, high_end);
+// Scores of n rows, n at most kAttentionRows, to probabilities: p [n][32], 0 but for the row's positions [begin(r),
+// end(r)) of the tile; correction[r] is the factor of what was summed before. Pass by pass, so that the rows' chains of
+// instructions run beside each other.
+template <class Begin, class End>
+STILL_INLINE void softmax_rows(float* p, int64_t n, const Begin& begin, const End& end, float scale, float* m, float* l,
+                               float* correction) {
+  float max[16], change[16];
+  f_store(change, f_zero());
+  const auto select = [&](Floats& low, Floats& high, Floats other, int64_t r) STILL_UNROLLED {
+    const int64_t from = begin(r), to = end(r);
+    if (to - from == 32) return;
+    low = f_select(low, other, min_of(from, 16), min_of(to, 16));
+    high = f_select(high, other, max_of(from, 16) - 16, max_of(to, 16) - 16);
+  };
+  for (int64_t r = 0; r < n; ++r) {
+    float* row = p + r * 32;
+    Floats low = f_mul(f_load(row), f_set(scale)), high = f_mul(f_load(row + 16), f_set(scale));
+    select(low, high, f_set(kMinusInfinity), r);
+    f_store(row, low);
+    f_store(row + 16, high);
+    max[r] = f_max_lane(f_max(f_max(f_set(m[r]), low), high));
+    change[r] = m[r] - max[r];
   }
-  const float max = f_max_lane(f_max(f_max(f_set(m), low), high));
-  low = exp_of(f_sub(low, f_set(max)));
-  high = exp_of(f_sub(high, f_set(max)));
-  if (!is_whole) {  // exp(-inf - -inf) is NaN
-    low = f_select(low, f_zero(), low_begin, low_end);
-    high = f_select(high, f_zero(), high_begin, high_end);
+  f_store(change, exp_of(f_load(change)));
+  for (int64_t r = 0; r < n; ++r) {
+    float* row = p + r * 32;
+    Floats low = exp_of(f_sub(f_load(row), f_set(max[r]))), high = exp_of(f_sub(f_load(row + 16), f_set(max[r])));
+    select(low, high, f_zero(), r);  // exp(-inf - -inf) is NaN
+    f_store(row, low);
+    f_store(row + 16, high);
+    correction[r] = m[r] == kMinusInfinity ? 0.0f : m[r] == max[r] ? 1.0f : change[r];
+    l[r] = __builtin_fmaf(l[r], correction[r], f_tree_sum(f_add(low, high)));
+    m[r] = max[r];
   }
-  f_store(p, low);
-  f_store(p + 16, high);
-  const float correction = m == kMinusInfinity ? 0.0f : m == max ? 1.0f : exp_of_one(m - max);
-  l = __builtin_fmaf(l, correction, f_tree_sum(f_add(low, high)));
-  m = max;
-  return correction;
 }
 
 // o[r] = o[r] * correction[r], then fma(p[r][j], v[j], .) for j in [begin, end); kVectors * 16 dimensions.
 template <int kRows, int kVectors, Element kElement>
-STILL_INLINE void output_rows(const float* p, const TileScratch& s, int64_t d, int64_t padded_dim, int64_t begin,
-                              int64_t end, const float* correction, float* o) {
+STILL_OWN_REGISTERS void output_rows(const float* p, const TileScratch& s, int64_t d, int64_t padded_dim, int64_t begin,
+                                     int64_t end, const float* correction, float* o) {
   Floats acc[kRows][kVectors];
   repeat<kRows>([&](auto row) STILL_UNROLLED {
     repeat<kVectors>([&](auto i) STILL_UNROLLED {
@@ -221,20 +257,16 @@ STILL_INLINE void output_rows(const float* p, const TileScratch& s, int64_t d, i
       acc[kRow][I] = f_mul(f_load(o + kRow * padded_dim + 16 * I), f_set(correction[kRow]));
     });
   });
-  for (int64_t j = begin; j < end; ++j) {
-    if constexpr (kElement != Element::kF32)
-      prefetch_l2(s.next_values + (j * s.value_stride + d) * kElementSize<kElement>);
-    Floats value[kVectors];
-    repeat<kVectors>([&](auto i) STILL_UNROLLED {
-      value[decltype(i)::value] = load_elements<kElement>(s.values, j * s.value_stride + d + 16 * decltype(i)::value);
-    });
-    repeat<kRows>([&](auto row) STILL_UNROLLED {
-      const Floats weight = f_set(p[decltype(row)::value * 32 + j]);
-      repeat<kVectors>([&](auto i) STILL_UNROLLED {
-        constexpr int kRow = decltype(row)::value, I = decltype(i)::value;
-        acc[kRow][I] = f_fma(weight, value[I], acc[kRow][I]);
-      });
-    });
+  const int64_t stride = s.value_stride * kElementSize<kElement>, first = begin * stride + d * kElementSize<kElement>;
+  const uint8_t *at = s.values + first, *next = s.next_values + first;
+  for (int64_t j = begin; j < end; ++j, at += stride) {
+    if constexpr (kElement != Element::kF32) {
+      prefetch_l2(next);
+      next += stride;
+    }
+    const auto values = [&](int i) STILL_UNROLLED { return load_elements<kElement>(at, 16 * i); };
+    f_fma_rows<kRows, kVectors>(acc, values,
+                                [&](auto row) STILL_UNROLLED { return p + decltype(row)::value * 32 + j; });
   }
   repeat<kRows>([&](auto row) STILL_UNROLLED {
     repeat<kVectors>([&](auto i) STILL_UNROLLED {
@@ -258,10 +290,13 @@ void output_tile(const TileScratch& s, int64_t row, int64_t head_dim, int64_t pa
       p = s.scaled;
     }
     const int64_t last = first + step == head_dim ? padded_dim : first + step;
+    constexpr int kVectors = attention_vectors(kRows);
     int64_t d = first;
-    for (; d + 32 <= last; d += 32)
-      output_rows<kRows, 2, kElement>(p, s, d, padded_dim, begin, end, correction + row, o + d);
-    if (d < last) output_rows<kRows, 1, kElement>(p, s, d, padded_dim, begin, end, correction + row, o + d);
+    for (; d + 16 * kVectors <= last; d += 16 * kVectors)
+      output_rows<kRows, kVectors, kElement>(p, s, d, padded_dim, begin, end, correction + row, o + d);
+    if constexpr (kVectors > 1) {
+      if (d < last) output_rows<kRows, 1, kElement>(p, s, d, padded_dim, begin, end, correction + row, o + d);
+    }
   }
 }
 
@@ -322,14 +357,17 @@ void attend_tile(const AttentionArgs& args, AttentionChunk& chunk, const TileScr
   const auto tile_begin = [&](int64_t r) STILL_UNROLLED { return max_of(chunk.begin[r] - pos, 0); };
   const auto tile_end = [&](int64_t r) STILL_UNROLLED { return min_of(chunk.end[r] - pos, 32); };
   for (int64_t last = row; row < row_end; row = last) {
-    // A last row alone would leave the multipliers waiting for its few chains.
+    // Equal parts: a few last rows would leave the multipliers waiting for their few chains.
     const int64_t left = row_end - row;
-    last = row + (left > 1 && left % kAttentionRows == 1 ? kAttentionRows - 1 : min_of(kAttentionRows, left));
+    const int64_t parts = left <= kAttentionRows ? 1 : (left + kManyAttentionRows - 1) / kManyAttentionRows;
+    last = row + (left + parts - 1) / parts;
     with_rows(last - row, [&](auto n) STILL_UNROLLED {
       score_rows<decltype(n)::value, kInt8, kElement>(chunk.q + row, s, head_dim, s.p + row * 32);
     });
-    for (int64_t r = row; r < last; ++r)
-      chunk.correction[r] = softmax_row(s.p + r * 32, tile_begin(r), tile_end(r), args.scale, chunk.m[r], chunk.l[r]);
+    softmax_rows(
+        s.p + row * 32, last - row, [&](int64_t r) STILL_UNROLLED { return tile_begin(row + r); },
+        [&](int64_t r) STILL_UNROLLED { return tile_end(row + r); }, args.scale, chunk.m + row, chunk.l + row,
+        chunk.correction + row);
     // Runs of rows that see the same positions; all of them except at the causal border and a window's edge.
     for (int64_t first = row, end = row; first < last; first = end) {
       while (end < last && tile_begin(end) == tile_begin(first) && tile_end(end) == tile_end(first)) ++end;

@@ -20,7 +20,10 @@ using Pairs = Ints;
 constexpr bool kFewRegisters = true;
 constexpr int kMaxColumns = 4;
 constexpr int kColumnsAtOnce = 4;
-constexpr int kAttentionRows = 3;
+constexpr int kAttentionRows = 7, kManyAttentionRows = 6;
+constexpr int attention_vectors(int n_rows) {
+  return n_rows <= 2 ? 2 : 1;
+}
 
 STILL_INLINE Floats f_zero() {
   return {_mm256_setzero_ps(), _mm256_setzero_ps()};
@@ -73,6 +76,36 @@ STILL_INLINE Floats f_div(Floats x, Floats y) {
 STILL_INLINE Floats f_fma(Floats x, Floats y, Floats z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
+// sums[r][i] = fma(*factor(r), x(i), sums[r][i])
+template <int kRows, int kVectors, class X, class Factor>
+STILL_INLINE void f_fma_rows(Floats (&sums)[kRows][kVectors], const X& x, const Factor& factor) {
+  if constexpr (2 * kRows * kVectors + 2 * kVectors + 1 <= 16) {
+    Floats values[kVectors];
+    repeat<kVectors>([&](auto i) STILL_UNROLLED { values[decltype(i)::value] = x(decltype(i)::value); });
+    repeat<kRows>([&](auto row) STILL_UNROLLED {
+      const __m256 f = _mm256_broadcast_ss(factor(row));
+      repeat<kVectors>([&](auto i) STILL_UNROLLED {
+        Floats& sum = sums[decltype(row)::value][decltype(i)::value];
+        const Floats& value = values[decltype(i)::value];
+        sum = {_mm256_fmadd_ps(f, value.a, sum.a), _mm256_fmadd_ps(f, value.b, sum.b)};
+      });
+    });
+  } else {
+    // Two halves of x and a factor do not fit beside the sums: the compiler must load half of x and all factors again.
+    static_assert(kVectors == 1 && kRows <= 7);
+    const __m256 low = x(0).a;
+    repeat<kRows>([&](auto row) STILL_UNROLLED {
+      __m256& sum = sums[decltype(row)::value][0].a;
+      sum = _mm256_fmadd_ps(_mm256_broadcast_ss(factor(row)), low, sum);
+    });
+    asm volatile("" ::: "memory");
+    const __m256 high = x(0).b;
+    repeat<kRows>([&](auto row) STILL_UNROLLED {
+      __m256& sum = sums[decltype(row)::value][0].b;
+      sum = _mm256_fmadd_ps(_mm256_broadcast_ss(factor(row)), high, sum);
+    });
+  }
+}
 STILL_INLINE Floats f_neg(Floats x) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_xor_ps(x.a, sign), _mm256_xor_ps(x.b, sign)};
@@ -98,9 +131,10 @@ STILL_INLINE Floats f_from_bf16(const uint8_t* p) {
           _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_half(p + 16)), 16))};
 }
 STILL_INLINE Floats f_from_int8(const uint8_t* p) {
-  const __m128i bytes = load_half(p);
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+  const auto eight = [](const uint8_t* at) STILL_UNROLLED {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
+  };
+  return {eight(p), eight(p + 8)};
 }
 STILL_INLINE void f_to_f16(uint8_t* p, Floats x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
@@ -182,6 +216,10 @@ STILL_INLINE Ints i_shift_left(Ints x) {
 STILL_INLINE Bytes b_load(const uint8_t* p) {
   return {_mm256_load_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_load_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+STILL_INLINE Bytes b_load_unaligned(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
 }
 STILL_INLINE void b_store(uint8_t* p, Bytes x) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(p), x.a);

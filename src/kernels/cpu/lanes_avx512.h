@@ -17,8 +17,12 @@ using Pairs = __m512i;  // 16 x 2 int16
 constexpr bool kFewRegisters = false;
 constexpr int kMaxColumns = 16;
 constexpr int kColumnsAtOnce = 8;
-// Rows (a query of a head) whose attention is computed side by side.
-constexpr int kAttentionRows = 8;
+// Rows (a query of a head) whose attention is computed side by side: at most, and of many; and how many vectors of keys
+// or dimensions.
+constexpr int kAttentionRows = 8, kManyAttentionRows = 8;
+constexpr int attention_vectors(int) {
+  return 2;
+}
 
 STILL_INLINE Floats f_zero() {
   return _mm512_setzero_ps();
@@ -64,6 +68,19 @@ STILL_INLINE Floats f_div(Floats a, Floats b) {
 }
 STILL_INLINE Floats f_fma(Floats a, Floats b, Floats c) {
   return _mm512_fmadd_ps(a, b, c);
+}
+// sums[r][i] = fma(*factor(r), x(i), sums[r][i])
+template <int kRows, int kVectors, class X, class Factor>
+STILL_INLINE void f_fma_rows(Floats (&sums)[kRows][kVectors], const X& x, const Factor& factor) {
+  Floats values[kVectors];
+  repeat<kVectors>([&](auto i) STILL_UNROLLED { values[decltype(i)::value] = x(decltype(i)::value); });
+  repeat<kRows>([&](auto row) STILL_UNROLLED {
+    const Floats f = f_set(*factor(row));
+    repeat<kVectors>([&](auto i) STILL_UNROLLED {
+      constexpr int kRow = decltype(row)::value, I = decltype(i)::value;
+      sums[kRow][I] = f_fma(f, values[I], sums[kRow][I]);
+    });
+  });
 }
 STILL_INLINE Floats f_neg(Floats a) {
   return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f));
@@ -151,6 +168,9 @@ STILL_INLINE Ints i_shift_left(Ints a) {
 
 STILL_INLINE Bytes b_load(const uint8_t* p) {
   return _mm512_load_si512(p);
+}
+STILL_INLINE Bytes b_load_unaligned(const uint8_t* p) {
+  return _mm512_loadu_si512(p);
 }
 STILL_INLINE void b_store(uint8_t* p, Bytes x) {
   _mm512_store_si512(p, x);
