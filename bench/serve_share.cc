@@ -2,7 +2,7 @@
 // chats alternate between clients on loopback sockets and sinks that only count, so that both meet the same machine.
 //
 //   still_serve_bench STORE MODEL [--streams 1,64] [--rounds 30] [--seconds 250] [--skip 4] [--tokens 16] [--prompt 30]
-//                     [--threads 2]
+//                     [--threads 2] [--block 0]
 //
 // STORE is a store's folder, MODEL a name in it, --prompt words. Greedy chats without an end, the same in every round,
 // so that their prompts are in the prefix cache after the first. Timed is the first stream over --tokens tokens, from
@@ -11,6 +11,13 @@
 // median of the rounds' ratios (the share in percent) with the interval that 95 % of resampled medians lie in, and the
 // ratio of the quartiles' mean times. The clients run in this process too, and their time counts as the front's; what
 // they take of a processor is told.
+//
+// With --block N there is one run over HTTP, in which the front is given N steps' news, then none for N steps, and so
+// on: a step apart, so that even less of the machine's swings is between the two. A step's time is from its end to the
+// next one's on the engine's thread; the first of each N is left out, since it has the other kind's work in it. The
+// share is the median of the ratios of neighbours. Left in both kinds is what stands between the engine and an API's
+// encoder (serve/generation.cc), well below a microsecond a token. Each piece that the front was given must have come
+// to its client.
 #include <arpa/inet.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
@@ -28,11 +35,16 @@
 #include <numeric>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/rng.h"
 #include "engine/engine.h"
-#include "serve/api/openai_request.h"
+#include "serve/api/openai_chat.h"
+#include "serve/generation_registry.h"
+#include "serve/http/exchange.h"
+#include "serve/http/server.h"
+#include "serve/metrics.h"
 #include "serve/prompt.h"
 #include "serve/server.h"
 
@@ -44,7 +56,7 @@ using Clock = std::chrono::steady_clock;
 struct Settings {
   std::string store, model;
   std::vector<std::int64_t> streams = {1, 64};
-  std::int64_t rounds = 30, seconds = 250, skip = 4, tokens = 16, prompt = 30, threads = 2;
+  std::int64_t rounds = 30, seconds = 250, skip = 4, tokens = 16, prompt = 30, threads = 2, block = 0;
 };
 
 // When each token of the first stream came; where its text was empty, no client can see it.
@@ -60,7 +72,7 @@ std::string chat_body(const Settings& settings, std::int64_t stream) {
         fmt::format("{} ", counter_random(static_cast<std::uint64_t>(stream), static_cast<std::uint64_t>(i)) % 999);
   return fmt::format(R"({{"model":"{}","messages":[{{"role":"user","content":"{}"}}],"temperature":0,)"
                      R"("ignore_eos":true,"stream":true,"max_tokens":{}}})",
-                     settings.model, words, settings.skip + settings.tokens + 600);
+                     settings.model, words, settings.skip + settings.tokens + 24 * settings.block + 600);
 }
 
 // Waits until `n` tokens of the first stream and one of each other have come.
@@ -161,12 +173,13 @@ int connect_to(std::uint16_t port) {
   return fd;
 }
 
+constexpr std::string_view kContent = "\"delta\":{\"content\":\"";
+
 // Pieces of text in what came.
 std::size_t count_texts(std::string_view bytes) {
-  constexpr std::string_view kContent = "\"delta\":{\"content\":\"";
   std::size_t n = 0;
   for (std::size_t at = bytes.find(kContent); at != bytes.npos; at = bytes.find(kContent, at + 1))
-    if (bytes.substr(at + kContent.size(), 1) != "\"") ++n;
+    if (at + kContent.size() < bytes.size() && bytes[at + kContent.size()] != '"') ++n;
   return n;
 }
 
@@ -182,9 +195,7 @@ double thread_seconds() {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
-// Over sockets that one thread reads, until the first stream has so many pieces.
-HttpRun run_over_http(std::uint16_t port, const Engine& engine, const std::vector<std::string>& bodies,
-                      std::size_t n_pieces) {
+std::vector<pollfd> send_chats(std::uint16_t port, const std::vector<std::string>& bodies) {
   std::vector<pollfd> polls;
   for (const std::string& body : bodies) {
     polls.push_back({.fd = connect_to(port), .events = POLLIN, .revents = 0});
@@ -193,6 +204,13 @@ HttpRun run_over_http(std::uint16_t port, const Engine& engine, const std::vecto
     if (::send(polls.back().fd, request.data(), request.size(), 0) != static_cast<ssize_t>(request.size()))
       fail("cannot send");
   }
+  return polls;
+}
+
+// Over sockets that one thread reads, until the first stream has so many pieces.
+HttpRun run_over_http(std::uint16_t port, const Engine& engine, const std::vector<std::string>& bodies,
+                      std::size_t n_pieces) {
+  std::vector<pollfd> polls = send_chats(port, bodies);
   HttpRun run;
   std::vector<bool> has_begun(bodies.size());
   std::size_t n_begun = 0;
@@ -248,7 +266,25 @@ std::pair<double, double> median_interval(const std::vector<double>& values) {
   return {medians[kResamples / 40], medians[kResamples - kResamples / 40 - 1]};
 }
 
-void measure(const Settings& settings, std::int64_t n_streams) {
+void print_shares(std::int64_t n_streams, const std::vector<double>& shares, const char* what) {
+  const auto [low, high] = median_interval(shares);
+  fmt::print(
+      "{} streams: share over HTTP {:.1f} % (median of {} {}, 95 % interval {:.1f} to {:.1f}; all {:.1f} to {:.1f})\n",
+      n_streams, median(shares), shares.size(), what, low, high, *std::ranges::min_element(shares),
+      *std::ranges::max_element(shares));
+}
+
+// The model, kept loaded while the lease lives.
+std::shared_ptr<ModelLease> lease_of(ModelPool& pool, const std::string& name) {
+  std::promise<Result<std::shared_ptr<ModelLease>>> promise;
+  const auto ticket =
+      pool.acquire({.name = name}, [&](Result<std::shared_ptr<ModelLease>> lease) { promise.set_value(lease); });
+  const Result<std::shared_ptr<ModelLease>> lease = promise.get_future().get();
+  if (!lease) fail(lease.error().message);
+  return *lease;
+}
+
+void measure_runs(const Settings& settings, std::int64_t n_streams) {
   ServeOptions options;
   options.port = 0;
   options.models = settings.store;
@@ -259,13 +295,8 @@ void measure(const Settings& settings, std::int64_t n_streams) {
   Result<std::unique_ptr<Server>> server = Server::create(std::move(options));
   if (!server) fail(server.error().message);
   (*server)->start();
-  std::promise<Result<std::shared_ptr<ModelLease>>> promise;
-  const auto ticket = (*server)->context().pool->acquire(
-      {.name = settings.model},
-      [&](Result<std::shared_ptr<ModelLease>> lease) { promise.set_value(std::move(lease)); });
-  const Result<std::shared_ptr<ModelLease>> lease = promise.get_future().get();
-  if (!lease) fail(lease.error().message);
-  const ServedModel& served = (*lease)->model();
+  const auto lease = lease_of(*(*server)->context().pool, settings.model);
+  const ServedModel& served = lease->model();
 
   std::vector<std::string> bodies;
   for (std::int64_t i = 0; i < n_streams; ++i) bodies.push_back(chat_body(settings, i));
@@ -310,12 +341,7 @@ void measure(const Settings& settings, std::int64_t n_streams) {
     shares.push_back(100 * insides.back() / https.back());
   }
   if (shares.empty()) fail("--skip: in each round a stream began later");
-  const auto [low, high] = median_interval(shares);
-  fmt::print(
-      "{} streams: share over HTTP {:.1f} % (median of {} rounds, 95 % interval {:.1f} to {:.1f}; all {:.1f} to "
-      "{:.1f})\n",
-      n_streams, median(shares), shares.size(), low, high, *std::ranges::min_element(shares),
-      *std::ranges::max_element(shares));
+  print_shares(n_streams, shares, "rounds");
   fmt::print(
       "  a step of {} tokens: {:.2f} ms in the process, {:.2f} ms over HTTP (means of the middle halves: {:.1f} %); "
       "the clients took {:.1f} % of a processor{}\n",
@@ -324,6 +350,192 @@ void measure(const Settings& settings, std::int64_t n_streams) {
       n_late == 0 ? "" : fmt::format("; {} rounds left out: a stream began late", n_late));
   std::fflush(stdout);
   (*server)->drain();
+}
+
+// Lets steps' news through to the front, or not, in turn, and takes the time.
+class Gate {
+ public:
+  explicit Gate(std::int64_t block) : block_(block) {}
+  struct Step {
+    Clock::time_point end;
+    bool is_open = true;
+    bool is_first = true;  // of its block
+  };
+
+  // The engine's thread.
+  bool is_open() const { return is_open_; }
+  void sent() { ++n_sent_; }
+  void step_ended() {
+    if (!is_measuring_) return;
+    const std::lock_guard lock(mutex_);
+    steps_.push_back({.end = Clock::now(), .is_open = is_open_, .is_first = n_in_block_ == 0});
+    if (++n_in_block_ < block_) return;
+    n_in_block_ = 0;
+    is_open_ = !is_open_ && !is_over_;
+  }
+
+  // The client's thread. Before measure() and after the end of over() nothing is counted.
+  void measure() { is_measuring_ = true; }
+  std::size_t n_steps() const {
+    const std::lock_guard lock(mutex_);
+    return steps_.size();
+  }
+  std::vector<Step> end() {  // nothing more is let through
+    const std::lock_guard lock(mutex_);
+    is_over_ = true;
+    is_open_ = is_measuring_ = false;
+    n_in_block_ = 0;
+    return std::exchange(steps_, {});
+  }
+  void begin_again() {
+    is_over_ = false;
+    is_open_ = true;
+    n_sent_ = 0;
+  }
+  std::int64_t n_sent() const { return n_sent_; }
+
+ private:
+  const std::int64_t block_;
+  std::atomic<bool> is_open_{true}, is_measuring_{false}, is_over_{false};
+  std::atomic<std::int64_t> n_sent_{0};
+  mutable std::mutex mutex_;
+  std::int64_t n_in_block_ = 0;
+  std::vector<Step> steps_;
+};
+
+class GatedSink : public GenerationSink {
+ public:
+  GatedSink(std::shared_ptr<GenerationSink> sink, Gate& gate) : sink_(std::move(sink)), gate_(gate) {}
+  void on_begun(const GenerationBegun& begun) override { sink_->on_begun(begun); }
+  void on_progress(const ProgressEvent& event, int answer) override { sink_->on_progress(event, answer); }
+  void on_piece(GenerationPiece&& piece) override {
+    if (!gate_.is_open()) return;
+    if (!piece.content.empty()) gate_.sent();
+    sink_->on_piece(std::move(piece));
+  }
+  void on_done(const GenerationDone& done) override { sink_->on_done(done); }
+  void on_step_end() override {
+    if (gate_.is_open()) sink_->on_step_end();
+  }
+  void on_end() override { sink_->on_end(); }
+  void on_failed(const Error& error) override { fail(error.message); }
+
+ private:
+  std::shared_ptr<GenerationSink> sink_;
+  Gate& gate_;
+};
+
+// One generation of each chat, for so many steps from when all have begun.
+std::vector<Gate::Step> run_gated(Gate& gate, std::uint16_t port, const Engine& engine,
+                                  const std::vector<std::string>& bodies, std::size_t n_steps) {
+  gate.begin_again();
+  std::vector<pollfd> polls = send_chats(port, bodies);
+  std::vector<std::string> tails(bodies.size());  // what a piece may have begun in
+  std::vector<bool> has_begun(bodies.size());
+  std::vector<char> buffer(65536);
+  std::size_t n_begun = 0;
+  std::int64_t n_received = 0;
+  std::vector<Gate::Step> steps;
+  bool is_over = false;
+  const Clock::time_point limit = Clock::now() + std::chrono::minutes(4);
+  while (!is_over || n_received < gate.n_sent()) {
+    if (Clock::now() > limit) fail("pieces were lost");
+    if (!is_over && gate.n_steps() >= n_steps) {
+      steps = gate.end();
+      is_over = true;
+    }
+    if (::poll(polls.data(), polls.size(), 200) < 0) fail("cannot poll");
+    for (std::size_t i = 0; i < polls.size(); ++i) {
+      if (polls[i].revents == 0) continue;
+      const ssize_t n = ::recv(polls[i].fd, buffer.data(), buffer.size(), 0);
+      if (n <= 0) fail("a stream ended");
+      tails[i].append(buffer.data(), static_cast<std::size_t>(n));
+      const std::size_t n_texts = count_texts(tails[i]);
+      tails[i].erase(0, tails[i].size() - std::min(tails[i].size(), kContent.size()));
+      n_received += static_cast<std::int64_t>(n_texts);
+      if (n_texts > 0 && !has_begun[i]) {
+        has_begun[i] = true;
+        if (++n_begun == polls.size()) gate.measure();
+      }
+    }
+  }
+  if (n_received != gate.n_sent()) fail("more pieces came than were sent");
+  for (const pollfd& poll : polls) ::close(poll.fd);
+  wait_until_idle(engine);
+  return steps;
+}
+
+void measure_gated(const Settings& settings, std::int64_t n_streams) {
+  constexpr std::size_t kBlocksOfARun = 24;
+  Gate gate(settings.block);
+  std::unique_ptr<HttpServer> http;
+  ServeContext context;
+  context.generations = std::make_unique<GenerationRegistry>();
+  Result<std::unique_ptr<ModelPool>> pool =
+      make_model_pool({.library = {.store = settings.store, .ollama = {}},
+                       .engine = {.n_threads = static_cast<int>(settings.threads), .max_seqs = n_streams},
+                       .keep_alive = std::chrono::nanoseconds(-1),
+                       .around_step_ends = [&](bool begins) {
+                         if (gate.is_open()) begins ? http->hold_wakes() : http->let_wakes_go();
+                         if (!begins) gate.step_ended();
+                       }});
+  if (!pool) fail(pool.error().message);
+  context.pool = std::move(*pool);
+  // As the server's own handler (serve/api/openai.cc), but for the gate.
+  const auto handle = [&](const std::shared_ptr<const HttpRequest>& request, std::shared_ptr<ResponseWriter> writer) {
+    Result<JsonObject> body = parse_body(request->body);
+    if (!body) fail(body.error().message);
+    JsonFields fields(*body);
+    ChatCall call = read_chat_call(fields);
+    call.input.wants_progress = true;
+    auto sink = std::make_shared<GatedSink>(std::make_shared<OpenAiChatSink>(call, writer), gate);
+    const auto generation = start_generation(context, std::move(call.input), std::move(sink));
+    writer->on_closed([weak = std::weak_ptr(generation)] {
+      if (const auto open = weak.lock()) open->cancel();
+    });
+  };
+  Result<std::unique_ptr<HttpServer>> listening = HttpServer::listen(
+      {}, {.plan_body = {},
+           .handle = handle,
+           .refuse = [](const HttpRequest&, int status,
+                        const std::string& sentence) { return HttpResponse{.status = status, .body = sentence}; },
+           .done = [](const HttpRecord&) {}});
+  if (!listening) fail(listening.error().message);
+  http = std::move(*listening);
+  http->start();
+  auto lease = lease_of(*context.pool, settings.model);
+  const Engine& engine = *lease->model().engine;
+  std::vector<std::string> bodies;
+  for (std::int64_t i = 0; i < n_streams; ++i) bodies.push_back(chat_body(settings, i));
+  const auto n_steps = static_cast<std::size_t>(settings.block) * kBlocksOfARun;
+  const auto n_warm = static_cast<std::size_t>(settings.block) * 2;
+  run_gated(gate, http->port(), engine, bodies, n_warm);  // the prompts into the cache
+
+  std::vector<double> shares, opens, closeds;
+  const Clock::time_point end = Clock::now() + std::chrono::seconds(settings.seconds);
+  for (std::int64_t round = 0; round < settings.rounds && Clock::now() < end; ++round) {
+    std::vector<Gate::Step> steps = run_gated(gate, http->port(), engine, bodies, n_steps);
+    double last = 0;  // the block before, a step's mean
+    for (std::size_t first = 0; first + static_cast<std::size_t>(settings.block) <= steps.size();
+         first += static_cast<std::size_t>(settings.block)) {
+      const std::size_t back = first + static_cast<std::size_t>(settings.block) - 1;
+      if (!steps[first].is_first || steps[first].is_open != steps[back].is_open) fail("a block is not whole");
+      const double mean = std::chrono::duration<double>(steps[back].end - steps[first].end).count() /
+                          static_cast<double>(settings.block - 1);
+      const bool is_open = steps[first].is_open;
+      (is_open ? opens : closeds).push_back(mean);
+      if (last > 0) shares.push_back(100 * (is_open ? last / mean : mean / last));
+      last = mean;
+    }
+  }
+  if (shares.empty()) fail("no blocks");
+  print_shares(n_streams, shares, "neighbours");
+  fmt::print("  a step: {:.2f} ms without the front, {:.2f} ms with it (means of the middle halves: {:.1f} %)\n",
+             1e3 * middle_mean(closeds), 1e3 * middle_mean(opens), 100 * middle_mean(closeds) / middle_mean(opens));
+  std::fflush(stdout);
+  http->drain();
+  lease = nullptr;
+  context.pool->stop();  // what it calls is then still there
 }
 
 }  // namespace
@@ -347,6 +559,7 @@ int main(int argc, char** argv) {
     } else {
       std::int64_t* number = word == "--rounds"    ? &settings.rounds
                              : word == "--seconds" ? &settings.seconds
+                             : word == "--block"   ? &settings.block
                              : word == "--skip"    ? &settings.skip
                              : word == "--tokens"  ? &settings.tokens
                              : word == "--prompt"  ? &settings.prompt
@@ -359,6 +572,8 @@ int main(int argc, char** argv) {
   if (names.size() != 2) still::fail("expected STORE MODEL");
   settings.store = names[0];
   settings.model = names[1];
-  for (const std::int64_t n : settings.streams) still::measure(settings, n);
+  if (settings.block == 1) still::fail("--block 1: expected 0 (whole runs), or 2 steps or more");
+  for (const std::int64_t n : settings.streams)
+    settings.block > 0 ? still::measure_gated(settings, n) : still::measure_runs(settings, n);
   return 0;
 }
