@@ -544,6 +544,8 @@ void EngineCore::finish_all(FinishReason reason) {
 }
 
 void EngineCore::end_step() {
+  // Before the sinks: who has seen an answer end and asks then must not find it counted still.
+  publish_counters();
   if (options_.around_step_ends && !touched_.empty()) options_.around_step_ends(true);
   for (Sequence* sequence : touched_) {
     sequence->has_events = false;
@@ -551,6 +553,15 @@ void EngineCore::end_step() {
   }
   if (options_.around_step_ends && !touched_.empty()) options_.around_step_ends(false);
   touched_.clear();
+  {
+    std::lock_guard lock(mutex_);
+    n_open_ -= static_cast<std::int64_t>(finished_.size());
+  }
+  for (const Sequence* sequence : finished_) sequences_.erase(sequence->id);
+  finished_.clear();
+}
+
+void EngineCore::publish_counters() {
   counters_.n_running = static_cast<std::int64_t>(scheduler_.running().size());
   counters_.n_waiting = static_cast<std::int64_t>(scheduler_.waiting().size());
   counters_.n_blocks_used = pool_.n_blocks() - pool_.n_free() - cache_.n_unused();
@@ -560,15 +571,10 @@ void EngineCore::end_step() {
   const ForwardPass::DeviceTimes times = forward_->device_times();
   counters_.device_busy_s = times.busy;
   counters_.device_idle_s = times.idle;
-  {
-    std::lock_guard lock(mutex_);
-    counters_.n_rejected = published_.n_rejected;
-    counters_.n_waiting += static_cast<std::int64_t>(incoming_.size());
-    published_ = counters_;
-    n_open_ -= static_cast<std::int64_t>(finished_.size());
-  }
-  for (const Sequence* sequence : finished_) sequences_.erase(sequence->id);
-  finished_.clear();
+  std::lock_guard lock(mutex_);
+  counters_.n_rejected = published_.n_rejected;
+  counters_.n_waiting += static_cast<std::int64_t>(incoming_.size());
+  published_ = counters_;
 }
 
 // What launched steps have left behind: sequences that ended, or gave their blocks back, after the step was made.

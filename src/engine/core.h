@@ -127,6 +127,7 @@ class EngineCore {
   void finish_all(FinishReason reason);
   void send(Sequence& sequence, const Event& event);
   void end_step();
+  void publish_counters();
   bool has_work() const;
   void run_thread();
 

@@ -89,6 +89,25 @@ TEST(EngineCore, TellsAroundTheEndsOfAStep) {
   EXPECT_EQ(std::ranges::count(record, '('), std::ranges::count(record, ')'));
 }
 
+TEST(EngineCore, DoesNotCountAnAnswerWhoseEndIsTold) {
+  struct LastSink : EventSink {
+    explicit LastSink(FakeEngine& engine) : engine(engine) {}
+    void on_event(const Event& event) override { is_finished |= std::holds_alternative<FinishedEvent>(event); }
+    void on_step_end() override {
+      if (is_finished) n_running = engine.core->stats().n_running;
+    }
+    FakeEngine& engine;
+    bool is_finished = false;
+    std::int64_t n_running = -1;
+  };
+  FakeEngine engine({.script = say({kA, kA}, 2)});
+  const auto sink = std::make_shared<LastSink>(engine);
+  ASSERT_TRUE(engine.core->submit(greedy({5, 6}), sink));
+  while (engine.core->step()) {
+  }
+  EXPECT_EQ(sink->n_running, 0);
+}
+
 TEST(EngineCore, StopsAtMaxTokensAndSaysWhenTheContextIsFull) {
   FakeEngine engine({.context = 12, .script = [](auto) { return kA; }});
   const auto limited = submit(engine, greedy({5, 6}, 3));
