@@ -83,9 +83,7 @@ void HttpHead::take_line(std::string_view line) {
   }
   const auto colon = line.find(':');
   if (colon == std::string_view::npos) return;
-  std::string name(line.substr(0, colon));
-  std::transform(name.begin(), name.end(), name.begin(), [](char c) { return to_lower(c); });
-  headers[name] = trim(line.substr(colon + 1));
+  headers[to_lower(line.substr(0, colon))] = trim(line.substr(colon + 1));
 }
 
 Result<ContentRange> parse_content_range(std::string_view text) {

@@ -53,13 +53,14 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 }  // namespace
 
 std::string quoted_name(std::string_view text) {
-  constexpr std::size_t kShown = 100;
-  return text.size() <= kShown ? fmt::format("\"{}\"", text) : fmt::format("\"{}...\"", text.substr(0, kShown));
+  std::size_t n_shown = 100;
+  if (text.size() <= n_shown) return fmt::format("\"{}\"", text);
+  while (n_shown > 0 && (text[n_shown] & 0xC0) == 0x80) --n_shown;  // whole characters
+  return fmt::format("\"{}...\"", text.substr(0, n_shown));
 }
 
 Result<ModelName> ModelName::parse(std::string_view text) {
-  std::string lower(text);
-  std::transform(lower.begin(), lower.end(), lower.begin(), [](char c) { return to_lower(c); });
+  const std::string lower = to_lower(text);
   std::string_view rest = lower;
   ModelName name;
   if (const auto colon = rest.rfind(':'); colon != std::string_view::npos) {

@@ -50,6 +50,10 @@ TEST(ModelName, RefusesWhatIsNoName) {
   const auto huge = ModelName::parse(std::string(1 << 20, 'a'));
   ASSERT_FALSE(huge);
   EXPECT_LT(huge.error().message.size(), 400u);
+  // Nor half a character of it.
+  std::string accents = "a";
+  for (int i = 0; i < 100; ++i) accents += "\xc3\xa9";
+  EXPECT_EQ(quoted_name(accents), "\"" + accents.substr(0, 99) + "...\"");
 }
 
 TEST(ModelName, AnyTextBecomesAValidPart) {

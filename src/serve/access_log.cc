@@ -11,7 +11,7 @@
 namespace still {
 namespace {
 
-constexpr std::size_t kMaxWaitingLines = 10000;  // lines
+constexpr std::size_t kMaxWaitingLines = 10000;
 constexpr std::size_t kMaxPrompt = 16 << 10;
 
 std::string now_rfc3339() {
