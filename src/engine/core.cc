@@ -530,6 +530,8 @@ void EngineCore::finish(Sequence& sequence, FinishReason reason) {
   counters_.request_prompt_tokens.observe(static_cast<double>(event.usage.n_prompt));
   counters_.request_completion_tokens.observe(static_cast<double>(event.usage.n_completion));
   ++counters_.n_finished[static_cast<std::size_t>(reason)];
+  // Before it is told: a sink may pass the end on at once, and who asks then must find it counted.
+  publish_counters();
   send(sequence, event);
   finished_.push_back(&sequence);
 }
@@ -544,8 +546,6 @@ void EngineCore::finish_all(FinishReason reason) {
 }
 
 void EngineCore::end_step() {
-  // Before the sinks: who has seen an answer end and asks then must not find it counted still.
-  publish_counters();
   if (options_.around_step_ends && !touched_.empty()) options_.around_step_ends(true);
   for (Sequence* sequence : touched_) {
     sequence->has_events = false;
@@ -553,6 +553,7 @@ void EngineCore::end_step() {
   }
   if (options_.around_step_ends && !touched_.empty()) options_.around_step_ends(false);
   touched_.clear();
+  publish_counters();
   {
     std::lock_guard lock(mutex_);
     n_open_ -= static_cast<std::int64_t>(finished_.size());

@@ -89,23 +89,31 @@ TEST(EngineCore, TellsAroundTheEndsOfAStep) {
   EXPECT_EQ(std::ranges::count(record, '('), std::ranges::count(record, ')'));
 }
 
-TEST(EngineCore, DoesNotCountAnAnswerWhoseEndIsTold) {
+TEST(EngineCore, CountsAnAnswerBeforeItsEndIsTold) {
   struct LastSink : EventSink {
     explicit LastSink(FakeEngine& engine) : engine(engine) {}
-    void on_event(const Event& event) override { is_finished |= std::holds_alternative<FinishedEvent>(event); }
+    void on_event(const Event& event) override {
+      if (!is_finished && std::holds_alternative<FinishedEvent>(event)) at_end = engine.core->stats();
+      is_finished |= std::holds_alternative<FinishedEvent>(event);
+    }
     void on_step_end() override {
-      if (is_finished) n_running = engine.core->stats().n_running;
+      if (is_finished) at_step_end = engine.core->stats();
     }
     FakeEngine& engine;
     bool is_finished = false;
-    std::int64_t n_running = -1;
+    EngineStats at_end, at_step_end;
   };
-  FakeEngine engine({.script = say({kA, kA}, 2)});
+  FakeEngine engine({.script = [](auto) { return kA; }});
   const auto sink = std::make_shared<LastSink>(engine);
-  ASSERT_TRUE(engine.core->submit(greedy({5, 6}), sink));
+  ASSERT_TRUE(engine.core->submit(greedy({5, 6}, 3), sink));
   while (engine.core->step()) {
   }
-  EXPECT_EQ(sink->n_running, 0);
+  ASSERT_TRUE(sink->is_finished);
+  for (const EngineStats& stats : {sink->at_end, sink->at_step_end}) {
+    EXPECT_EQ(stats.n_running, 0);
+    EXPECT_EQ(stats.completion_tokens, 3);
+    EXPECT_EQ(stats.n_finished[static_cast<std::size_t>(FinishReason::kLength)], 1);
+  }
 }
 
 TEST(EngineCore, StopsAtMaxTokensAndSaysWhenTheContextIsFull) {
