@@ -16,9 +16,9 @@ std::int64_t aligned(std::int64_t bytes) {
   return (bytes + kAlign - 1) / kAlign * kAlign;
 }
 
-// A row of a part on its way: data and the call's number.
+// A row of a part on its way.
 std::int64_t row_bytes(const CudaGroupOptions& o) {
-  return (o.has_bf16_parts ? 4 : 8) * o.hidden_size;
+  return (o.has_bf16_parts ? 2 : 4) * o.hidden_size;
 }
 
 std::int64_t sum_rows_of(const CudaGroupOptions& o) {
@@ -27,12 +27,17 @@ std::int64_t sum_rows_of(const CudaGroupOptions& o) {
   return std::min(std::clamp<std::int64_t>(fitting, 16, o.max_sum_rows), o.max_tokens);
 }
 
+// What one rank sends another in a call.
+std::int64_t slot_bytes(const CudaGroupOptions& o) {
+  return aligned(sum_rows_of(o) * row_bytes(o));
+}
+
 struct Sizes {
   std::int64_t inbox, state, part, columns, received;
   // has_nccl: more rows than the kernel takes are summed in place. Without peers the others' columns are received.
   Sizes(const CudaGroupOptions& o, std::size_t rank, bool has_peers, bool has_nccl) {
     const auto n = static_cast<std::int64_t>(o.devices.size());
-    inbox = has_peers ? 2 * n * aligned(sum_rows_of(o) * row_bytes(o)) : 0;
+    inbox = has_peers ? 2 * n * slot_bytes(o) : 0;
     state = aligned(4 * (4 + kCudaMaxRanks));
     part = has_peers ? aligned(4 * o.hidden_size * (has_nccl ? sum_rows_of(o) : o.max_tokens)) : 0;
     columns = aligned(4 * o.max_rows * (o.first_column[rank + 1] - o.first_column[rank]));
@@ -53,6 +58,7 @@ class CudaGroup::RankComm : public Comm {
     STILL_TRY(memory_, DeviceBuffer::create(sizes.total(), "what GPUs exchange"));
     STILL_TRY(CudaStream stream, CudaStream::create());
     stream.fill(memory_.data(), 0, memory_.size());
+    stream.fill(memory_.data(), 0xff, sizes.inbox);  // nothing has come
     STILL_TRY_STATUS(stream.wait("what GPUs exchange"));
     if (group_.has_peers_) cuda_kernels()->load_rank_kernels();
     std::byte* at = memory_.data();
@@ -73,19 +79,19 @@ class CudaGroup::RankComm : public Comm {
   int size() const override { return static_cast<int>(group_.options_.devices.size()); }
 
   float* part(std::int64_t n) override { return n <= max_part_ ? part_ : nullptr; }
-  void add_parts(void* stream, float* y, std::int64_t n_rows, std::int64_t k, bool is_new) override {
+  bool takes_bf16_parts() const override { return group_.has_peers_ && group_.options_.has_bf16_parts; }
+  void add_parts(void* stream, float* y, std::int64_t n_rows, std::int64_t k, bool is_new, bool is_bf16) override {
     for (std::int64_t row = 0; row < n_rows; row += group_.sum_rows_) {
-      CudaSumArgs args = sum_args(k);
-      args.part += row * k;
+      CudaSumArgs args = sum_args(k, row, is_bf16);
       args.y = y + row * k;
       args.is_new = is_new;
       args.n_rows = static_cast<std::int32_t>(std::min(group_.sum_rows_, n_rows - row));
       cuda_kernels()->sum_parts(stream, args);
     }
   }
-  bool add_parts_and_norm(void* stream, float* y, bool is_new, const CudaNormArgs& norm) override {
+  bool add_parts_and_norm(void* stream, float* y, bool is_new, bool is_bf16, const CudaNormArgs& norm) override {
     if (norm.n_rows > group_.sum_rows_ || norm.rows != nullptr) return false;
-    CudaSumArgs args = sum_args(norm.k);
+    CudaSumArgs args = sum_args(norm.k, 0, is_bf16);
     args.y = y;
     args.is_new = is_new;
     args.n_rows = norm.n_rows;
@@ -134,16 +140,17 @@ class CudaGroup::RankComm : public Comm {
   void set_logits(float* logits) { logits_ = logits; }
 
  private:
-  CudaSumArgs sum_args(std::int64_t k) const {
+  CudaSumArgs sum_args(std::int64_t k, std::int64_t row, bool is_bf16) const {
     STILL_CHECK(k == group_.options_.hidden_size);
     CudaSumArgs args{};
     for (std::size_t r = 0; r < group_.ranks_.size(); ++r) args.inboxes[r] = group_.ranks_[r]->inbox_;
-    args.slot_bytes = aligned(group_.sum_rows_ * row_bytes(group_.options_));
+    args.slot_bytes = slot_bytes(group_.options_);
     args.state = state_;
     args.is_bf16 = group_.options_.has_bf16_parts;
     args.rank = rank_;
     args.n_ranks = size();
-    args.part = part_;
+    args.part = part_ + row * k;
+    if (is_bf16) args.part_bf16 = reinterpret_cast<const std::uint16_t*>(part_) + row * k;
     args.k = static_cast<std::int32_t>(k);
     return args;
   }

@@ -379,7 +379,7 @@ void CudaExec::embed(TensorView y, const EmbeddingTable& table) {
                   part != nullptr ? part : y.f32());
   forget_copies(nullptr);
   if (part != nullptr) {
-    sum_ = {y.f32(), y.rows(), table.row_size, true};
+    sum_ = {y.f32(), y.rows(), table.row_size, true, false};
   } else if (table.is_part) {
     comm_->sum_in_place(stream_.handle(), y.f32(), n);
   }
@@ -387,7 +387,7 @@ void CudaExec::embed(TensorView y, const EmbeddingTable& table) {
 
 void CudaExec::add_parts() {
   if (sum_.y == nullptr) return;
-  comm_->add_parts(stream_.handle(), sum_.y, sum_.n_rows, sum_.k, sum_.is_new);
+  comm_->add_parts(stream_.handle(), sum_.y, sum_.n_rows, sum_.k, sum_.is_new, sum_.is_bf16);
   sum_ = {};
 }
 
@@ -430,7 +430,7 @@ void CudaExec::launch_norm() {
     }
   }
   if (sum_.y != nullptr && sum_.y == norm_.x.data &&
-      comm_->add_parts_and_norm(stream_.handle(), sum_.y, sum_.is_new, args)) {
+      comm_->add_parts_and_norm(stream_.handle(), sum_.y, sum_.is_new, sum_.is_bf16, args)) {
     sum_ = {};
     return;
   }
@@ -786,8 +786,9 @@ void CudaExec::linear_add(TensorView y, TensorView x, const Weight& w) {
     const std::int64_t n = y.rows() * w.n_out;
     if (float* part = comm_->part(n); part != nullptr) {
       product.y = part;
-      multiply(CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, false);
-      sum_ = {y.f32(), y.rows(), w.n_out, false};
+      const bool is_bf16 = comm_->takes_bf16_parts() && w.format != PackedFormat::kF32;
+      multiply(CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, is_bf16);
+      sum_ = {y.f32(), y.rows(), w.n_out, false, is_bf16};
     } else {
       // The residual stream counts once in the sum.
       multiply(comm_->rank() == 0 ? CudaEpilogue::kAdd : CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, false);

@@ -152,7 +152,7 @@ class CudaExec {
   struct PendingSum {
     float* y = nullptr;
     std::int64_t n_rows = 0, k = 0;
-    bool is_new = false;
+    bool is_new = false, is_bf16 = false;
   };
 
   CudaOptions options_;

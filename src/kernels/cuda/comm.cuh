@@ -1,7 +1,7 @@
-// Ranks that write into one another's memory: values travel in words of four bytes, each beside the number of the call,
-// so that whoever polls them needs no other sign and no fence (as NCCL's LL protocol). Calls are counted in device
-// memory, since captured steps replay their arguments; two turns of an inbox suffice, because a rank that has ended
-// call n has everybody's data of n, which they sent after they had read all of n - 1.
+// Ranks that write into one another's memory. A value itself says that it has come, so that no fence and no other sign
+// is needed: words are never all ones but where nothing came yet, and who has read one makes it that again. Calls are
+// counted in device memory, since captured steps replay their arguments; two turns of an inbox suffice, because a rank
+// that has ended call n has everybody's data of n, which they sent after they had read all of n - 1.
 #pragma once
 
 #include "kernels/cuda/common.cuh"
@@ -63,62 +63,66 @@ __device__ __forceinline__ void load_eight(const float* from, float (&v)[8]) {
   v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
 }
 
-// Eight values as they travel: pieces of two floats, or of four bf16, each word of them beside the call's number.
+// Eight values as they travel: eight floats, or four pairs of bf16. A word of all ones says "not here yet": senders
+// write another NaN instead, and who has read a word sets it to that again.
 template <bool kIsBf16>
-inline constexpr int kPieces = kIsBf16 ? 2 : 4;
+inline constexpr int kWords = kIsBf16 ? 4 : 8;
+inline constexpr std::uint32_t kNotHere = 0xffffffffu, kOtherNan = 0x7fff7fffu;
 
-// Where the eight values `chunk` of the block's row from `sender` lie: each piece beside the neighbours' own.
+// Where the eight values `chunk` of the block's row from `sender` lie.
 template <bool kIsBf16>
 __device__ __forceinline__ std::uint8_t* place_of(const CudaSumArgs& args, std::uint32_t call, int receiver, int sender,
                                                   int chunk) {
   return args.inboxes[receiver] + ((call & 1) * args.n_ranks + sender) * args.slot_bytes +
-         (static_cast<std::int64_t>(blockIdx.x) * kPieces<kIsBf16> * (args.k / 8) + chunk) * 16;
+         (static_cast<std::int64_t>(blockIdx.x) * (args.k / 8) + chunk) * (4 * kWords<kIsBf16>);
 }
 
-// words: 8 floats, or 4 pairs of bf16.
 template <bool kIsBf16>
 __device__ __forceinline__ void send_eight(const CudaSumArgs& args, std::uint32_t call, int receiver, int chunk,
-                                           const std::uint32_t (&words)[2 * kPieces<kIsBf16>]) {
+                                           const std::uint32_t (&words)[kWords<kIsBf16>]) {
   std::uint8_t* to = place_of<kIsBf16>(args, call, receiver, args.rank, chunk);
 #pragma unroll
-  for (int i = 0; i < kPieces<kIsBf16>; ++i)
-    asm volatile("st.volatile.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to + i * 2 * args.k), "r"(words[2 * i]),
-                 "r"(call), "r"(words[2 * i + 1]), "r"(call)
+  for (int i = 0; i < kWords<kIsBf16>; i += 4)
+    asm volatile("st.volatile.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to + 4 * i), "r"(words[i]), "r"(words[i + 1]),
+                 "r"(words[i + 2]), "r"(words[i + 3])
                  : "memory");
 }
 
 template <bool kIsBf16>
 __device__ __forceinline__ void receive_eight(const CudaSumArgs& args, std::uint32_t call, int sender, int chunk,
-                                              std::uint32_t (&words)[2 * kPieces<kIsBf16>]) {
-  const std::uint8_t* from = place_of<kIsBf16>(args, call, args.rank, sender, chunk);
+                                              std::uint32_t (&words)[kWords<kIsBf16>]) {
+  std::uint8_t* from = place_of<kIsBf16>(args, call, args.rank, sender, chunk);
   std::uint32_t n_polls = 0;
   std::uint64_t since = 0;
   bool is_there;
   do {
     is_there = true;
 #pragma unroll
-    for (int i = 0; i < kPieces<kIsBf16>; ++i) {
-      std::uint32_t first, second;
+    for (int i = 0; i < kWords<kIsBf16>; i += 4) {
       asm volatile("ld.volatile.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(words[2 * i]), "=r"(first), "=r"(words[2 * i + 1]), "=r"(second)
-                   : "l"(from + i * 2 * args.k)
+                   : "=r"(words[i]), "=r"(words[i + 1]), "=r"(words[i + 2]), "=r"(words[i + 3])
+                   : "l"(from + 4 * i)
                    : "memory");
-      is_there = is_there && first == call && second == call;
+#pragma unroll
+      for (int j = i; j < i + 4; ++j) is_there = is_there && words[j] != kNotHere;
     }
     if (!is_there) check_patience(n_polls, since);
   } while (!is_there);
+#pragma unroll
+  for (int i = 0; i < kWords<kIsBf16>; i += 4)
+    *reinterpret_cast<uint4*>(from + 4 * i) = make_uint4(kNotHere, kNotHere, kNotHere, kNotHere);
 }
 
 template <bool kIsBf16>
-__device__ __forceinline__ void to_words(const float (&v)[8], std::uint32_t (&words)[2 * kPieces<kIsBf16>]) {
+__device__ __forceinline__ void to_words(const float (&v)[8], std::uint32_t (&words)[kWords<kIsBf16>]) {
 #pragma unroll
-  for (int i = 0; i < 2 * kPieces<kIsBf16>; ++i)
+  for (int i = 0; i < kWords<kIsBf16>; ++i)
     words[i] = kIsBf16 ? pack_bf16(v[2 * i % 8], v[(2 * i + 1) % 8]) : __float_as_uint(v[i]);
 }
 template <bool kIsBf16>
-__device__ __forceinline__ void add_words(const std::uint32_t (&words)[2 * kPieces<kIsBf16>], float (&sum)[8]) {
+__device__ __forceinline__ void add_words(const std::uint32_t (&words)[kWords<kIsBf16>], float (&sum)[8]) {
 #pragma unroll
-  for (int i = 0; i < 2 * kPieces<kIsBf16>; ++i) {
+  for (int i = 0; i < kWords<kIsBf16>; ++i) {
     if constexpr (kIsBf16) {
       sum[2 * i] += __uint_as_float(words[i] << 16);
       sum[2 * i + 1] += __uint_as_float(words[i] & 0xffff0000u);

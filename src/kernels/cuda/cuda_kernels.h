@@ -158,17 +158,18 @@ struct CudaAttentionArgs {
 };
 
 // A sum over ranks of [n_rows, k] floats through memory that all of them reach: each rank writes its part into the
-// others' inboxes, four bytes of data beside four of the call's number, and waits for theirs. is_bf16: parts are
+// others' inboxes and waits for theirs; words that are not all ones have come. is_bf16: parts are
 // rounded to bf16 on their way, each rank's own too.
 inline constexpr int kCudaMaxRanks = 16;
 struct CudaSumArgs {
-  std::uint8_t* inboxes[kCudaMaxRanks];  // of each rank: [2 turns][n_ranks senders][slot_bytes], zeroed once
-  std::int64_t slot_bytes;               // of most rows: 8 * rows * k, of bf16 4 * rows * k
+  std::uint8_t* inboxes[kCudaMaxRanks];  // of each rank: [2 turns][n_ranks senders][slot_bytes], all ones
+  std::int64_t slot_bytes;               // of most rows: 4 * rows * k, of bf16 2 * rows * k
   std::uint32_t* state;                  // of this rank: the last call's number, blocks that are done; zeroed once
   std::int32_t rank, n_ranks;
-  const float* part;  // [n_rows, k]
-  float* y;           // [n_rows, k]
-  bool is_new;        // y = the sum, else y +=
+  const float* part;               // [n_rows, k]
+  const std::uint16_t* part_bf16;  // is_bf16: the same as bf16, or null
+  float* y;                        // [n_rows, k]
+  bool is_new;                     // y = the sum, else y +=
   bool is_bf16;
   std::int32_t n_rows, k;
   bool has_norm;  // norm of the new y: norm.w, eps and where its results go

@@ -143,15 +143,27 @@ __global__ void repeat_bias_kernel(const float* bias, int n_out, float* y, std::
 
 constexpr int kTurns = 2;
 
+// A thread's norm weights, which nobody writes: asked for before the predecessor has ended.
+__device__ __forceinline__ void load_norm_weights(const CudaNormArgs& args, float (&w)[kTurns][8]) {
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int at = 8 * (turn * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x));
+#pragma unroll
+    for (int i = 0; i < 8; ++i) w[turn][i] = at + i < args.k ? __ldg(args.w + at + i) : 0.0f;
+  }
+}
 // From a row's values and each thread's sum of their squares to the result.
-__device__ __forceinline__ void finish_norm(const CudaNormArgs& args, float (&v)[kTurns][8], float sum);
+__device__ __forceinline__ void finish_norm(const CudaNormArgs& args, const float (&w)[kTurns][8],
+                                            float (&v)[kTurns][8], float sum);
 
 // A block takes a row; its values stay in registers between the sum and the result (up to 16 of a thread, which is
 // 16384 of a row). Squares are summed in f32: 8 of a thread, then a tree.
 __global__ void __launch_bounds__(1024) rms_norm_kernel(const CudaNormArgs args) {
   const int tid = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x), k = args.k;
-  wait_for_previous();
+  float w[kTurns][8];
+  load_norm_weights(args, w);
   allow_next();
+  wait_for_previous();
   const std::int64_t source = args.rows != nullptr ? args.rows[blockIdx.x] : static_cast<int>(blockIdx.x);
   const float* x = args.x + source * k;
   float v[kTurns][8];
@@ -170,10 +182,11 @@ __global__ void __launch_bounds__(1024) rms_norm_kernel(const CudaNormArgs args)
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum = fmaf(v[turn][i], v[turn][i], sum);
   }
-  finish_norm(args, v, sum);
+  finish_norm(args, w, v, sum);
 }
 
-__device__ __forceinline__ void finish_norm(const CudaNormArgs& args, float (&v)[kTurns][8], float sum) {
+__device__ __forceinline__ void finish_norm(const CudaNormArgs& args, const float (&w)[kTurns][8],
+                                            float (&v)[kTurns][8], float sum) {
   __shared__ float warp_sums[32];
   const int tid = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x), k = args.k;
   sum = warp_sum(sum);
@@ -186,7 +199,7 @@ __device__ __forceinline__ void finish_norm(const CudaNormArgs& args, float (&v)
     const int at = 8 * (turn * n_threads + tid);
     if (turn > 0 && 8 * turn * n_threads >= k) break;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) v[turn][i] = at + i < k ? v[turn][i] * r * args.w[at + i] : 0.0f;
+    for (int i = 0; i < 8; ++i) v[turn][i] = at + i < k ? v[turn][i] * r * w[turn][i] : 0.0f;
     const std::int64_t out = static_cast<std::int64_t>(blockIdx.x) * k + at;
     if (args.y_f32 != nullptr) {
       for (int i = 0; i < 8; ++i)
@@ -212,27 +225,44 @@ __device__ __forceinline__ void finish_norm(const CudaNormArgs& args, float (&v)
 template <bool kIsBf16>
 __global__ void __launch_bounds__(1024) sum_parts_kernel(const CudaSumArgs args) {
   const int tid = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x), k = args.k;
-  wait_for_previous();
+  float w[kTurns][8];
+  if (args.has_norm) load_norm_weights(args.norm, w);
+  // The next may start at once: it waits for this whole kernel before it looks at anything.
   allow_next();
+  wait_for_previous();
   const std::uint32_t call = next_call(args.state);
-  std::uint32_t part[kTurns][2 * kPieces<kIsBf16>];
+  std::uint32_t part[kTurns][kWords<kIsBf16>];
   float v[kTurns][8];
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
     const int at = 8 * (turn * n_threads + tid);
     if (at >= k) break;
-    float values[8];
-    load_eight(args.part + static_cast<std::int64_t>(blockIdx.x) * k + at, values);
-    to_words<kIsBf16>(values, part[turn]);
+    const std::int64_t from = static_cast<std::int64_t>(blockIdx.x) * k + at;
+    if (kIsBf16 && args.part_bf16 != nullptr) {
+      const uint4 words = *reinterpret_cast<const uint4*>(args.part_bf16 + from);
+      part[turn][0] = words.x, part[turn][1] = words.y, part[turn][2] = words.z, part[turn][3] = words.w;
+    } else {
+      float values[8];
+      load_eight(args.part + from, values);
+      to_words<kIsBf16>(values, part[turn]);
+    }
+#pragma unroll
+    for (std::uint32_t& word : part[turn]) word = word == kNotHere ? kOtherNan : word;
     for (int i = 1; i < args.n_ranks; ++i)
       send_eight<kIsBf16>(args, call, (args.rank + i) % args.n_ranks, at / 8, part[turn]);
   }
-  float sum = 0;
+  // Under way while the others' parts are waited for.
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
     const int at = 8 * (turn * n_threads + tid);
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[turn][i] = 0;
+    if (at < k && !args.is_new) load_eight(args.y + static_cast<std::int64_t>(blockIdx.x) * k + at, v[turn]);
+  }
+  float sum = 0;
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int at = 8 * (turn * n_threads + tid);
     if (at >= k) continue;
     float* y = args.y + static_cast<std::int64_t>(blockIdx.x) * k + at;
     float total[8] = {};
@@ -241,11 +271,10 @@ __global__ void __launch_bounds__(1024) sum_parts_kernel(const CudaSumArgs args)
         add_words<kIsBf16>(part[turn], total);
         continue;
       }
-      std::uint32_t words[2 * kPieces<kIsBf16>];
+      std::uint32_t words[kWords<kIsBf16>];
       receive_eight<kIsBf16>(args, call, rank, at / 8, words);
       add_words<kIsBf16>(words, total);
     }
-    if (!args.is_new) load_eight(y, v[turn]);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       v[turn][i] += total[i];
@@ -256,7 +285,7 @@ __global__ void __launch_bounds__(1024) sum_parts_kernel(const CudaSumArgs args)
   }
   __syncthreads();  // all have read the call's number
   if (tid == 0) end_call(args.state, call);
-  if (args.has_norm) finish_norm(args.norm, v, sum);
+  if (args.has_norm) finish_norm(args.norm, w, v, sum);
 }
 
 __global__ void gather_kernel(const std::uint32_t* x, int words, const std::int32_t* rows, std::uint32_t* y) {

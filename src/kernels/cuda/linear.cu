@@ -403,6 +403,11 @@ void launch_skinny(void* stream, SkinnyArgs args, int n_order) {
   const int n_chunks = static_cast<int>(ceil_div(args.k, Format::kSingleChunk));
   args.n_parts = parts_of(n_chunks, n_order);
   if (args.has_own_kernel) {
+    // Of both matrices no more warps than have as many turns: idle ones cost more than their loads bring.
+    if (!Format::kIsFolded && is_swiglu) {
+      const int n_turns = (n_chunks + args.n_parts - 1) / args.n_parts;
+      args.n_parts = (n_chunks + n_turns - 1) / n_turns;
+    }
     const auto block = static_cast<unsigned>(args.n_parts * 32);
     if (is_streamed(n_chunks, n_order)) {
       const auto n = static_cast<unsigned>(kMultiprocessors * (kMostWarps / n_chunks));
