@@ -154,6 +154,33 @@ TEST_F(CudaEngineTest, GreedyAnswersAreTheCpusWhereThoseAreSure) {
   }
 }
 
+TEST_F(CudaEngineTest, KvTypesThatAGpuDoesNotKeepAreRefused) {
+  const auto model = load_tiny("llama", 0);
+  ASSERT_NE(model, nullptr);
+  for (const KvType type : {KvType::kF16, KvType::kInt8, KvType::kBF16, KvType::kF8, KvType::kF32}) {
+    EngineOptions options;
+    options.settings = {.n_threads = 1, .context = 128, .max_seqs = 2, .kv_tokens = 256};
+    options.settings.memory_limit = std::int64_t{8} << 30;
+    options.settings.kv_type = type;
+    const auto engine = Engine::create(model, options);
+    ASSERT_EQ(engine.has_value(), type != KvType::kF32) << kv_type_name(type);
+    if (engine) continue;
+    EXPECT_EQ(engine.error().code, Code::kUnsupported);
+    EXPECT_EQ(engine.error().message, "KV type f32: on a GPU keys and values are kept as f16, bf16, int8 or fp8");
+  }
+  // With layers on the host both keep some.
+  auto split = Model::load(std::string(STILL_SOURCE_DIR) + "/testdata/tiny/llama/model.gguf",
+                           {.n_threads = 1, .cuda_device = 0, .n_host_layers = 1});
+  ASSERT_TRUE(split) << split.error().message;
+  EngineOptions options;
+  options.settings = {.n_threads = 1, .context = 128, .max_seqs = 2, .kv_tokens = 256};
+  options.settings.memory_limit = std::int64_t{8} << 30;
+  options.settings.kv_type = KvType::kF8;
+  const auto refused = Engine::create(*split, options);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message, "KV type fp8: for GPUs only, the CPU keeps keys and values as f16 or int8");
+}
+
 // The answer and its log-probabilities, bit by bit.
 void expect_same(const Recorder& got, const Recorder& want, const std::string& where) {
   ASSERT_EQ(got.ids, want.ids) << where;

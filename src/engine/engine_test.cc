@@ -296,6 +296,21 @@ TEST(Engine, EmptyModelSettingsAreRefusedInASentence) {
   EXPECT_FALSE(Engine::create(model, options));
 }
 
+TEST(Engine, KvTypesOfGpusAreRefusedOnACpu) {
+  const auto model = load(tiny_path("llama") + "/model.gguf");
+  ASSERT_TRUE(model);
+  for (const KvType type : {KvType::kF16, KvType::kInt8, KvType::kBF16, KvType::kF8}) {
+    EngineOptions options = base_options(64);
+    options.settings.kv_type = type;
+    const auto engine = Engine::create(model, options);
+    ASSERT_EQ(engine.has_value(), type == KvType::kF16 || type == KvType::kInt8) << kv_type_name(type);
+    if (engine) continue;
+    EXPECT_EQ(engine.error().code, Code::kUnsupported);
+    EXPECT_THAT(engine.error().message,
+                HasSubstr(std::string("KV type ") + std::string(kv_type_name(type)) + ": for GPUs only"));
+  }
+}
+
 TEST(Engine, GenerateWorksWithItsOwnThread) {
   const auto model = load(tiny_path("llama") + "/model.gguf");
   ASSERT_TRUE(model);

@@ -222,5 +222,24 @@ TEST(KvCache, SizesViewsAndCopies) {
   EXPECT_FALSE(KvCache::create(geometry, 0).has_value());
 }
 
+TEST(KvCache, TypesThatADeviceDoesNotKeepAreRefusedInASentence) {
+  for (const KvType type : {KvType::kF16, KvType::kInt8, KvType::kF32, KvType::kBF16, KvType::kF8}) {
+    const bool is_for_cpus = type == KvType::kF16 || type == KvType::kInt8 || type == KvType::kF32;
+    EXPECT_EQ(check_kv_type(type, false).has_value(), is_for_cpus) << kv_type_name(type);
+    EXPECT_EQ(check_kv_type(type, true).has_value(), type != KvType::kF32) << kv_type_name(type);
+    EXPECT_EQ(kv_type_of(kv_type_name(type)), type);
+    const auto cache = KvCache::create({.n_layers = 1, .n_kv_heads = 1, .head_dim = 64, .type = type}, 2);
+    ASSERT_EQ(cache.has_value(), is_for_cpus) << kv_type_name(type);
+    if (is_for_cpus) continue;
+    EXPECT_EQ(cache.error().code, Code::kUnsupported);
+    EXPECT_EQ(cache.error().message, "KV type " + std::string(kv_type_name(type)) +
+                                         ": for GPUs only, the CPU keeps keys and values as f16 or int8");
+  }
+  EXPECT_EQ(check_kv_type(KvType::kF32, true).error().message,
+            "KV type f32: on a GPU keys and values are kept as f16, bf16, int8 or fp8");
+  EXPECT_EQ(kv_type_of("f64"), std::nullopt);
+  EXPECT_EQ(kv_type_of(""), std::nullopt);
+}
+
 }  // namespace
 }  // namespace still
