@@ -70,7 +70,7 @@ class Peer:
 
 
 def still_bench(still, model, test, threads):
-    command = [still, "bench", "--json", "--kv-type", test.get("kv", "f16"), "--threads", str(threads), "--repeat", "1", "--seqs", str(test.get("seqs", 1)),
+    command = [still, "bench", "--json", "--device", "cpu", "--kv-type", test.get("kv", "f16"), "--threads", str(threads), "--repeat", "1", "--seqs", str(test.get("seqs", 1)),
                "--depth", str(test.get("depth", 0)), "--prefill", str(test["n"] if test["kind"] == "prefill" else 0),
                "--decode", str(test["n"] if test["kind"] != "prefill" else 0), model]
     rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -99,7 +99,7 @@ def speed_row(still, peers, model, test, rounds, threads):
 
 
 def start_rows(still, peers, model, title, rounds, threads):
-    commands = {"still": [still, "run", "--raw", "--temperature", "0", "--max-tokens", "1", "--context", "4096",
+    commands = {"still": [still, "run", "--device", "cpu", "--raw", "--temperature", "0", "--max-tokens", "1", "--context", "4096",
                           "--threads", str(threads), model, PROMPT]}
     for peer in peers:
         if peer.tool("llama-completion"):

@@ -48,8 +48,10 @@ Status show_version(const VersionOptions& options, const Context& context) {
   fmt::print("still version {}\n", STILL_VERSION);
   fmt::print("commit        {}\n", STILL_COMMIT);
   fmt::print("compiler      {}\n", kCompiler);
-  fmt::print("kernels       {}   (this machine can run: {}; STILL_ISA forces one)\n", kernels->name,
-             fmt::join(isas, ", "));
+  const std::vector<std::string> inexact = inexact_isas();
+  fmt::print("kernels       {}   (this machine can run: {}; STILL_ISA forces one{})\n", kernels->name,
+             fmt::join(isas, ", "),
+             inexact.empty() ? "" : fmt::format(", or one of other bits: {}", fmt::join(inexact, ", ")));
   fmt::print("cores         {}\n", usable_cores());
   fmt::print("memory        {} available\n", format_bytes(available_memory()));
   fmt::print("grammars      {}\n", grammar_engine());

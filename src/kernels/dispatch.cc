@@ -59,9 +59,14 @@ bool has_amx() {
   constexpr long kArchReqXcompPerm = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
 }
+bool has_amx_bf16() {
+  constexpr unsigned kAmxBf16 = 1u << 22, kAvx512Bf16 = 1u << 5;
+  return has_bits(cpuid(7).edx, kAmxBf16) && has_bits(cpuid(7, 1).eax, kAvx512Bf16) && has_amx();
+}
 
 struct Level {
   const char* name;
+  bool is_exact;  // the reference's bits
   bool (*is_available)();
   const CpuKernels& (*kernels)();
 };
@@ -69,20 +74,27 @@ const CpuKernels& ref_kernels() {
   return kRefKernels;
 }
 constexpr Level kLevels[] = {
-    {"ref", [] { return true; }, ref_kernels},
-    {"avx2", has_avx2, avx2_kernels},
-    {"avx512", has_avx512, avx512_kernels},
-    {"avx512_vnni", has_avx512_vnni, avx512_vnni_kernels},
-    {"amx", has_amx, amx_kernels},
+    {"ref", true, [] { return true; }, ref_kernels},
+    {"avx2", true, has_avx2, avx2_kernels},
+    {"avx512", true, has_avx512, avx512_kernels},
+    {"avx512_vnni", true, has_avx512_vnni, avx512_vnni_kernels},
+    {"amx", true, has_amx, amx_kernels},
+    {"amx_bf16", false, has_amx_bf16, amx_bf16_kernels},
 };
 
+std::vector<std::string> names_of_levels(bool is_exact) {
+  std::vector<std::string> names;
+  for (const Level& level : kLevels)
+    if (level.is_exact == is_exact && level.is_available()) names.emplace_back(level.name);
+  return names;
+}
 }  // namespace
 
 std::vector<std::string> available_isas() {
-  std::vector<std::string> names;
-  for (const Level& level : kLevels)
-    if (level.is_available()) names.emplace_back(level.name);
-  return names;
+  return names_of_levels(true);
+}
+std::vector<std::string> inexact_isas() {
+  return names_of_levels(false);
 }
 
 Result<const CpuKernels*> select_cpu_kernels(std::string_view isa) {
@@ -91,7 +103,8 @@ Result<const CpuKernels*> select_cpu_kernels(std::string_view isa) {
   for (const Level& level : kLevels) {
     if (!level.is_available()) continue;
     names += (names.empty() ? "" : ", ") + std::string(level.name);
-    if (isa.empty() || isa == "auto" || isa == level.name) best = &level.kernels();
+    const bool is_any = level.is_exact && (isa.empty() || isa == "auto");
+    if (is_any || isa == level.name) best = &level.kernels();
   }
   if (best == nullptr)
     return error(Code::kUnsupported, "STILL_ISA: \"{}\" does not run here; this machine has {}", isa, names);

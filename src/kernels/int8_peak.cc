@@ -13,7 +13,7 @@ double measure_int8_peak(ThreadPool& threads, std::string_view isa) {
   if (isa == "avx2") run_rounds = int8_peak_avx2;
   if (isa == "avx512") run_rounds = int8_peak_avx512;
   if (isa == "avx512_vnni") run_rounds = int8_peak_avx512_vnni;
-  if (isa == "amx") run_rounds = int8_peak_amx;
+  if (isa == "amx" || isa == "amx_bf16") run_rounds = int8_peak_amx;
   if (!run_rounds) return 0;
   constexpr std::int64_t kRounds = 2'000'000;  // about 10 ms
   constexpr int kRuns = 8;

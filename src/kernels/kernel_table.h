@@ -1,9 +1,9 @@
 // The table of CPU kernels: plain structs and function pointers, one table per instruction set.
 //
-// Every table computes the same bits (docs/arithmetic.md states the order of every float operation; kernels/ref/ is
-// that text as scalar code). A table of a higher level starts as a copy of the level below and overrides what it has.
-// ISA files include this header, <immintrin.h> and <cstdint>, and nothing else: no inline function of common code may
-// be compiled for an instruction set that the machine may lack.
+// Every table but "amx_bf16" computes the same bits (docs/arithmetic.md states the order of every float operation;
+// kernels/ref/ is that text as scalar code). A table of a higher level starts as a copy of the level below and
+// overrides what it has. ISA files include this header, <immintrin.h> and <cstdint>, and nothing else: no inline
+// function of common code may be compiled for an instruction set that the machine may lack.
 #pragma once
 
 #include <cstdint>
@@ -144,7 +144,7 @@ struct RopeArgs {
 };
 
 struct CpuKernels {
-  const char* name;  // "ref", "avx2", "avx512", "avx512_vnni", "amx"
+  const char* name;  // "ref", "avx2", "avx512", "avx512_vnni", "amx", "amx_bf16"
 
   // block is 32 or 256 and divides k.
   void (*quantize_rows)(const float* x, std::int64_t x_stride, std::int64_t n_rows, std::int64_t k, std::int32_t block,
