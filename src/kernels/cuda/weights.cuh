@@ -712,29 +712,39 @@ struct F8 {
       words[i] = x.words[i];
       words[4 + i] = __shfl_down_sync(0xffffffffu, x.words[i], 4);
     }
-    float acc[2][4] = {};  // of even and of odd slices
+    // Two chains, of 128 weights each: what lane s has of an even slice goes on in the next slice's column.
+    float acc[2][4] = {};
 #pragma unroll
-    for (int s = 0; s < 4; ++s) {
+    for (int second = 0; second < 2; ++second) {
+      if (second == 1) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          acc[half][0] = __shfl_up_sync(0xffffffffu, acc[half][0], 1);
+          acc[half][2] = __shfl_up_sync(0xffffffffu, acc[half][2], 1);
+        }
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        std::uint32_t a[4];
-        e4m3_to_f16(word(c.w[s][0], i), a[0], a[2]);
-        e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
-        const bool is_mine = g == 2 * s;
-        mma_f16(acc[s % 2], a[0], a[1], a[2], a[3], is_mine ? words[2 * i] : 0, is_mine ? words[2 * i + 1] : 0);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int s = 2 * half + second;
+          std::uint32_t a[4];
+          e4m3_to_f16(word(c.w[s][0], i), a[0], a[2]);
+          e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
+          const bool is_mine = g == 2 * s;
+          mma_f16(acc[half], a[0], a[1], a[2], a[3], is_mine ? words[2 * i] : 0, is_mine ? words[2 * i + 1] : 0);
+        }
       }
     }
-    // The lane's slice is elements 64 t to 64 t + 63 of the chunk.
-    float sum[2] = {t % 2 == 0 ? acc[0][0] : acc[1][0], t % 2 == 0 ? acc[0][2] : acc[1][2]};
+    // Lanes 1 and 3 of four have a half's sums of both rows; even lanes take row g, odd ones row g + 8.
+    const float low = t < 2 ? acc[0][0] : acc[1][0], high = t < 2 ? acc[0][2] : acc[1][2];
+    const float from_next = __shfl_xor_sync(0xffffffffu, low, 1);
+    float half = t % 2 == 0 ? from_next : high;
     if constexpr (kIsBlocks) {
       const int at = chunk * kChunk + 128 * (t / 2);
-      const bool is_odd = lane % 2 != 0;
-      float half = (is_odd ? sum[1] : sum[0]) + __shfl_xor_sync(0xffffffffu, is_odd ? sum[0] : sum[1], 1);
       half = at < panel.k ? __fmul_rn(half, block_scale(panel, at)) : 0.0f;
-      f[0] = fmaf(__fadd_rn(half, __shfl_xor_sync(0xffffffffu, half, 2)), x.scale, f[0]);
-    } else {
-      f[0] = fmaf(fold_lanes(sum, lane), x.scale, f[0]);
     }
+    f[0] = fmaf(__fadd_rn(half, __shfl_xor_sync(0xffffffffu, half, 2)), x.scale, f[0]);
   }
 
   // --- more tokens: x.f16 rows, and x.scale [rows][chunks] -----------------------------------------------------------
@@ -742,7 +752,7 @@ struct F8 {
   static __device__ __forceinline__ void multiply(const Chunk& c, const Panel& panel, const CudaActivations& x,
                                                   int n_rows, int chunk, int lane, float (&f)[kColumns8][4]) {
     const int g = lane / 4, t = lane % 4;
-    float halves[2][kColumns8][4];  // of 128 weights
+    float halves[2][kColumns8][4] = {};  // chains of 128 weights
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
       const int at = chunk * kChunk + 64 * s + 16 * t;
@@ -756,7 +766,6 @@ struct F8 {
           b[n][0] = from[0], b[n][1] = from[1];
         }
       }
-      float acc[kColumns8][4] = {};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         std::uint32_t a[4];
@@ -764,13 +773,8 @@ struct F8 {
         e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
 #pragma unroll
         for (int n = 0; n < kColumns8; ++n)
-          mma_f16(acc[n], a[0], a[1], a[2], a[3], word(b[n][i / 2], i % 2 * 2), word(b[n][i / 2], i % 2 * 2 + 1));
-      }
-#pragma unroll
-      for (int n = 0; n < kColumns8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          halves[s / 2][n][i] = s % 2 == 0 ? acc[n][i] : __fadd_rn(halves[s / 2][n][i], acc[n][i]);
+          mma_f16(halves[s / 2][n], a[0], a[1], a[2], a[3], word(b[n][i / 2], i % 2 * 2),
+                  word(b[n][i / 2], i % 2 * 2 + 1));
       }
     }
     const int begin = chunk * kChunk, n_chunks = (panel.k + kChunk - 1) / kChunk;
