@@ -447,7 +447,9 @@ struct TileMath {
 template <bool kIsBlocks>
 struct TileMath<F8<kIsBlocks>> {
   using Format = F8<kIsBlocks>;
-  // Slice s into acc, half a chunk's chain; its weights' registers take the next chunk's.
+  static constexpr int kSlices = kIsBlocks ? 2 : 4;  // of a chain
+  // Slice s into acc, whose chain is a chunk or, where halves have scales, half of one; its weights' registers take the
+  // next chunk's.
   static __device__ __forceinline__ void slice(typename Format::Chunk& c, const Panel& panel, int s, int next,
                                                const std::uint8_t* image, int lane, std::uint32_t (&a)[2][8],
                                                float (&acc)[32]) {
@@ -461,7 +463,7 @@ struct TileMath<F8<kIsBlocks>> {
       }
       if (half == 1 && next >= 0) Format::load_slice(c, panel, next, s, lane);
       wgmma_fence();
-      wgmma_step(acc, a[half], step_descriptor(image + (4 * s + 2 * half) * kStepBytes), s % 2 + half > 0);
+      wgmma_step(acc, a[half], step_descriptor(image + (4 * s + 2 * half) * kStepBytes), s % kSlices + half > 0);
       wgmma_step(acc, a[half] + 4, step_descriptor(image + (4 * s + 2 * half + 1) * kStepBytes), true);
       wgmma_commit();
       wgmma_wait<1>();
@@ -470,7 +472,8 @@ struct TileMath<F8<kIsBlocks>> {
   static __device__ __forceinline__ void multiply(typename Format::Chunk& c, const Panel& panel, int chunk, int next,
                                                   const std::uint8_t* image, int lane, bool is_alone, float (&f)[32]) {
     std::uint32_t a[2][8];
-    float first[32], second[32];
+    float first[32];
+    float second[kIsBlocks ? 32 : 1];
     float block[2] = {1, 1};
     if constexpr (kIsBlocks) {
       const int begin = chunk * 256;
@@ -479,17 +482,22 @@ struct TileMath<F8<kIsBlocks>> {
     }
     slice(c, panel, 0, next, image, lane, a, first);
     slice(c, panel, 1, next, image, lane, a, first);
-    slice(c, panel, 2, next, image, lane, a, second);
-    slice(c, panel, 3, next, image, lane, a, second);
+    if constexpr (kIsBlocks) {
+      slice(c, panel, 2, next, image, lane, a, second);
+      slice(c, panel, 3, next, image, lane, a, second);
+      wgmma_finish(second);
+    } else {
+      slice(c, panel, 2, next, image, lane, a, first);
+      slice(c, panel, 3, next, image, lane, a, first);
+    }
     wgmma_finish(first);
-    wgmma_finish(second);
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       const float2 s = two_floats(image + kMainBytes, n, lane % 4);
 #pragma unroll
       for (int i = 4 * n; i < 4 * n + 4; ++i) {
-        const float sum = kIsBlocks ? __fadd_rn(__fmul_rn(first[i], block[0]), __fmul_rn(second[i], block[1]))
-                                    : __fadd_rn(first[i], second[i]);
+        float sum = first[i];
+        if constexpr (kIsBlocks) sum = __fadd_rn(__fmul_rn(sum, block[0]), __fmul_rn(second[i], block[1]));
         const float v = fmaf(sum, of(s, i), is_alone ? 0.0f : f[i]);
         f[i] = is_alone ? __fadd_rn(f[i], v) : v;
       }
@@ -506,6 +514,7 @@ __device__ __forceinline__ void add_to_slot(float4* slot, int thread, bool is_ne
     float4 v = is_new ? make_float4(0, 0, 0, 0) : at;
     v.x += f[4 * i], v.y += f[4 * i + 1], v.z += f[4 * i + 2], v.w += f[4 * i + 3];
     at = v;
+    if constexpr (kSize == 64) asm volatile("" ::: "memory");  // one after the other: registers are short
   }
 }
 template <int kSize>
@@ -537,18 +546,34 @@ __device__ __forceinline__ void finish_tile(const SkinnyArgs& args, int n_split,
   } else {
     __syncthreads();
   }
-  const auto sum_at = [&](int at) {
-    if (n_split == 1) return out[at];
-    float v = 0;
+  std::uint32_t others[kSumGroups];  // the blocks' results
 #pragma unroll
-    for (int r = 0; r < kSumGroups; ++r) {
-      std::uint32_t address;
-      float other;
-      asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(out + at)), "r"(r));
-      asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(other) : "r"(address) : "memory");
-      v = r == 0 ? other : v + other;
+  for (int r = 0; r < kSumGroups; ++r)
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(others[r])
+                 : "r"(shared_address(out)), "r"(n_split == 1 ? 0 : r));
+  constexpr int kAtOnce = 8;
+  // Some columns' sums; all are asked for before the first is added.
+  const auto sums_at = [&](int at, int apart, int last, float(&v)[kAtOnce]) {
+    if (n_split == 1) {
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) v[i] = out[min(at + i * apart, last)];
+      return;
     }
-    return v;
+    float parts[kAtOnce][kSumGroups];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const auto bytes = static_cast<std::uint32_t>(4 * min(at + i * apart, last));
+#pragma unroll
+      for (int r = 0; r < kSumGroups; ++r)
+        asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(parts[i][r]) : "r"(others[r] + bytes) : "memory");
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      v[i] = parts[i][0];
+#pragma unroll
+      for (int r = 1; r < kSumGroups; ++r) v[i] += parts[i][r];
+    }
   };
   // A thread takes a row of the matrices and every n-th column.
   const int n_results = is_swiglu ? 64 : 128, result = thread % n_results, n_apart = kThreads / n_results;
@@ -566,7 +591,6 @@ __device__ __forceinline__ void finish_tile(const SkinnyArgs& args, int n_split,
     const float scale = scale_of(product), up_scale = is_swiglu ? scale_of(args.products[1]) : 0.0f;
     const bool is_add = args.epilogue == CudaEpilogue::kAdd;
     const float bias = !is_add && product.bias != nullptr ? product.bias[row] : 0.0f;
-    constexpr int kAtOnce = 8;
     for (int from = rank * n_here + thread / n_results; from < end; from += kAtOnce * n_apart) {
       const auto column_at = [&](int i) { return tile * kColumns + from + i * n_apart; };
       float old[kAtOnce];
@@ -576,20 +600,20 @@ __device__ __forceinline__ void finish_tile(const SkinnyArgs& args, int n_split,
         if (is_add && from + i * n_apart < end)
           old[i] = static_cast<const float*>(product.y)[column_at(i) * product.y_stride + row];
       }
+      float v[kAtOnce], up[kAtOnce];
+      const int at = from * kOutStride + result, last = (end - 1) * kOutStride + result;
+      sums_at(at, n_apart * kOutStride, last, v);
+      if (is_swiglu) sums_at(at + 64, n_apart * kOutStride, last + 64, up);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const int in_tile = from + i * n_apart;
-        if (in_tile >= end) break;
-        float v = sum_at(in_tile * kOutStride + result);
-        if constexpr (Format::kHasRowScales) v *= scale;
+        if constexpr (Format::kHasRowScales) v[i] *= scale;
         if (is_swiglu) {
-          float up = sum_at(in_tile * kOutStride + 64 + result);
-          if constexpr (Format::kHasRowScales) up *= up_scale;
-          v = v / (1.0f + __expf(-v)) * up;
+          if constexpr (Format::kHasRowScales) up[i] *= up_scale;
+          v[i] = v[i] / (1.0f + __expf(-v[i])) * up[i];
         } else if (is_add || product.bias != nullptr) {
-          v += old[i];
+          v[i] += old[i];
         }
-        store(args, product, column_at(i), row, v);
+        if (from + i * n_apart < end) store(args, product, column_at(i), row, v[i]);
       }
     }
   }
@@ -688,7 +712,7 @@ __device__ __forceinline__ void tile_body(const SkinnyArgs& args, int n_split, u
 // twice as much to do for each. Stages are slices of 64 activations, the image of both 64 rows side by side; weights
 // come through shared memory too, by copies of which each thread reads its own, a chunk ahead. Of what is saved, groups
 // or parts of a group, there is room for one: where parts are several chunks, clusters share the groups.
-constexpr int kWideRows = 2 * kTileRows, kWideStages = 8, kWideAhead = 6, kWideScales = 4;
+constexpr int kWideRows = 2 * kTileRows, kWideStages = 8, kWideAhead = 4, kWideScales = 4;
 constexpr int kSliceBytes = 4 * 2 * kStepBytes, kFifoBytes = 4 * 2 * 16 * kThreads, kWideSlotBytes = 2 * kSlotBytes;
 static_assert(kWideStages * kSliceBytes + kFifoBytes + kWideSlotBytes + kWideScales * kWideRows * 4 ==
               kWideSharedBytes);
@@ -711,13 +735,15 @@ __device__ __forceinline__ std::uint64_t wide_descriptor(const std::uint8_t* ste
          static_cast<std::uint64_t>(kStepBytes / 16) << 16 | static_cast<std::uint64_t>(128 / 16) << 32;
 }
 
-template <class Format>
+// kIsAlone: parts are single chunks.
+template <class Format, bool kIsAlone>
 __device__ __forceinline__ void wide_body(const SkinnyArgs& args, int n_split) {
   extern __shared__ __align__(128) std::uint8_t stages[];
   __shared__ std::uint64_t full[kWideStages], empty[kWideStages];
   __shared__ std::uint16_t order[kMostWideChunks];  // this block's chunks; 2^15: ends its part, 2^14: its group
   __shared__ int n_own;
   constexpr bool kIsBlocks = !Format::kHasRowScales;
+  constexpr int kChain = kIsBlocks ? 2 : 4;  // slices of a chain
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32, t = lane % 4;
   const int rank = static_cast<int>(blockIdx.x) % n_split, tile = static_cast<int>(blockIdx.x) / n_split;
   const int n_chunks = (args.k + 255) / 256;
@@ -777,7 +803,6 @@ __device__ __forceinline__ void wide_body(const SkinnyArgs& args, int n_split) {
       copy_bulk(scales + q / 4 % kWideScales * (kWideRows * 4), image + 2 * kMainBytes, kWideRows * 4, &full[stage]);
   };
 
-  const bool is_alone = args.n_parts == n_chunks;
   bool is_first = true;  // of what the slot adds up
 #pragma unroll
   for (int s = 0; s < 4; ++s) fetch(0, s);
@@ -785,78 +810,117 @@ __device__ __forceinline__ void wide_body(const SkinnyArgs& args, int n_split) {
   wait_for_previous();
   if (thread == 0)
     for (int q = 0; q < kWideAhead; ++q) ask(q);
-  float f[64] = {};
-  for (int i = 0; i < n_here; ++i) {
-    float first[64], second[64];
-    std::uint32_t a[2][8];
-    const int base = i % 2 * 4;
-    const auto slice = [&](int s, float(&acc)[64]) {
-      const int stage = base + s;
-      if (thread == 0) ask(4 * i + s + kWideAhead);
-      __syncwarp();
-      wait_own<3>();
-      const uint4 w[2] = {fifo[2 * s * kThreads], fifo[(2 * s + 1) * kThreads]};
-      barrier_wait(&full[stage], static_cast<unsigned>(i / 2) % 2);
-      const std::uint8_t* steps = stages + stage * kSliceBytes;
+  float f[64] = {}, even[64], odd[64];  // and two chains, of chunks in turns or of a chunk's halves
+  std::uint32_t a[2][8];
+  uint4 w[2];
+  const auto take = [&](int s) {  // the thread's weights of slice s
+    wait_own<3>();
+    w[0] = fifo[2 * s * kThreads], w[1] = fifo[(2 * s + 1) * kThreads];
+  };
+  // Slice s of chunk i; `meanwhile` is called twice, while the tensor core works. Leaves the next slice's weights in w
+  // and one group of steps under way, of a chunk's last slice none: else the compiler would let no step overlap
+  // another, since it does not see which sums are complete.
+  const auto slice = [&](int i, int s, float(&acc)[64], auto&& meanwhile) {
+    const int stage = i % 2 * 4 + s;
+    const std::uint8_t* steps = stages + stage * kSliceBytes;
+    barrier_wait(&full[stage], static_cast<unsigned>(i / 2) % 2);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          std::uint32_t* to = a[half] + 4 * j;
-          e4m3_to_f16(Format::word(w[0], 2 * half + j), to[0], to[2]);
-          e4m3_to_f16(Format::word(w[1], 2 * half + j), to[1], to[3]);
-        }
-        if (half == 1) fetch(i + 1, s);
-        wgmma_fence();
-        wgmma_step(acc, a[half], wide_descriptor(steps + 2 * half * 2 * kStepBytes), s % 2 + half > 0);
-        wgmma_step(acc, a[half] + 4, wide_descriptor(steps + (2 * half + 1) * 2 * kStepBytes), true);
-        wgmma_commit();
-        wgmma_wait<1>();
-        if (half == 0 && s > 0 && lane == 0) barrier_arrive(&empty[stage - 1]);
+      for (int j = 0; j < 2; ++j) {
+        std::uint32_t* to = a[half] + 4 * j;
+        e4m3_to_f16(Format::word(w[0], 2 * half + j), to[0], to[2]);
+        e4m3_to_f16(Format::word(w[1], 2 * half + j), to[1], to[3]);
+      }
+      wgmma_fence();
+      wgmma_step(acc, a[half], wide_descriptor(steps + 4 * half * kStepBytes), s % kChain + half > 0);
+      wgmma_step(acc, a[half] + 4, wide_descriptor(steps + (4 * half + 2) * kStepBytes), true);
+      wgmma_commit();
+      if (half == 0) {
+        if (thread == 0) ask(4 * i + s + kWideAhead);
         __syncwarp();
-      }
-    };
-    slice(0, first);
-    slice(1, first);
-    slice(2, second);
-    slice(3, second);
-    const std::uint16_t entry = order[i];
-    float block[2] = {1, 1};
-    if constexpr (kIsBlocks) {
-      const int begin = (entry & 0x3fff) * 256;
-      block[0] = Format::block_scale(panel, begin);
-      block[1] = begin + 128 < panel.k ? Format::block_scale(panel, begin + 128) : 0.0f;
-    }
-    wgmma_finish(first);
-    wgmma_finish(second);
-    if (lane == 0) barrier_arrive(&empty[base + 3]);
-    const std::uint8_t* of_chunk = scales + i % kWideScales * (kWideRows * 4);
-    const auto add_chunk = [&](auto&& add) {
-#pragma unroll
-      for (int n = 0; n < 16; ++n) {
-        const float2 scale = two_floats(of_chunk, n, t);
-#pragma unroll
-        for (int j = 4 * n; j < 4 * n + 4; ++j)
-          f[j] = add(f[j], of(scale, j),
-                     kIsBlocks ? __fadd_rn(__fmul_rn(first[j], block[0]), __fmul_rn(second[j], block[1]))
-                               : __fadd_rn(first[j], second[j]));
-      }
-    };
-    if (is_alone) {
-      add_chunk([](float sum, float scale, float v) { return __fadd_rn(sum, __fmul_rn(v, scale)); });
-    } else {
-      add_chunk([](float sum, float scale, float v) { return fmaf(v, scale, sum); });
-    }
-    const bool ends_group = (entry & 0x4000) != 0;
-    if (is_alone ? ends_group && n_split == 1 : (entry & 0x8000) != 0) {
-      add_to_slot(slot, thread, is_first, f);
-      is_first = false;
-      if (!is_alone && ends_group) {
-        take_slot(slot, thread, f);
       } else {
-#pragma unroll
-        for (int j = 0; j < 64; ++j) f[j] = 0;
+        fetch(i + 1, s);
+        take((s + 1) % 4);
       }
+      meanwhile();
+      if (half == 1 && s == 3) {
+        wgmma_finish(acc);
+      } else {
+        wgmma_wait<1>();
+      }
+      if (half == 0 && lane == 0 && (s > 0 || i > 0)) barrier_arrive(&empty[(stage + kWideStages - 1) % kWideStages]);
+      __syncwarp();
+    }
+  };
+  // A quarter of chunk i's sums, which are complete, into f.
+  const auto add_quarter = [&](int i, int quarter, const float(&sums)[64]) {
+    const std::uint8_t* of_chunk = scales + i % kWideScales * (kWideRows * 4);
+#pragma unroll
+    for (int n = 4 * quarter; n < 4 * quarter + 4; ++n) {
+      const float2 scale = two_floats(of_chunk, n, t);
+#pragma unroll
+      for (int j = 4 * n; j < 4 * n + 4; ++j) {
+        f[j] = kIsAlone ? __fadd_rn(f[j], __fmul_rn(sums[j], of(scale, j))) : fmaf(sums[j], of(scale, j), f[j]);
+      }
+    }
+  };
+  const auto end_chunk = [&](int i) {
+    const std::uint16_t entry = order[i];
+    const bool ends_group = (entry & 0x4000) != 0;
+    if (kIsAlone ? !ends_group || n_split > 1 : (entry & 0x8000) == 0) return;
+    add_to_slot(slot, thread, is_first, f);
+    is_first = false;
+    if (!kIsAlone && ends_group) {
+      take_slot(slot, thread, f);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 64; ++j) f[j] = 0;
+    }
+  };
+  const auto nothing = [] {};
+  if (n_here > 0) take(0);
+  if constexpr (kIsBlocks) {
+    for (int i = 0; i < n_here; ++i) {
+      slice(i, 0, even, nothing);
+      slice(i, 1, even, nothing);
+      slice(i, 2, odd, nothing);
+      slice(i, 3, odd, nothing);
+      const int begin = chunk_at(i) * 256;
+      const float block[2] = {Format::block_scale(panel, begin),
+                              begin + 128 < panel.k ? Format::block_scale(panel, begin + 128) : 0.0f};
+      wgmma_finish(even);
+#pragma unroll
+      for (int j = 0; j < 64; ++j) even[j] = __fadd_rn(__fmul_rn(even[j], block[0]), __fmul_rn(odd[j], block[1]));
+#pragma unroll
+      for (int quarter = 0; quarter < 4; ++quarter) add_quarter(i, quarter, even);
+      end_chunk(i);
+    }
+  } else {
+    // The chunk before, zeros at first, is added while this one's chain is under way.
+#pragma unroll
+    for (int j = 0; j < 64; ++j) odd[j] = 0;
+    const auto chunk = [&](int i, float(&acc)[64], float(&before)[64]) {
+      int quarter = 0;
+      const auto add = [&] { add_quarter(max(i - 1, 0), quarter++, before); };
+      slice(i, 0, acc, add);
+      slice(i, 1, acc, add);
+      if (i > 0) end_chunk(i - 1);
+      slice(i, 2, acc, nothing);
+      slice(i, 3, acc, nothing);
+    };
+    for (int i = 0; i < n_here; i += 2) {
+      chunk(i, even, odd);
+      if (i + 1 < n_here) chunk(i + 1, odd, even);
+    }
+    if (n_here > 0) {
+      if (n_here % 2 == 0) {
+#pragma unroll
+        for (int j = 0; j < 64; ++j) even[j] = odd[j];
+      }
+#pragma unroll
+      for (int quarter = 0; quarter < 4; ++quarter) add_quarter(n_here - 1, quarter, even);
+      end_chunk(n_here - 1);
     }
   }
   if (n_split == 1 && !is_first) take_slot(slot, thread, f);
@@ -872,10 +936,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-template <class Format>
+template <class Format, bool kIsAlone>
 __global__ void __launch_bounds__(kThreads, 1) wide_kernel(const __grid_constant__ SkinnyArgs args, int n_split) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  wide_body<Format>(args, n_split);
+  wide_body<Format, kIsAlone>(args, n_split);
 #endif
 }
 
@@ -901,10 +965,12 @@ void launch_format(void* stream, const SkinnyArgs& args, unsigned n_panels) {
   unsigned n_split = cost(kSumGroups) < cost(1) ? kSumGroups : 1;
   if constexpr (kKind == ImageKind::kF8) {
     if (are_wide) {
-      if (args.n_parts < n_chunks) n_split = kSumGroups;
-      (void)cudaFuncSetAttribute(wide_kernel<Format>, cudaFuncAttributeMaxDynamicSharedMemorySize, kWideSharedBytes);
-      launch_cluster(wide_kernel<Format>, dim3(n_tiles * n_split, n_blocks), kThreads, n_split, kWideSharedBytes,
-                     stream, args, static_cast<int>(n_split));
+      const bool is_alone = args.n_parts == n_chunks;
+      if (!is_alone) n_split = kSumGroups;
+      const auto kernel = is_alone ? wide_kernel<Format, true> : wide_kernel<Format, false>;
+      (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kWideSharedBytes);
+      launch_cluster(kernel, dim3(n_tiles * n_split, n_blocks), kThreads, n_split, kWideSharedBytes, stream, args,
+                     static_cast<int>(n_split));
       return;
     }
   }

@@ -712,39 +712,44 @@ struct F8 {
       words[i] = x.words[i];
       words[4 + i] = __shfl_down_sync(0xffffffffu, x.words[i], 4);
     }
-    // Two chains, of 128 weights each: what lane s has of an even slice goes on in the next slice's column.
-    float acc[2][4] = {};
+    const auto slice = [&](int s, int i, float(&acc)[4]) {
+      std::uint32_t a[4];
+      e4m3_to_f16(word(c.w[s][0], i), a[0], a[2]);
+      e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
+      const bool is_mine = g == 2 * s;
+      mma_f16(acc, a[0], a[1], a[2], a[3], is_mine ? words[2 * i] : 0, is_mine ? words[2 * i + 1] : 0);
+    };
+    // A chain goes on in the next slice's column, which the next lane of four has.
+    const auto move_on = [](float(&acc)[4]) {
+      acc[0] = __shfl_up_sync(0xffffffffu, acc[0], 1);
+      acc[2] = __shfl_up_sync(0xffffffffu, acc[2], 1);
+    };
+    if constexpr (!kIsBlocks) {
+      float acc[4] = {};
 #pragma unroll
-    for (int second = 0; second < 2; ++second) {
-      if (second == 1) {
+      for (int s = 0; s < 4; ++s) {
+        if (s > 0) move_on(acc);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          acc[half][0] = __shfl_up_sync(0xffffffffu, acc[half][0], 1);
-          acc[half][2] = __shfl_up_sync(0xffffffffu, acc[half][2], 1);
-        }
+        for (int i = 0; i < 4; ++i) slice(s, i, acc);
       }
+      // Lane 3 of four has the sums of both rows; even lanes take row g, odd ones row g + 8.
+      const float low = __shfl_sync(0xffffffffu, acc[0], lane | 3), high = __shfl_sync(0xffffffffu, acc[2], lane | 3);
+      f[0] = fmaf(t % 2 == 0 ? low : high, x.scale, f[0]);
+    } else {
+      float acc[2][4] = {};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int second = 0; second < 2; ++second) {
+        if (second == 1) move_on(acc[0]), move_on(acc[1]);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int s = 2 * half + second;
-          std::uint32_t a[4];
-          e4m3_to_f16(word(c.w[s][0], i), a[0], a[2]);
-          e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
-          const bool is_mine = g == 2 * s;
-          mma_f16(acc[half], a[0], a[1], a[2], a[3], is_mine ? words[2 * i] : 0, is_mine ? words[2 * i + 1] : 0);
-        }
+        for (int i = 0; i < 4; ++i) slice(second, i, acc[0]), slice(2 + second, i, acc[1]);
       }
-    }
-    // Lanes 1 and 3 of four have a half's sums of both rows; even lanes take row g, odd ones row g + 8.
-    const float low = t < 2 ? acc[0][0] : acc[1][0], high = t < 2 ? acc[0][2] : acc[1][2];
-    const float from_next = __shfl_xor_sync(0xffffffffu, low, 1);
-    float half = t % 2 == 0 ? from_next : high;
-    if constexpr (kIsBlocks) {
+      // Lanes 1 and 3 have a half's sums of both rows.
+      const float low = t < 2 ? acc[0][0] : acc[1][0], high = t < 2 ? acc[0][2] : acc[1][2];
+      const float from_next = __shfl_xor_sync(0xffffffffu, low, 1);
       const int at = chunk * kChunk + 128 * (t / 2);
-      half = at < panel.k ? __fmul_rn(half, block_scale(panel, at)) : 0.0f;
+      const float half = at < panel.k ? __fmul_rn(t % 2 == 0 ? from_next : high, block_scale(panel, at)) : 0.0f;
+      f[0] = fmaf(__fadd_rn(half, __shfl_xor_sync(0xffffffffu, half, 2)), x.scale, f[0]);
     }
-    f[0] = fmaf(__fadd_rn(half, __shfl_xor_sync(0xffffffffu, half, 2)), x.scale, f[0]);
   }
 
   // --- more tokens: x.f16 rows, and x.scale [rows][chunks] -----------------------------------------------------------
@@ -752,7 +757,7 @@ struct F8 {
   static __device__ __forceinline__ void multiply(const Chunk& c, const Panel& panel, const CudaActivations& x,
                                                   int n_rows, int chunk, int lane, float (&f)[kColumns8][4]) {
     const int g = lane / 4, t = lane % 4;
-    float halves[2][kColumns8][4] = {};  // chains of 128 weights
+    float sums[kIsBlocks ? 2 : 1][kColumns8][4] = {};  // chains of as many weights as have a scale
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
       const int at = chunk * kChunk + 64 * s + 16 * t;
@@ -773,7 +778,7 @@ struct F8 {
         e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
 #pragma unroll
         for (int n = 0; n < kColumns8; ++n)
-          mma_f16(halves[s / 2][n], a[0], a[1], a[2], a[3], word(b[n][i / 2], i % 2 * 2),
+          mma_f16(sums[kIsBlocks ? s / 2 : 0][n], a[0], a[1], a[2], a[3], word(b[n][i / 2], i % 2 * 2),
                   word(b[n][i / 2], i % 2 * 2 + 1));
       }
     }
@@ -789,9 +794,8 @@ struct F8 {
       for (int i = 0; i < 4; ++i) {
         const int column = 8 * n + 2 * t + i % 2;
         const float scale = column < n_rows ? x.scale[static_cast<std::int64_t>(column) * n_chunks + chunk] : 0.0f;
-        const float sum = kIsBlocks
-                              ? __fadd_rn(__fmul_rn(halves[0][n][i], block[0]), __fmul_rn(halves[1][n][i], block[1]))
-                              : __fadd_rn(halves[0][n][i], halves[1][n][i]);
+        float sum = sums[0][n][i];
+        if constexpr (kIsBlocks) sum = __fadd_rn(__fmul_rn(sum, block[0]), __fmul_rn(sums[1][n][i], block[1]));
         f[n][i] = fmaf(sum, scale, f[n][i]);
       }
     }
