@@ -552,68 +552,108 @@ __device__ __forceinline__ void finish_tile(const SkinnyArgs& args, int n_split,
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
                  : "=r"(others[r])
                  : "r"(shared_address(out)), "r"(n_split == 1 ? 0 : r));
-  constexpr int kAtOnce = 8;
-  // Some columns' sums; all are asked for before the first is added.
-  const auto sums_at = [&](int at, int apart, int last, float(&v)[kAtOnce]) {
+  constexpr int kAtOnce = 4;
+  // Four rows of some columns; all are asked for before the first is added.
+  const auto sums_at = [&](int first, int apart, int last, int row, float4(&v)[kAtOnce]) {
     if (n_split == 1) {
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) v[i] = out[min(at + i * apart, last)];
+      for (int i = 0; i < kAtOnce; ++i)
+        v[i] = *reinterpret_cast<const float4*>(out + min(first + i * apart, last) * kOutStride + row);
       return;
     }
-    float parts[kAtOnce][kSumGroups];
+    float4 parts[kAtOnce][kSumGroups];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const auto bytes = static_cast<std::uint32_t>(4 * min(at + i * apart, last));
+      const auto at = static_cast<std::uint32_t>(4 * (min(first + i * apart, last) * kOutStride + row));
 #pragma unroll
-      for (int r = 0; r < kSumGroups; ++r)
-        asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(parts[i][r]) : "r"(others[r] + bytes) : "memory");
+      for (int r = 0; r < kSumGroups; ++r) {
+        float4& part = parts[i][r];
+        asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
+                     : "=f"(part.x), "=f"(part.y), "=f"(part.z), "=f"(part.w)
+                     : "r"(others[r] + at)
+                     : "memory");
+      }
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       v[i] = parts[i][0];
 #pragma unroll
-      for (int r = 1; r < kSumGroups; ++r) v[i] += parts[i][r];
+      for (int r = 1; r < kSumGroups; ++r) {
+        v[i].x += parts[i][r].x, v[i].y += parts[i][r].y;
+        v[i].z += parts[i][r].z, v[i].w += parts[i][r].w;
+      }
     }
   };
-  // A thread takes a row of the matrices and every n-th column.
-  const int n_results = is_swiglu ? 64 : 128, result = thread % n_results, n_apart = kThreads / n_results;
+  // A thread takes four rows of the matrices and every n-th column.
+  const int n_quads = is_swiglu ? 16 : 32, quad = thread % n_quads, n_apart = kThreads / n_quads;
   const int n_here = kColumns / n_split, end = min((rank + 1) * n_here, args.n_rows - tile * kColumns);
-  const int at_panel = (is_swiglu ? 4 : kWarps) * static_cast<int>(blockIdx.y) + result / 16;
+  const int at_panel = (is_swiglu ? 4 : kWarps) * static_cast<int>(blockIdx.y) + quad / 4;
   int matrix = 0;
   if (!is_swiglu)
     while (matrix + 1 < args.n_products && at_panel >= args.first_panel[matrix + 1]) ++matrix;
   const CudaProduct& product = args.products[matrix];
-  const int in_matrix = at_panel - (is_swiglu ? 0 : args.first_panel[matrix]), row = 16 * in_matrix + result % 16;
+  const int in_matrix = at_panel - (is_swiglu ? 0 : args.first_panel[matrix]), in_panel = quad % 4 * 4;
+  const int row = 16 * in_matrix + in_panel;
   if (at_panel < n_panels && row < product.n_out) {
-    const auto scale_of = [&](const CudaProduct& of) {
-      return scaled<Format>(panel_of<Format>(args, of, in_matrix), result % 16, 1.0f);
+    const int n_inside = min(4, product.n_out - row);
+    const bool is_add = args.epilogue == CudaEpilogue::kAdd, has_bias = !is_add && product.bias != nullptr;
+    float scale[4] = {}, up_scale[4] = {}, bias[4] = {};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int inside = min(e, n_inside - 1);
+      const auto scale_of = [&](const CudaProduct& of) {
+        return scaled<Format>(panel_of<Format>(args, of, in_matrix), in_panel + inside, 1.0f);
+      };
+      scale[e] = scale_of(product);
+      if (is_swiglu) up_scale[e] = scale_of(args.products[1]);
+      if (has_bias) bias[e] = product.bias[row + inside];
+    }
+    const std::int64_t bytes = args.y_is_bf16 ? 2 : 4;
+    // Four at once where they lie so.
+    const bool are_aligned = n_inside == 4 && product.y_stride % 4 == 0 &&
+                             reinterpret_cast<std::uintptr_t>(product.y) % static_cast<std::uintptr_t>(4 * bytes) == 0;
+    const auto place_of = [&](int in_tile) {
+      const std::int64_t column = tile * kColumns + in_tile;
+      return static_cast<std::uint8_t*>(product.y) + (column * product.y_stride + row) * bytes;
     };
-    const float scale = scale_of(product), up_scale = is_swiglu ? scale_of(args.products[1]) : 0.0f;
-    const bool is_add = args.epilogue == CudaEpilogue::kAdd;
-    const float bias = !is_add && product.bias != nullptr ? product.bias[row] : 0.0f;
-    for (int from = rank * n_here + thread / n_results; from < end; from += kAtOnce * n_apart) {
-      const auto column_at = [&](int i) { return tile * kColumns + from + i * n_apart; };
-      float old[kAtOnce];
+    for (int from = rank * n_here + thread / n_quads; from < end; from += kAtOnce * n_apart) {
+      float4 v[kAtOnce], up[kAtOnce], old[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        old[i] = bias;
-        if (is_add && from + i * n_apart < end)
-          old[i] = static_cast<const float*>(product.y)[column_at(i) * product.y_stride + row];
+        old[i] = make_float4(bias[0], bias[1], bias[2], bias[3]);
+        if (!is_add) continue;
+        const auto* place = reinterpret_cast<const float*>(place_of(min(from + i * n_apart, end - 1)));
+        old[i] = are_aligned ? *reinterpret_cast<const float4*>(place)
+                             : make_float4(place[0], place[min(1, n_inside - 1)], place[min(2, n_inside - 1)],
+                                           place[n_inside - 1]);
       }
-      float v[kAtOnce], up[kAtOnce];
-      const int at = from * kOutStride + result, last = (end - 1) * kOutStride + result;
-      sums_at(at, n_apart * kOutStride, last, v);
-      if (is_swiglu) sums_at(at + 64, n_apart * kOutStride, last + 64, up);
+      sums_at(from, n_apart, end - 1, 4 * quad, v);
+      if (is_swiglu) sums_at(from, n_apart, end - 1, 64 + 4 * quad, up);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        if constexpr (Format::kHasRowScales) v[i] *= scale;
-        if (is_swiglu) {
-          if constexpr (Format::kHasRowScales) up[i] *= up_scale;
-          v[i] = v[i] / (1.0f + __expf(-v[i])) * up[i];
-        } else if (is_add || product.bias != nullptr) {
-          v[i] += old[i];
+        float results[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+        const float ups[4] = {up[i].x, up[i].y, up[i].z, up[i].w}, olds[4] = {old[i].x, old[i].y, old[i].z, old[i].w};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if constexpr (Format::kHasRowScales) results[e] *= scale[e];
+          if (is_swiglu) {
+            results[e] = swiglu(results[e], Format::kHasRowScales ? ups[e] * up_scale[e] : ups[e]);
+          } else if (is_add || has_bias) {
+            results[e] += olds[e];
+          }
         }
-        if (from + i * n_apart < end) store(args, product, column_at(i), row, v[i]);
+        if (from + i * n_apart >= end) continue;
+        std::uint8_t* place = place_of(from + i * n_apart);
+        if (are_aligned && args.y_is_bf16) {
+          *reinterpret_cast<uint2*>(place) =
+              make_uint2(pack_bf16(results[0], results[1]), pack_bf16(results[2], results[3]));
+        } else if (are_aligned) {
+          *reinterpret_cast<float4*>(place) = make_float4(results[0], results[1], results[2], results[3]);
+        } else {
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            if (e < n_inside) store(args, product, tile * kColumns + from + i * n_apart, row + e, results[e]);
+        }
       }
     }
   }
