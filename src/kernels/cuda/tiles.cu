@@ -9,8 +9,8 @@
 // Quantised weights: integers up to 2048 times a sub-block's scale are exact in f16, activations are integers up to
 // 127, and sums below 2^24 are exact in f32 whatever their order: 128 products of Q4_K (at most 15 * 63 * 127 each).
 // Where weight times scale may be larger (5, 6 and 8 bits) the scale's two lowest bits are multiplied apart. Minimums
-// are a product too: with the sums of 16 activations. FP8: a slice of 64 products goes through the tensor core as it
-// does there, sixteen at a time, and slices are added alike.
+// are a product too: with the sums of 16 activations. FP8: a chunk's products (where 128 have a scale, a half's) are
+// one chain of the tensor core's steps of sixteen, as there.
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/skinny.cuh"
 

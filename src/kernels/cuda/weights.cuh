@@ -633,7 +633,8 @@ struct Bf16 {
 
 // FP8 (e4m3) rows, each with a scale (kIsBlocks: 128 x 128 weights with one), which multiply sums. A lane's 16 bytes
 // are 16 consecutive weights of a row: four steps of the tensor core's k. Weights become f16 exactly; activations are
-// f16 after a power of two that brings the largest of a chunk near 2^12.
+// f16 after a power of two that brings the largest of a chunk near 2^12. All weights of a chunk that have one scale are
+// a single chain of steps of the tensor core, in all kernels.
 template <bool kIsBlocks>
 struct F8 {
   static constexpr bool kHasRowScales = !kIsBlocks, kIsFolded = true;
