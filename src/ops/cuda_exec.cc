@@ -715,8 +715,11 @@ void CudaExec::multiply_in_groups(CudaEpilogue epilogue, TensorView x, std::span
                                   std::int64_t end) {
   const std::int64_t width = x.row_size(), element = x.dtype == DType::kBF16 ? 2 : 4;
   const bool in_tiles = can_tile(weights) && end - begin >= kTiledRows;
-  const std::int64_t step =
-      in_tiles ? dense_elements_ * 2 / cuda_image_bytes(1, width) * kCudaTileRows : std::int64_t{kCudaSkinnyRows};
+  std::int64_t step = kCudaSkinnyRows;
+  if (in_tiles) {
+    const std::int64_t n_images = dense_elements_ * 2 / cuda_image_bytes(1, width);
+    step = (n_images > 1 ? n_images / 2 * 2 : 1) * kCudaTileRows;  // images may be used in pairs
+  }
   if (begin == 0 && end <= step && end == x.rows()) {
     multiply_rows(epilogue, x, products, weights, y_is_bf16, in_tiles);
     return;
@@ -876,7 +879,7 @@ void CudaExec::attention(TensorView out, TensorView q, const KvCache& cache, std
                          float scale, std::int64_t window) {
   const bool is_bf16 = out.dtype == DType::kBF16;
   // No more parts than blocks that run at once: many sequences fill the multiprocessors without. Where an answer must
-  // not depend on the others, always the same.
+  // not depend on the others, always the same, but several of them in a block.
   const std::int64_t longest = std::max(batch_.max_decode_len, 1);
   const std::int64_t n_wanted = std::max<std::int64_t>(
       1, kDecodeBlocks / (std::max(batch_.n_decodes, 1) * std::int64_t{cache.geometry().n_kv_heads}));
@@ -893,6 +896,8 @@ void CudaExec::attention(TensorView out, TensorView q, const KvCache& cache, std
                                          .scale = scale,
                                          .window = static_cast<std::int32_t>(window),
                                          .split = static_cast<std::int32_t>(split),
+                                         .parts_per_block = static_cast<std::int32_t>(
+                                             options_.reproducible ? ceil_div(ceil_div(longest, split), n_wanted) : 1),
                                          .partials = partials_,
                                          .arrivals = arrivals_,
                                          .max_parts = static_cast<std::int32_t>(max_parts_),

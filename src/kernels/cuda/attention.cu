@@ -5,7 +5,8 @@
 //   head are the 8 columns of the tensor core's tile, so up to 8 of them cost one pass over the keys. A warp takes 32
 //   positions at a time: S^T = K Q^T, then O^T = V^T P^T, operands straight from memory in 16-byte loads. Parts are of
 //   a fixed number of positions and are folded in order, so that a sequence's result does not depend on its
-//   neighbours: up to 8 parts by a cluster of blocks through shared memory, more by the block that arrives last.
+//   neighbours: up to 8 parts by a cluster of blocks through shared memory, more by the block that arrives last. Where
+//   sequences fill the multiprocessors a block of a cluster takes several parts, one after the other.
 //   What earlier steps wrote (lists, keys, values but the new position's) is in registers before the kernel waits for
 //   its predecessor; the new key and value are computed, put in place and stored by the warp whose tile has them.
 // prefill: several new tokens a sequence. A warp takes 16 tokens of a head and walks the positions 32 at a time.
@@ -169,7 +170,12 @@ __device__ __forceinline__ void load8(const float* from, float (&v)[8]) {
 
 constexpr int kMostCluster = 8;
 
-// kIsCluster: the parts of a sequence and KV head are the blocks of a cluster (at most kMostCluster).
+template <int kHeadDim>
+struct PartResult {
+  float o[8][kHeadDim], m[8], l[8];
+};
+
+// kIsCluster: the parts of a sequence and KV head (at most kMostCluster) are shared out over the blocks of a cluster.
 template <int kHeadDim, bool kIsCluster, KvType kKv>
 __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_constant__ CudaAttentionArgs args) {
   constexpr int kSteps = kHeadDim / 32;  // of 32 dimensions in S
@@ -179,13 +185,13 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
   constexpr bool kCanFuse = kKv == KvType::kF16;
   __shared__ __align__(16) float shared_o[kDecodeWarps][8][kHeadDim];
   __shared__ float shared_m[kDecodeWarps][8], shared_l[kDecodeWarps][8];
-  __shared__ __align__(16) float part_o[kIsCluster ? 8 : 1][kHeadDim], part_m[8],
-      part_l[8];                                    // of the block, for its cluster
+  extern __shared__ __align__(16) float parts[];    // of the block, for its cluster: [parts] of PartResult
   __shared__ __align__(16) float angles[2][kHalf];  // cosines and sines of the new position
   __shared__ int is_last;
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int g = lane / 4, t = lane % 4;
-  const int part = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
+  const int n_own = kIsCluster ? args.parts_per_block : 1;
+  const int part = n_own * static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
   const int idx = static_cast<int>(blockIdx.z);
   allow_next();
   // The step's lists were there before its first kernel, and keys and values but the last position's before the step.
@@ -203,7 +209,8 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
   const int first_visible = args.window > 0 ? max(0, kv_len - args.window) : 0;
   const int n_parts = (kv_len + args.split - 1) / args.split;
   const int first_part = first_visible / args.split;
-  const bool is_idle = part >= n_parts || part < first_part;
+  const int begin_part = max(part, first_part), end_part = min(part + n_own, n_parts);
+  const bool is_idle = begin_part >= end_part;
   if (is_idle && (!kIsCluster || kv_len == 0)) {
     wait_for_previous();
     if (kv_len == 0 && part == 0)  // padding of a captured step
@@ -211,8 +218,8 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
         write(args, (static_cast<std::int64_t>(token) * args.n_heads + kv_head * group) * kHeadDim + i, 0.0f);
     return;  // of a cluster all blocks
   }
-  const int end = is_idle ? begin : min(begin + args.split, kv_len);
-  if (first_visible > begin) {  // a window that begins in this part
+  const int end = is_idle ? begin : min(end_part * args.split, kv_len);
+  if (first_visible > begin) {  // a window that begins in these parts
     first_tile += (first_visible - begin) / kTurn * kTurn;
     block = block_at(first_tile), next_block = block_at(first_tile + kTurn);
   }
@@ -265,7 +272,7 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
   };
   const auto prefetch_tile = [&](int pos, int at) {  // into L2, two runs of memory
     // Where blocks fill the multiprocessors it costs 2 to 3 %.
-    if (!kIsCluster && gridDim.x == 1) return;
+    if (gridDim.x == 1) return;
     if (pos >= end || lane != 0) return;
     const int offset = pos % args.kv.block_size;
     const std::uint8_t* base =
@@ -309,185 +316,192 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
     }
   }
 
-  float o[kTiles][4] = {};
-  float m[2] = {kMinusInfinity, kMinusInfinity}, l[2] = {0, 0};  // of heads 2 t and 2 t + 1
+  const int n_heads = args.n_heads, n_fours = group * kHeadDim / 4;
+  const bool is_only = n_parts - first_part == 1;
+  auto* results = reinterpret_cast<PartResult<kHeadDim>*>(parts);
   if (first_tile < end && !is_early) load_tile(first_tile, block);
-  for (int pos = first_tile; pos < end;) {
-    block = next_block;
-    next_block = block_at(pos + 2 * kTurn);
-    if constexpr (kCanFuse) {
-      if (args.is_rope_fused && pos + 32 >= kv_len) {  // the new position is in this tile
-        const int at = kv_len - 1 - pos;
-        if (g == 2 * (at / 8) + at % 2) {  // four lanes have its key
-          const float* from = args.rope.k + token * args.rope.k_stride + kv_head * kHeadDim + 8 * t;
+  int pos = first_tile;
+  for (int own = begin_part; own < end_part; ++own) {
+    float o[kTiles][4] = {};
+    float m[2] = {kMinusInfinity, kMinusInfinity}, l[2] = {0, 0};  // of heads 2 t and 2 t + 1
+    // A part is whole turns of tiles.
+    for (const int part_end = min((own + 1) * args.split, end); pos < part_end;) {
+      block = next_block;
+      next_block = block_at(pos + 2 * kTurn);
+      if constexpr (kCanFuse) {
+        if (args.is_rope_fused && pos + 32 >= kv_len) {  // the new position is in this tile
+          const int at = kv_len - 1 - pos;
+          if (g == 2 * (at / 8) + at % 2) {  // four lanes have its key
+            const float* from = args.rope.k + token * args.rope.k_stride + kv_head * kHeadDim + 8 * t;
 #pragma unroll
-          for (int s = 0; s < kSteps / 2; ++s) {
-            float a[8], b[8];
-            load8(from + 32 * s, a);
-            load8(from + 32 * s + kHalf, b);
-            std::uint32_t low[4], high[4];
+            for (int s = 0; s < kSteps / 2; ++s) {
+              float a[8], b[8];
+              load8(from + 32 * s, a);
+              load8(from + 32 * s + kHalf, b);
+              std::uint32_t low[4], high[4];
 #pragma unroll
-            for (int i = 0; i < 8; ++i)
-              rotate(a[i], b[i], angles[0][32 * s + 8 * t + i], angles[1][32 * s + 8 * t + i], a[i], b[i]);
+              for (int i = 0; i < 8; ++i)
+                rotate(a[i], b[i], angles[0][32 * s + 8 * t + i], angles[1][32 * s + 8 * t + i], a[i], b[i]);
 #pragma unroll
-            for (int i = 0; i < 4; ++i)
-              low[i] = pack_f16(a[2 * i], a[2 * i + 1]), high[i] = pack_f16(b[2 * i], b[2 * i + 1]);
-            // Selections, not branches: an index that is not a constant would move the array to memory.
+              for (int i = 0; i < 4; ++i)
+                low[i] = pack_f16(a[2 * i], a[2 * i + 1]), high[i] = pack_f16(b[2 * i], b[2 * i + 1]);
+              // Selections, not branches: an index that is not a constant would move the array to memory.
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
+              for (int i = 0; i < 4; ++i) {
 #pragma unroll
-              for (int e = 0; e < 4; ++e) {
-                k[i][s][e] = i == at % 8 / 2 ? low[e] : k[i][s][e];
-                k[i][s + kSteps / 2][e] = i == at % 8 / 2 ? high[e] : k[i][s + kSteps / 2][e];
+                for (int e = 0; e < 4; ++e) {
+                  k[i][s][e] = i == at % 8 / 2 ? low[e] : k[i][s][e];
+                  k[i][s + kSteps / 2][e] = i == at % 8 / 2 ? high[e] : k[i][s + kSteps / 2][e];
+                }
+              }
+              __half* to = reinterpret_cast<__half*>(keys) + at * kHeadDim + 32 * s + 8 * t;
+              *reinterpret_cast<uint4*>(to) = make_uint4(low[0], low[1], low[2], low[3]);
+              *reinterpret_cast<uint4*>(to + kHalf) = make_uint4(high[0], high[1], high[2], high[3]);
+            }
+          }
+          if (t == at / 8) {  // eight lanes have its value
+            const float* from = args.rope.v + token * args.rope.v_stride + kv_head * kHeadDim + g;
+#pragma unroll
+            for (int d = 0; d < kTiles; ++d) {
+#pragma unroll
+              for (int r = 0; r < 2; ++r) {
+                const __half value = __float2half_rn(from[16 * d + 8 * r]);
+                reinterpret_cast<__half*>(values)[(16 * d + 8 * r + g) * 32 + at] = value;
+                const std::uint32_t bits = __half_as_ushort(value), keep = at % 2 == 0 ? 0xffff0000u : 0xffffu;
+                const std::uint32_t moved = at % 2 == 0 ? bits : bits << 16;
+#pragma unroll
+                for (int e = 0; e < 4; ++e) v[d][r][e] = e == at % 8 / 2 ? (v[d][r][e] & keep) | moved : v[d][r][e];
               }
             }
-            __half* to = reinterpret_cast<__half*>(keys) + at * kHeadDim + 32 * s + 8 * t;
-            *reinterpret_cast<uint4*>(to) = make_uint4(low[0], low[1], low[2], low[3]);
-            *reinterpret_cast<uint4*>(to + kHalf) = make_uint4(high[0], high[1], high[2], high[3]);
-          }
-        }
-        if (t == at / 8) {  // eight lanes have its value
-          const float* from = args.rope.v + token * args.rope.v_stride + kv_head * kHeadDim + g;
-#pragma unroll
-          for (int d = 0; d < kTiles; ++d) {
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-              const __half value = __float2half_rn(from[16 * d + 8 * r]);
-              reinterpret_cast<__half*>(values)[(16 * d + 8 * r + g) * 32 + at] = value;
-              const std::uint32_t bits = __half_as_ushort(value), keep = at % 2 == 0 ? 0xffff0000u : 0xffffu;
-              const std::uint32_t moved = at % 2 == 0 ? bits : bits << 16;
-#pragma unroll
-              for (int e = 0; e < 4; ++e) v[d][r][e] = e == at % 8 / 2 ? (v[d][r][e] & keep) | moved : v[d][r][e];
-            }
           }
         }
       }
-    }
-    float score[2][4] = {};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        std::uint32_t a[4], b[4];
-        Math::widen(k[2 * i][s], a);
-        Math::widen(k[2 * i + 1][s], b);
-        if constexpr (Math::kIsInt8) {
-          Math::scale_all(a, (k_scales[2 * i][s / 2] >> (16 * (s % 2))) & 0xffffu);
-          Math::scale_all(b, (k_scales[2 * i + 1][s / 2] >> (16 * (s % 2))) & 0xffffu);
-        }
-        Math::mma(score[i], a[0], b[0], a[1], b[1], q[s][0], q[s][1]);
-        Math::mma(score[i], a[2], b[2], a[3], b[3], q[s][2], q[s][3]);
-      }
-    }
-    float most[2] = {kMinusInfinity, kMinusInfinity};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int at = pos + 8 * (g / 2) + 2 * (2 * i + e / 2) + g % 2;
-        if (at >= end || at < first_visible) score[i][e] = kMinusInfinity;
-        most[e % 2] = fmaxf(most[e % 2], score[i][e]);
-      }
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-#pragma unroll
-      for (int i = 4; i < 32; i *= 2) most[h] = fmaxf(most[h], __shfl_xor_sync(0xffffffffu, most[h], i));
-      const float next = fmaxf(m[h], most[h]);
-      const float shift = next == kMinusInfinity ? 0.0f : next;
-      const float factor = exp2f(m[h] - shift);
-      m[h] = next;
-      float sum = 0;
+      float score[2][4] = {};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
-        for (int e = h; e < 4; e += 2) {
-          score[i][e] = exp2f(score[i][e] - shift);
-          sum += score[i][e];
+        for (int s = 0; s < kSteps; ++s) {
+          std::uint32_t a[4], b[4];
+          Math::widen(k[2 * i][s], a);
+          Math::widen(k[2 * i + 1][s], b);
+          if constexpr (Math::kIsInt8) {
+            Math::scale_all(a, (k_scales[2 * i][s / 2] >> (16 * (s % 2))) & 0xffffu);
+            Math::scale_all(b, (k_scales[2 * i + 1][s / 2] >> (16 * (s % 2))) & 0xffffu);
+          }
+          Math::mma(score[i], a[0], b[0], a[1], b[1], q[s][0], q[s][1]);
+          Math::mma(score[i], a[2], b[2], a[3], b[3], q[s][2], q[s][3]);
         }
       }
-      l[h] = l[h] * factor + sum;  // of this lane's positions
+      float most[2] = {kMinusInfinity, kMinusInfinity};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int at = pos + 8 * (g / 2) + 2 * (2 * i + e / 2) + g % 2;
+          if (at >= end || at < first_visible) score[i][e] = kMinusInfinity;
+          most[e % 2] = fmaxf(most[e % 2], score[i][e]);
+        }
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int i = 4; i < 32; i *= 2) most[h] = fmaxf(most[h], __shfl_xor_sync(0xffffffffu, most[h], i));
+        const float next = fmaxf(m[h], most[h]);
+        const float shift = next == kMinusInfinity ? 0.0f : next;
+        const float factor = exp2f(m[h] - shift);
+        m[h] = next;
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+#pragma unroll
+          for (int e = h; e < 4; e += 2) {
+            score[i][e] = exp2f(score[i][e] - shift);
+            sum += score[i][e];
+          }
+        }
+        l[h] = l[h] * factor + sum;  // of this lane's positions
+#pragma unroll
+        for (int d = 0; d < kTiles; ++d) {
+          o[d][h] *= factor;
+          o[d][h + 2] *= factor;
+        }
+      }
+      std::uint32_t p[4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        p[2 * i] = transpose8(Math::pack(score[i][0], score[i][1]));
+        p[2 * i + 1] = transpose8(Math::pack(score[i][2], score[i][3]));
+      }
 #pragma unroll
       for (int d = 0; d < kTiles; ++d) {
-        o[d][h] *= factor;
-        o[d][h + 2] *= factor;
+        // Positions of the last tile past the end hold what was there: their probability is 0, but NaN times 0 is not.
+        std::uint32_t a[4], b[4];
+        Math::widen(v[d][0], a);
+        Math::widen(v[d][1], b);
+        if constexpr (Math::kIsInt8) {
+          Math::scale_each(a, v_scales[d / 2]);
+          Math::scale_each(b, v_scales[d / 2]);
+        }
+        Math::mma(o[d], a[0], b[0], a[1], b[1], p[0], p[1]);
+        Math::mma(o[d], a[2], b[2], a[3], b[3], p[2], p[3]);
+      }
+      pos += kTurn;
+      if (pos < end) load_tile(pos, block);
+      prefetch_tile(pos + kTurn, next_block);
+    }
+    if (own > begin_part) __syncthreads();  // the last part's results are read
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int i = 4; i < 32; i *= 2) l[h] += __shfl_xor_sync(0xffffffffu, l[h], i);
+      if (g == 0) {
+        shared_m[warp][2 * t + h] = m[h];
+        shared_l[warp][2 * t + h] = l[h];
       }
     }
-    std::uint32_t p[4];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      p[2 * i] = transpose8(Math::pack(score[i][0], score[i][1]));
-      p[2 * i + 1] = transpose8(Math::pack(score[i][2], score[i][3]));
-    }
+    for (int d = 0; d < kTiles; ++d)
 #pragma unroll
-    for (int d = 0; d < kTiles; ++d) {
-      // Positions of the last tile past the end hold what was there: their probability is 0, but NaN times 0 is not.
-      std::uint32_t a[4], b[4];
-      Math::widen(v[d][0], a);
-      Math::widen(v[d][1], b);
-      if constexpr (Math::kIsInt8) {
-        Math::scale_each(a, v_scales[d / 2]);
-        Math::scale_each(b, v_scales[d / 2]);
-      }
-      Math::mma(o[d], a[0], b[0], a[1], b[1], p[0], p[1]);
-      Math::mma(o[d], a[2], b[2], a[3], b[3], p[2], p[3]);
-    }
-    pos += kTurn;
-    if (pos < end) load_tile(pos, block);
-    prefetch_tile(pos + kTurn, next_block);
-  }
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-#pragma unroll
-    for (int i = 4; i < 32; i *= 2) l[h] += __shfl_xor_sync(0xffffffffu, l[h], i);
-    if (g == 0) {
-      shared_m[warp][2 * t + h] = m[h];
-      shared_l[warp][2 * t + h] = l[h];
-    }
-  }
-#pragma unroll
-  for (int d = 0; d < kTiles; ++d)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) shared_o[warp][2 * t + e % 2][16 * d + g + 8 * (e / 2)] = o[d][e];
-  __syncthreads();
+      for (int e = 0; e < 4; ++e) shared_o[warp][2 * t + e % 2][16 * d + g + 8 * (e / 2)] = o[d][e];
+    __syncthreads();
 
-  // The warps' results into one, in order, four elements of a thread; then out, or into this part's place.
-  const int n_heads = args.n_heads, n_fours = group * kHeadDim / 4;
-  const bool is_only = n_parts - first_part == 1;
-  for (int i = static_cast<int>(threadIdx.x); i < n_fours; i += static_cast<int>(blockDim.x)) {
-    const int h = 4 * i / kHeadDim, d = 4 * i % kHeadDim;
-    float most = kMinusInfinity, sum = 0;
-    float4 value = make_float4(0, 0, 0, 0);
+    // The warps' results into one, in order, four elements of a thread; then out, or into this part's place.
+    for (int i = static_cast<int>(threadIdx.x); i < n_fours; i += static_cast<int>(blockDim.x)) {
+      const int h = 4 * i / kHeadDim, d = 4 * i % kHeadDim;
+      float most = kMinusInfinity, sum = 0;
+      float4 value = make_float4(0, 0, 0, 0);
 #pragma unroll
-    for (int w = 0; w < kDecodeWarps; ++w) most = fmaxf(most, shared_m[w][h]);
-    const float shift = most == kMinusInfinity ? 0.0f : most;
+      for (int w = 0; w < kDecodeWarps; ++w) most = fmaxf(most, shared_m[w][h]);
+      const float shift = most == kMinusInfinity ? 0.0f : most;
 #pragma unroll
-    for (int w = 0; w < kDecodeWarps; ++w) {
-      const float factor = exp2f(shared_m[w][h] - shift);
-      sum = fmaf(shared_l[w][h], factor, sum);
-      add_scaled(value, *reinterpret_cast<const float4*>(&shared_o[w][h][d]), factor);
-    }
-    const int head = kv_head * group + h;
-    if constexpr (kIsCluster) {
-      *reinterpret_cast<float4*>(&part_o[h][d]) = value;
-      if (d == 0) part_m[h] = most, part_l[h] = sum;
-    } else if (is_only) {
-      write4(args, (static_cast<std::int64_t>(token) * n_heads + head) * kHeadDim + d, divided(value, sum));
-    } else {
-      float* place =
-          args.partials + ((static_cast<std::int64_t>(idx) * n_heads + head) * args.max_parts + part) * (kHeadDim + 2);
-      *reinterpret_cast<float2*>(place + 2 + d) = make_float2(value.x, value.y);
-      *reinterpret_cast<float2*>(place + 4 + d) = make_float2(value.z, value.w);
-      if (d == 0) *reinterpret_cast<float2*>(place) = make_float2(most, sum);
+      for (int w = 0; w < kDecodeWarps; ++w) {
+        const float factor = exp2f(shared_m[w][h] - shift);
+        sum = fmaf(shared_l[w][h], factor, sum);
+        add_scaled(value, *reinterpret_cast<const float4*>(&shared_o[w][h][d]), factor);
+      }
+      const int head = kv_head * group + h;
+      if constexpr (kIsCluster) {
+        PartResult<kHeadDim>& result = results[own - part];
+        *reinterpret_cast<float4*>(&result.o[h][d]) = value;
+        if (d == 0) result.m[h] = most, result.l[h] = sum;
+      } else if (is_only) {
+        write4(args, (static_cast<std::int64_t>(token) * n_heads + head) * kHeadDim + d, divided(value, sum));
+      } else {
+        float* place = args.partials +
+                       ((static_cast<std::int64_t>(idx) * n_heads + head) * args.max_parts + part) * (kHeadDim + 2);
+        *reinterpret_cast<float2*>(place + 2 + d) = make_float2(value.x, value.y);
+        *reinterpret_cast<float2*>(place + 4 + d) = make_float2(value.z, value.w);
+        if (d == 0) *reinterpret_cast<float2*>(place) = make_float2(most, sum);
+      }
     }
   }
   if constexpr (kIsCluster) {
-    // Every block folds a share of the elements over all blocks, those without positions included: they add nothing.
+    // Every block folds a share of the elements over all parts.
     const int n_ranks = static_cast<int>(gridDim.x);
-    const int share = (n_fours + n_ranks - 1) / n_ranks;
+    const int share = (n_fours + n_ranks - 1) / n_ranks, rank = static_cast<int>(blockIdx.x);
     cluster_arrive();
     cluster_wait();
-    for (int i = part * share + static_cast<int>(threadIdx.x); i < min((part + 1) * share, n_fours);
+    for (int i = rank * share + static_cast<int>(threadIdx.x); i < min((rank + 1) * share, n_fours);
          i += static_cast<int>(blockDim.x)) {
       const int h = 4 * i / kHeadDim, d = 4 * i % kHeadDim;
       float ms[kMostCluster], ls[kMostCluster], most = kMinusInfinity, sum = 0;
@@ -495,10 +509,12 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_kernel(const __grid_
 #pragma unroll
       for (int r = 0; r < kMostCluster; ++r) {
         ms[r] = kMinusInfinity, ls[r] = 0, os[r] = value;
-        if (r >= n_ranks) continue;
-        ms[r] = load_remote(place_of_rank(&part_m[h], static_cast<unsigned>(r)));
-        ls[r] = load_remote(place_of_rank(&part_l[h], static_cast<unsigned>(r)));
-        os[r] = load_remote4(place_of_rank(&part_o[h][d], static_cast<unsigned>(r)));
+        if (r < first_part || r >= n_parts) continue;
+        const auto owner = static_cast<unsigned>(r / n_own);
+        const PartResult<kHeadDim>& result = results[r % n_own];
+        ms[r] = load_remote(place_of_rank(&result.m[h], owner));
+        ls[r] = load_remote(place_of_rank(&result.l[h], owner));
+        os[r] = load_remote4(place_of_rank(&result.o[h][d], owner));
       }
 #pragma unroll
       for (int r = 0; r < kMostCluster; ++r) most = fmaxf(most, ms[r]);
@@ -769,9 +785,14 @@ void launch_mma(void* stream, const CudaAttentionArgs& args) {
   const CudaBatch& batch = args.batch;
   if (batch.n_decodes > 0) {
     unsigned n_parts = batch.max_decode_len > 0 ? ceil_div(batch.max_decode_len, args.split) : 1;
-    const dim3 grid(n_parts, static_cast<unsigned>(args.kv.n_kv_heads), static_cast<unsigned>(batch.n_decodes));
+    dim3 grid(n_parts, static_cast<unsigned>(args.kv.n_kv_heads), static_cast<unsigned>(batch.n_decodes));
     if (n_parts > 1 && n_parts <= kMostCluster && has_clusters()) {
-      launch_cluster(decode_kernel<kHeadDim, true, kKv>, grid, 32 * kDecodeWarps, n_parts, 0, stream, args);
+      grid.x = ceil_div(n_parts, args.parts_per_block);
+      constexpr std::size_t kBytes = sizeof(PartResult<kHeadDim>);
+      (void)cudaFuncSetAttribute(decode_kernel<kHeadDim, true, kKv>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(kMostCluster * kBytes));
+      launch_cluster(decode_kernel<kHeadDim, true, kKv>, grid, 32 * kDecodeWarps, grid.x,
+                     kBytes * static_cast<std::size_t>(args.parts_per_block), stream, args);
     } else {
       launch(decode_kernel<kHeadDim, false, kKv>, grid, 32 * kDecodeWarps, 0, stream, args);
     }

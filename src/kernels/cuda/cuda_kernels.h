@@ -146,7 +146,8 @@ struct CudaAttentionArgs {
   std::int32_t n_heads;
   float scale;
   std::int32_t window;
-  std::int32_t split;                // positions of a part of a decode; a multiple of 32
+  std::int32_t split;                // positions of a part of a decode; a multiple of 128
+  std::int32_t parts_per_block = 1;  // of at most 8 parts: how many a block computes, one after the other
   float* partials = nullptr;         // [n_seqs][n_heads][max_parts][head_dim + 2]
   std::int32_t* arrivals = nullptr;  // [n_seqs * n_kv_heads], zero between calls
   std::int32_t max_parts = 0;

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
     if (is_swiglu) {
       float up = sum_of_parts(args.n_parts, [&](int p) { return parts[(args.n_parts + p) * 16 * kWidth + i]; });
       up = scaled<Format>(panel_of<Format>(args, args.products[1], panel_idx), i % 16, up);
-      v = v / (1.0f + __expf(-v)) * up;
+      v = swiglu(v, up);
     } else if (args.epilogue == CudaEpilogue::kAdd) {
       v += static_cast<const float*>(product.y)[column * product.y_stride + row];
     } else if (product.bias != nullptr) {
@@ -242,7 +242,7 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
   const float factor = args.norm != nullptr ? 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps) : 1.0f;
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) v[m] = scaled<Format>(panels[m], static_cast<int>(threadIdx.x), v[m]) * factor;
-  const float result = kMatrices == 2 ? v[0] / (1.0f + __expf(-v[0])) * v[kMatrices - 1] : v[0] + old;
+  const float result = kMatrices == 2 ? swiglu(v[0], v[kMatrices - 1]) : v[0] + old;
   store(args, product, 0, out_row, result);
 }
 
@@ -327,7 +327,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) stream_kernel(const __grid
     if (is_inside) v = scaled<Format>(panel_of<Format>(args, product, in_matrix), lane % 16, v);
     if constexpr (kMatrices == 2) {
       const float up = __shfl_down_sync(0xffffffffu, v, 16);
-      if (lane < 16 && is_inside) store(args, product, 0, row, v / (1.0f + __expf(-v)) * up);
+      if (lane < 16 && is_inside) store(args, product, 0, row, swiglu(v, up));
     } else if (is_inside) {
       if (args.epilogue == CudaEpilogue::kAdd) {
         v += static_cast<const float*>(product.y)[row];

@@ -52,6 +52,10 @@ __device__ __forceinline__ float scaled(const Panel& panel, int row, float v) {
   return v;
 }
 
+__device__ __forceinline__ float swiglu(float gate, float up) {
+  return __fdividef(gate, 1.0f + __expf(-gate)) * up;
+}
+
 // The parts of a row in the order of sums; part(p) is part p's.
 template <class Part>
 __device__ __forceinline__ float sum_of_parts(int n_parts, Part&& part) {

@@ -9,8 +9,8 @@
 // Quantised weights: integers up to 2048 times a sub-block's scale are exact in f16, activations are integers up to
 // 127, and sums below 2^24 are exact in f32 whatever their order: 128 products of Q4_K (at most 15 * 63 * 127 each).
 // Where weight times scale may be larger (5, 6 and 8 bits) the scale's two lowest bits are multiplied apart. Minimums
-// are a product too: with the sums of 16 activations. FP8: a slice of 64 products goes through the tensor core as it
-// does there, sixteen at a time, and slices are added alike.
+// are a product too: with the sums of 16 activations. FP8: a chunk's products (where 128 have a scale, a half's) are
+// one chain of the tensor core's steps of sixteen, as there.
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/skinny.cuh"
 
@@ -23,6 +23,9 @@ constexpr int kStepBytes = 2048, kMainBytes = 16 * kStepBytes, kImageBytes = sta
 constexpr int kSumsAt = kMainBytes + 2048;        // of an image: after 8 x 64 scales
 constexpr int kSlotBytes = 32 * 32 * kWarps * 4;  // 32 floats of each thread
 constexpr int kSharedBytes = kStages * kImageBytes + 2 * kSlotBytes;
+// Of the kernel for 128 rows: stages, weights, what is saved, scales.
+constexpr int kMostWideChunks = 256;
+constexpr int kWideSharedBytes = 8 * 8 * kStepBytes + 8 * 16 * kThreads + 2 * kSlotBytes + 2048;
 constexpr int kOutStride = 132;  // of 128 results of a column: no two lanes of a warp in one bank
 
 // The orders in which formats read activations.
@@ -38,15 +41,22 @@ constexpr ImageKind kind_of() {
   }
 }
 
+// Whether 128 rows are a block's: two images in one, all rows of a step's half side by side.
+bool is_wide(ImageKind kind, int n_rows, int n_chunks) {
+  return kind == ImageKind::kF8 && n_rows > kTileRows && n_chunks <= kMostWideChunks;
+}
+
 // A warp takes 256 elements of a row, a lane 8 of them. Quantised as by quantize_rows, scaled as by scale_rows.
-__global__ void __launch_bounds__(256)
-    arrange_kernel(const float* f32, const __nv_bfloat16* bf16, int k, ImageKind kind, std::uint8_t* images) {
+// n_wide: 1, or 2 images in one.
+__global__ void __launch_bounds__(256) arrange_kernel(const float* f32, const __nv_bfloat16* bf16, int k,
+                                                      ImageKind kind, int n_wide, std::uint8_t* images) {
   wait_for_previous();
   allow_next();
   const int lane = static_cast<int>(threadIdx.x % 32), n_chunks = (k + 255) / 256;
   const int chunk = static_cast<int>(blockIdx.x * 8 + threadIdx.x / 32), row = static_cast<int>(blockIdx.y);
   if (chunk >= n_chunks) return;
-  const int from = 256 * chunk + 8 * lane, n = row % kTileRows;
+  const int from = 256 * chunk + 8 * lane, n_rows = n_wide * kTileRows, n = row % n_rows,
+            step_bytes = n_wide * kStepBytes;
   float v[8] = {}, most = 0, bad = 0;
   if (from < k) {
     const std::int64_t at = static_cast<std::int64_t>(row) * k + from;
@@ -75,7 +85,8 @@ __global__ void __launch_bounds__(256)
     scale = is_zero ? 0.0f : __fdiv_rn(most, 127.0f);
   }
   if (is_bad != 0) scale = __int_as_float(0x7fc00000);
-  std::uint8_t* image = images + (static_cast<std::int64_t>(row / kTileRows) * n_chunks + chunk) * kCudaImageBytes +
+  std::uint8_t* image = images +
+                        (static_cast<std::int64_t>(row / n_rows) * n_chunks + chunk) * (n_wide * kCudaImageBytes) +
                         n / 8 * 128 + n % 8 * 16;
   float sum = 0;
 #pragma unroll
@@ -94,10 +105,10 @@ __global__ void __launch_bounds__(256)
     const int t = kind == ImageKind::k16Of256 ? 2 * (lane % 2) + half
                   : kind == ImageKind::kF8    ? lane % 8 / 2
                                               : lane % 4;
-    *reinterpret_cast<std::uint32_t*>(image + step * kStepBytes + 4 * t) = pack_f16(q[0], q[1]);
-    *reinterpret_cast<std::uint32_t*>(image + step * kStepBytes + kStepBytes / 2 + 4 * t) = pack_f16(q[2], q[3]);
+    *reinterpret_cast<std::uint32_t*>(image + step * step_bytes + 4 * t) = pack_f16(q[0], q[1]);
+    *reinterpret_cast<std::uint32_t*>(image + step * step_bytes + step_bytes / 2 + 4 * t) = pack_f16(q[2], q[3]);
   }
-  auto* scales = reinterpret_cast<float*>(image - (n / 8 * 128 + n % 8 * 16) + kMainBytes) + n;
+  auto* scales = reinterpret_cast<float*>(image - (n / 8 * 128 + n % 8 * 16) + n_wide * kMainBytes) + n;
   if (kind == ImageKind::k32) {
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
@@ -136,16 +147,17 @@ __device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned pa
       "r"(parity)
       : "memory");
 }
-__device__ __forceinline__ void copy_image(std::uint8_t* to, const std::uint8_t* from, unsigned bytes,
-                                           std::uint64_t* barrier) {
+__device__ __forceinline__ void expect_bytes(std::uint64_t* barrier, unsigned bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
+}
+__device__ __forceinline__ void copy_bulk(std::uint8_t* to, const std::uint8_t* from, unsigned bytes,
+                                          std::uint64_t* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                    shared_address(to)),
                "l"(from), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
 }
-
 // B: core matrices of 8 rows x 16 bytes, 128 bytes apart along rows and 1024 along k; no swizzle.
 __device__ __forceinline__ std::uint64_t step_descriptor(const std::uint8_t* step) {
   return static_cast<std::uint64_t>((shared_address(step) & 0x3ffff) >> 4) |
@@ -162,10 +174,11 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 }
 // All is done, and the compiler reads accumulators only now.
-__device__ __forceinline__ void wgmma_finish(float (&d)[32]) {
+template <int kSize>
+__device__ __forceinline__ void wgmma_finish(float (&d)[kSize]) {
   wgmma_wait<0>();
 #pragma unroll
-  for (int i = 0; i < 32; ++i) asm volatile("" : "+f"(d[i])::"memory");
+  for (int i = 0; i < kSize; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 // d (+)= a b with a [64 x 16], 16 rows of a warp, and b [16 x 64].
 __device__ __forceinline__ void wgmma_step(float (&d)[32], const std::uint32_t* a, std::uint64_t b, bool accumulate) {
@@ -179,6 +192,27 @@ __device__ __forceinline__ void wgmma_step(float (&d)[32], const std::uint32_t* 
         "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
         "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
         "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+// d (+)= a b with a [64 x 16] and b [16 x 128].
+__device__ __forceinline__ void wgmma_step(float (&d)[64], const std::uint32_t* a, std::uint64_t b, bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
+      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+      "{%64,%65,%66,%67}, %68, p, 1, 1, 0;}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 __device__ __forceinline__ void cluster_sync() {
@@ -413,7 +447,9 @@ struct TileMath {
 template <bool kIsBlocks>
 struct TileMath<F8<kIsBlocks>> {
   using Format = F8<kIsBlocks>;
-  // Slice s into acc; its weights' registers take the next chunk's.
+  static constexpr int kSlices = kIsBlocks ? 2 : 4;  // of a chain
+  // Slice s into acc, whose chain is a chunk or, where halves have scales, half of one; its weights' registers take the
+  // next chunk's.
   static __device__ __forceinline__ void slice(typename Format::Chunk& c, const Panel& panel, int s, int next,
                                                const std::uint8_t* image, int lane, std::uint32_t (&a)[2][8],
                                                float (&acc)[32]) {
@@ -427,7 +463,7 @@ struct TileMath<F8<kIsBlocks>> {
       }
       if (half == 1 && next >= 0) Format::load_slice(c, panel, next, s, lane);
       wgmma_fence();
-      wgmma_step(acc, a[half], step_descriptor(image + (4 * s + 2 * half) * kStepBytes), half > 0);
+      wgmma_step(acc, a[half], step_descriptor(image + (4 * s + 2 * half) * kStepBytes), s % kSlices + half > 0);
       wgmma_step(acc, a[half] + 4, step_descriptor(image + (4 * s + 2 * half + 1) * kStepBytes), true);
       wgmma_commit();
       wgmma_wait<1>();
@@ -436,7 +472,8 @@ struct TileMath<F8<kIsBlocks>> {
   static __device__ __forceinline__ void multiply(typename Format::Chunk& c, const Panel& panel, int chunk, int next,
                                                   const std::uint8_t* image, int lane, bool is_alone, float (&f)[32]) {
     std::uint32_t a[2][8];
-    float half[32], first[32], second[32];
+    float first[32];
+    float second[kIsBlocks ? 32 : 1];
     float block[2] = {1, 1};
     if constexpr (kIsBlocks) {
       const int begin = chunk * 256;
@@ -444,23 +481,23 @@ struct TileMath<F8<kIsBlocks>> {
       block[1] = begin + 128 < panel.k ? Format::block_scale(panel, begin + 128) : 0.0f;
     }
     slice(c, panel, 0, next, image, lane, a, first);
-    slice(c, panel, 1, next, image, lane, a, second);
+    slice(c, panel, 1, next, image, lane, a, first);
+    if constexpr (kIsBlocks) {
+      slice(c, panel, 2, next, image, lane, a, second);
+      slice(c, panel, 3, next, image, lane, a, second);
+      wgmma_finish(second);
+    } else {
+      slice(c, panel, 2, next, image, lane, a, first);
+      slice(c, panel, 3, next, image, lane, a, first);
+    }
     wgmma_finish(first);
-    wgmma_finish(second);
-#pragma unroll
-    for (int i = 0; i < 32; ++i) half[i] = __fadd_rn(first[i], second[i]);
-    slice(c, panel, 2, next, image, lane, a, first);
-    slice(c, panel, 3, next, image, lane, a, second);
-    wgmma_finish(first);
-    wgmma_finish(second);
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       const float2 s = two_floats(image + kMainBytes, n, lane % 4);
 #pragma unroll
       for (int i = 4 * n; i < 4 * n + 4; ++i) {
-        const float other = __fadd_rn(first[i], second[i]);
-        const float sum =
-            kIsBlocks ? __fadd_rn(__fmul_rn(half[i], block[0]), __fmul_rn(other, block[1])) : __fadd_rn(half[i], other);
+        float sum = first[i];
+        if constexpr (kIsBlocks) sum = __fadd_rn(__fmul_rn(sum, block[0]), __fmul_rn(second[i], block[1]));
         const float v = fmaf(sum, of(s, i), is_alone ? 0.0f : f[i]);
         f[i] = is_alone ? __fadd_rn(f[i], v) : v;
       }
@@ -468,22 +505,159 @@ struct TileMath<F8<kIsBlocks>> {
   }
 };
 
-// f += slot or slot += f: 32 floats of a thread, 16 bytes of all threads side by side.
-__device__ __forceinline__ void add_to_slot(float4* slot, int thread, bool is_new, const float (&f)[32]) {
+// f += slot or slot += f: 32 or 64 floats of a thread, 16 bytes of all threads side by side.
+template <int kSize>
+__device__ __forceinline__ void add_to_slot(float4* slot, int thread, bool is_new, const float (&f)[kSize]) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < kSize / 4; ++i) {
     float4& at = slot[32 * kWarps * i + thread];
     float4 v = is_new ? make_float4(0, 0, 0, 0) : at;
     v.x += f[4 * i], v.y += f[4 * i + 1], v.z += f[4 * i + 2], v.w += f[4 * i + 3];
     at = v;
+    if constexpr (kSize == 64) asm volatile("" ::: "memory");  // one after the other: registers are short
   }
 }
-__device__ __forceinline__ void take_slot(const float4* slot, int thread, float (&f)[32]) {
+template <int kSize>
+__device__ __forceinline__ void take_slot(const float4* slot, int thread, float (&f)[kSize]) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < kSize / 4; ++i) {
     const float4 v = slot[32 * kWarps * i + thread];
     f[4 * i] = v.x, f[4 * i + 1] = v.y, f[4 * i + 2] = v.z, f[4 * i + 3] = v.w;
   }
+}
+
+// A block's results: the sum over a cluster's groups; scale, residual, bias; into the matrices. `out` is shared memory
+// for kColumns x kOutStride floats.
+template <class Format, int kSize>
+__device__ __forceinline__ void finish_tile(const SkinnyArgs& args, int n_split, int rank, int tile,
+                                            const float (&f)[kSize], std::uint8_t* shared) {
+  constexpr int kColumns = 2 * kSize;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
+  const int n_panels = args.first_panel[is_swiglu ? 1 : args.n_products];
+  __syncthreads();  // stages are read
+
+  auto* out = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int i = 0; i < kColumns / 2; ++i)
+    out[(8 * (i / 4) + 2 * (lane % 4) + i % 2) * kOutStride + 16 * warp + lane / 4 + 8 * (i % 4 / 2)] = f[i];
+  if (n_split > 1) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
+  std::uint32_t others[kSumGroups];  // the blocks' results
+#pragma unroll
+  for (int r = 0; r < kSumGroups; ++r)
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(others[r])
+                 : "r"(shared_address(out)), "r"(n_split == 1 ? 0 : r));
+  constexpr int kAtOnce = 4;
+  // Four rows of some columns; all are asked for before the first is added.
+  const auto sums_at = [&](int first, int apart, int last, int row, float4(&v)[kAtOnce]) {
+    if (n_split == 1) {
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        v[i] = *reinterpret_cast<const float4*>(out + min(first + i * apart, last) * kOutStride + row);
+      return;
+    }
+    float4 parts[kAtOnce][kSumGroups];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const auto at = static_cast<std::uint32_t>(4 * (min(first + i * apart, last) * kOutStride + row));
+#pragma unroll
+      for (int r = 0; r < kSumGroups; ++r) {
+        float4& part = parts[i][r];
+        asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
+                     : "=f"(part.x), "=f"(part.y), "=f"(part.z), "=f"(part.w)
+                     : "r"(others[r] + at)
+                     : "memory");
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      v[i] = parts[i][0];
+#pragma unroll
+      for (int r = 1; r < kSumGroups; ++r) {
+        v[i].x += parts[i][r].x, v[i].y += parts[i][r].y;
+        v[i].z += parts[i][r].z, v[i].w += parts[i][r].w;
+      }
+    }
+  };
+  // A thread takes four rows of the matrices and every n-th column.
+  const int n_quads = is_swiglu ? 16 : 32, quad = thread % n_quads, n_apart = kThreads / n_quads;
+  const int n_here = kColumns / n_split, end = min((rank + 1) * n_here, args.n_rows - tile * kColumns);
+  const int at_panel = (is_swiglu ? 4 : kWarps) * static_cast<int>(blockIdx.y) + quad / 4;
+  int matrix = 0;
+  if (!is_swiglu)
+    while (matrix + 1 < args.n_products && at_panel >= args.first_panel[matrix + 1]) ++matrix;
+  const CudaProduct& product = args.products[matrix];
+  const int in_matrix = at_panel - (is_swiglu ? 0 : args.first_panel[matrix]), in_panel = quad % 4 * 4;
+  const int row = 16 * in_matrix + in_panel;
+  if (at_panel < n_panels && row < product.n_out) {
+    const int n_inside = min(4, product.n_out - row);
+    const bool is_add = args.epilogue == CudaEpilogue::kAdd, has_bias = !is_add && product.bias != nullptr;
+    float scale[4] = {}, up_scale[4] = {}, bias[4] = {};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int inside = min(e, n_inside - 1);
+      const auto scale_of = [&](const CudaProduct& of) {
+        return scaled<Format>(panel_of<Format>(args, of, in_matrix), in_panel + inside, 1.0f);
+      };
+      scale[e] = scale_of(product);
+      if (is_swiglu) up_scale[e] = scale_of(args.products[1]);
+      if (has_bias) bias[e] = product.bias[row + inside];
+    }
+    const std::int64_t bytes = args.y_is_bf16 ? 2 : 4;
+    // Four at once where they lie so.
+    const bool are_aligned = n_inside == 4 && product.y_stride % 4 == 0 &&
+                             reinterpret_cast<std::uintptr_t>(product.y) % static_cast<std::uintptr_t>(4 * bytes) == 0;
+    const auto place_of = [&](int in_tile) {
+      const std::int64_t column = tile * kColumns + in_tile;
+      return static_cast<std::uint8_t*>(product.y) + (column * product.y_stride + row) * bytes;
+    };
+    for (int from = rank * n_here + thread / n_quads; from < end; from += kAtOnce * n_apart) {
+      float4 v[kAtOnce], up[kAtOnce], old[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        old[i] = make_float4(bias[0], bias[1], bias[2], bias[3]);
+        if (!is_add) continue;
+        const auto* place = reinterpret_cast<const float*>(place_of(min(from + i * n_apart, end - 1)));
+        old[i] = are_aligned ? *reinterpret_cast<const float4*>(place)
+                             : make_float4(place[0], place[min(1, n_inside - 1)], place[min(2, n_inside - 1)],
+                                           place[n_inside - 1]);
+      }
+      sums_at(from, n_apart, end - 1, 4 * quad, v);
+      if (is_swiglu) sums_at(from, n_apart, end - 1, 64 + 4 * quad, up);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        float results[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+        const float ups[4] = {up[i].x, up[i].y, up[i].z, up[i].w}, olds[4] = {old[i].x, old[i].y, old[i].z, old[i].w};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if constexpr (Format::kHasRowScales) results[e] *= scale[e];
+          if (is_swiglu) {
+            results[e] = swiglu(results[e], Format::kHasRowScales ? ups[e] * up_scale[e] : ups[e]);
+          } else if (is_add || has_bias) {
+            results[e] += olds[e];
+          }
+        }
+        if (from + i * n_apart >= end) continue;
+        std::uint8_t* place = place_of(from + i * n_apart);
+        if (are_aligned && args.y_is_bf16) {
+          *reinterpret_cast<uint2*>(place) =
+              make_uint2(pack_bf16(results[0], results[1]), pack_bf16(results[2], results[3]));
+        } else if (are_aligned) {
+          *reinterpret_cast<float4*>(place) = make_float4(results[0], results[1], results[2], results[3]);
+        } else {
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            if (e < n_inside) store(args, product, tile * kColumns + from + i * n_apart, row + e, results[e]);
+        }
+      }
+    }
+  }
+  if (n_split > 1) cluster_sync();  // nobody leaves while its results are read
 }
 
 template <class Format>
@@ -528,9 +702,10 @@ __device__ __forceinline__ void tile_body(const SkinnyArgs& args, int n_split, u
     if (!ahead.is_inside()) return;
     const int stage = n_asked % kStages;
     if (n_asked >= kStages) barrier_wait(&empty[stage], static_cast<unsigned>(n_asked / kStages - 1) % 2);
-    copy_image(stages + stage * kImageBytes,
-               args.x.images + (static_cast<std::int64_t>(tile) * n_chunks + ahead.chunk) * kImageBytes, image_bytes,
-               &full[stage]);
+    expect_bytes(&full[stage], image_bytes);
+    copy_bulk(stages + stage * kImageBytes,
+              args.x.images + (static_cast<std::int64_t>(tile) * n_chunks + ahead.chunk) * kImageBytes, image_bytes,
+              &full[stage]);
     ++n_asked;
     ahead.advance();
   };
@@ -570,74 +745,226 @@ __device__ __forceinline__ void tile_body(const SkinnyArgs& args, int n_split, u
     walk = after;
   }
   if (n_split == 1 && !is_first_group) take_slot(saved, thread, f);
-  __syncthreads();  // stages are read
+  finish_tile<Format>(args, n_split, rank, tile, f, stages);
+}
 
-  auto* out = reinterpret_cast<float*>(stages);
-#pragma unroll
-  for (int i = 0; i < 32; ++i)
-    out[(8 * (i / 4) + 2 * (lane % 4) + i % 2) * kOutStride + 16 * warp + lane / 4 + 8 * (i % 4 / 2)] = f[i];
-  if (n_split > 1) {
-    cluster_sync();
-  } else {
-    __syncthreads();
-  }
-  const auto sum_at = [&](int at) {
-    if (n_split == 1) return out[at];
-    float v = 0;
-#pragma unroll
-    for (int r = 0; r < kSumGroups; ++r) {
-      std::uint32_t address;
-      float other;
-      asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(out + at)), "r"(r));
-      asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(other) : "r"(address) : "memory");
-      v = r == 0 ? other : v + other;
+// FP8 and more than 64 rows: 128 of them, so that weights are read and made f16 once for all, and the tensor core has
+// twice as much to do for each. Stages are slices of 64 activations, the image of both 64 rows side by side; weights
+// come through shared memory too, by copies of which each thread reads its own, a chunk ahead. Of what is saved, groups
+// or parts of a group, there is room for one: where parts are several chunks, clusters share the groups.
+constexpr int kWideRows = 2 * kTileRows, kWideStages = 8, kWideAhead = 4, kWideScales = 4;
+constexpr int kSliceBytes = 4 * 2 * kStepBytes, kFifoBytes = 4 * 2 * 16 * kThreads, kWideSlotBytes = 2 * kSlotBytes;
+static_assert(kWideStages * kSliceBytes + kFifoBytes + kWideSlotBytes + kWideScales * kWideRows * 4 ==
+              kWideSharedBytes);
+static_assert(kWideRows * kOutStride * 4 <= kWideStages * kSliceBytes);
+
+__device__ __forceinline__ void copy_own(void* to, const std::uint8_t* from, bool is_inside) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(is_inside ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void commit_own() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int kLeft>
+__device__ __forceinline__ void wait_own() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+__device__ __forceinline__ std::uint64_t wide_descriptor(const std::uint8_t* step) {
+  return static_cast<std::uint64_t>((shared_address(step) & 0x3ffff) >> 4) |
+         static_cast<std::uint64_t>(kStepBytes / 16) << 16 | static_cast<std::uint64_t>(128 / 16) << 32;
+}
+
+// kIsAlone: parts are single chunks.
+template <class Format, bool kIsAlone>
+__device__ __forceinline__ void wide_body(const SkinnyArgs& args, int n_split) {
+  extern __shared__ __align__(128) std::uint8_t stages[];
+  __shared__ std::uint64_t full[kWideStages], empty[kWideStages];
+  __shared__ std::uint16_t order[kMostWideChunks];  // this block's chunks; 2^15: ends its part, 2^14: its group
+  __shared__ int n_own;
+  constexpr bool kIsBlocks = !Format::kHasRowScales;
+  constexpr int kChain = kIsBlocks ? 2 : 4;  // slices of a chain
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32, t = lane % 4;
+  const int rank = static_cast<int>(blockIdx.x) % n_split, tile = static_cast<int>(blockIdx.x) / n_split;
+  const int n_chunks = (args.k + 255) / 256;
+  const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
+  if (thread == 0) {
+    for (int i = 0; i < kWideStages; ++i) {
+      barrier_init(&full[i], 1);
+      barrier_init(&empty[i], kWarps);
     }
-    return v;
-  };
-  // A thread takes a row of the matrices and every n-th column.
-  const int n_results = is_swiglu ? 64 : 128, result = thread % n_results, n_apart = kThreads / n_results;
-  const int n_here = kTileRows / n_split, end = min((rank + 1) * n_here, args.n_rows - tile * kTileRows);
-  const int at_panel = (is_swiglu ? 4 : kWarps) * static_cast<int>(blockIdx.y) + result / 16;
-  int matrix = 0;
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    int n = 0;
+    for (ChunkWalk walk(n_split == 1 ? 0 : rank, n_split == 1 ? kSumGroups : rank + 1, n_chunks, args.n_parts);
+         walk.is_inside(); walk.advance())
+      order[n++] =
+          static_cast<std::uint16_t>(walk.chunk | (walk.ends_part ? 0x8000 : 0) | (walk.ends_group ? 0x4000 : 0));
+    n_own = n;
+  }
+  __syncthreads();
+  const int n_here = n_own;
+  const auto chunk_at = [&](int i) { return order[i] & 0x3fff; };
+
+  const int n_panels = args.first_panel[is_swiglu ? 1 : args.n_products];
+  const int wanted =
+      is_swiglu ? 4 * static_cast<int>(blockIdx.y) + warp % 4 : kWarps * static_cast<int>(blockIdx.y) + warp;
+  const int panel_at = min(wanted, n_panels - 1);
+  int which = is_swiglu ? warp / 4 : 0;
   if (!is_swiglu)
-    while (matrix + 1 < args.n_products && at_panel >= args.first_panel[matrix + 1]) ++matrix;
-  const CudaProduct& product = args.products[matrix];
-  const int in_matrix = at_panel - (is_swiglu ? 0 : args.first_panel[matrix]), row = 16 * in_matrix + result % 16;
-  if (at_panel < n_panels && row < product.n_out) {
-    const auto scale_of = [&](const CudaProduct& of) {
-      return scaled<Format>(panel_of<Format>(args, of, in_matrix), result % 16, 1.0f);
-    };
-    const float scale = scale_of(product), up_scale = is_swiglu ? scale_of(args.products[1]) : 0.0f;
-    const bool is_add = args.epilogue == CudaEpilogue::kAdd;
-    const float bias = !is_add && product.bias != nullptr ? product.bias[row] : 0.0f;
-    constexpr int kAtOnce = 8;
-    for (int from = rank * n_here + thread / n_results; from < end; from += kAtOnce * n_apart) {
-      const auto column_at = [&](int i) { return tile * kTileRows + from + i * n_apart; };
-      float old[kAtOnce];
+    while (which + 1 < args.n_products && panel_at >= args.first_panel[which + 1]) ++which;
+  const Panel panel =
+      panel_of<Format>(args, args.products[which], panel_at - (is_swiglu ? 0 : args.first_panel[which]));
+
+  auto* fifo = reinterpret_cast<uint4*>(stages + kWideStages * kSliceBytes) + thread;  // [4 slices][2 rows][threads]
+  auto* slot = reinterpret_cast<float4*>(stages + kWideStages * kSliceBytes + kFifoBytes);
+  std::uint8_t* scales = stages + kWideStages * kSliceBytes + kFifoBytes + kWideSlotBytes;
+  const std::uint8_t* rows[2];
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        old[i] = bias;
-        if (is_add && from + i * n_apart < end)
-          old[i] = static_cast<const float*>(product.y)[column_at(i) * product.y_stride + row];
+  for (int r = 0; r < 2; ++r)
+    rows[r] = panel.base + static_cast<std::int64_t>(min(lane / 4 + 8 * r, panel.rows_left - 1)) * panel.k;
+  const auto fetch = [&](int i, int s) {  // slice s of the block's chunk i; a group of copies, of none past the end
+    if (i < n_here) {
+      const int at = 256 * chunk_at(i) + 64 * s + 16 * t;
+      const bool is_inside = at < args.k;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) copy_own(fifo + (2 * s + r) * kThreads, rows[r] + (is_inside ? at : 0), is_inside);
+    }
+    commit_own();
+  };
+  const std::uint8_t* images = args.x.images + static_cast<std::int64_t>(tile) * n_chunks * (2 * kImageBytes);
+  const auto ask = [&](int q) {  // thread 0: slice q of the block's chunks
+    if (q >= 4 * n_here) return;
+    const int stage = q % kWideStages, s = q % 4;
+    if (q >= kWideStages) barrier_wait(&empty[stage], static_cast<unsigned>(q / kWideStages - 1) % 2);
+    expect_bytes(&full[stage], kSliceBytes + (s == 0 ? kWideRows * 4 : 0));
+    const std::uint8_t* image = images + static_cast<std::int64_t>(chunk_at(q / 4)) * (2 * kImageBytes);
+    copy_bulk(stages + stage * kSliceBytes, image + s * kSliceBytes, kSliceBytes, &full[stage]);
+    if (s == 0)
+      copy_bulk(scales + q / 4 % kWideScales * (kWideRows * 4), image + 2 * kMainBytes, kWideRows * 4, &full[stage]);
+  };
+
+  bool is_first = true;  // of what the slot adds up
+#pragma unroll
+  for (int s = 0; s < 4; ++s) fetch(0, s);
+  allow_next();
+  wait_for_previous();
+  if (thread == 0)
+    for (int q = 0; q < kWideAhead; ++q) ask(q);
+  float f[64] = {}, even[64], odd[64];  // and two chains, of chunks in turns or of a chunk's halves
+  std::uint32_t a[2][8];
+  uint4 w[2];
+  const auto take = [&](int s) {  // the thread's weights of slice s
+    wait_own<3>();
+    w[0] = fifo[2 * s * kThreads], w[1] = fifo[(2 * s + 1) * kThreads];
+  };
+  // Slice s of chunk i; `meanwhile` is called twice, while the tensor core works. Leaves the next slice's weights in w
+  // and one group of steps under way, of a chunk's last slice none: else the compiler would let no step overlap
+  // another, since it does not see which sums are complete.
+  const auto slice = [&](int i, int s, float(&acc)[64], auto&& meanwhile) {
+    const int stage = i % 2 * 4 + s;
+    const std::uint8_t* steps = stages + stage * kSliceBytes;
+    barrier_wait(&full[stage], static_cast<unsigned>(i / 2) % 2);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        std::uint32_t* to = a[half] + 4 * j;
+        e4m3_to_f16(Format::word(w[0], 2 * half + j), to[0], to[2]);
+        e4m3_to_f16(Format::word(w[1], 2 * half + j), to[1], to[3]);
       }
+      wgmma_fence();
+      wgmma_step(acc, a[half], wide_descriptor(steps + 4 * half * kStepBytes), s % kChain + half > 0);
+      wgmma_step(acc, a[half] + 4, wide_descriptor(steps + (4 * half + 2) * kStepBytes), true);
+      wgmma_commit();
+      if (half == 0) {
+        if (thread == 0) ask(4 * i + s + kWideAhead);
+        __syncwarp();
+      } else {
+        fetch(i + 1, s);
+        take((s + 1) % 4);
+      }
+      meanwhile();
+      if (half == 1 && s == 3) {
+        wgmma_finish(acc);
+      } else {
+        wgmma_wait<1>();
+      }
+      if (half == 0 && lane == 0 && (s > 0 || i > 0)) barrier_arrive(&empty[(stage + kWideStages - 1) % kWideStages]);
+      __syncwarp();
+    }
+  };
+  // A quarter of chunk i's sums, which are complete, into f.
+  const auto add_quarter = [&](int i, int quarter, const float(&sums)[64]) {
+    const std::uint8_t* of_chunk = scales + i % kWideScales * (kWideRows * 4);
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int in_tile = from + i * n_apart;
-        if (in_tile >= end) break;
-        float v = sum_at(in_tile * kOutStride + result);
-        if constexpr (Format::kHasRowScales) v *= scale;
-        if (is_swiglu) {
-          float up = sum_at(in_tile * kOutStride + 64 + result);
-          if constexpr (Format::kHasRowScales) up *= up_scale;
-          v = v / (1.0f + __expf(-v)) * up;
-        } else if (is_add || product.bias != nullptr) {
-          v += old[i];
-        }
-        store(args, product, column_at(i), row, v);
+    for (int n = 4 * quarter; n < 4 * quarter + 4; ++n) {
+      const float2 scale = two_floats(of_chunk, n, t);
+#pragma unroll
+      for (int j = 4 * n; j < 4 * n + 4; ++j) {
+        f[j] = kIsAlone ? __fadd_rn(f[j], __fmul_rn(sums[j], of(scale, j))) : fmaf(sums[j], of(scale, j), f[j]);
       }
     }
+  };
+  const auto end_chunk = [&](int i) {
+    const std::uint16_t entry = order[i];
+    const bool ends_group = (entry & 0x4000) != 0;
+    if (kIsAlone ? !ends_group || n_split > 1 : (entry & 0x8000) == 0) return;
+    add_to_slot(slot, thread, is_first, f);
+    is_first = false;
+    if (!kIsAlone && ends_group) {
+      take_slot(slot, thread, f);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 64; ++j) f[j] = 0;
+    }
+  };
+  const auto nothing = [] {};
+  if (n_here > 0) take(0);
+  if constexpr (kIsBlocks) {
+    for (int i = 0; i < n_here; ++i) {
+      slice(i, 0, even, nothing);
+      slice(i, 1, even, nothing);
+      slice(i, 2, odd, nothing);
+      slice(i, 3, odd, nothing);
+      const int begin = chunk_at(i) * 256;
+      const float block[2] = {Format::block_scale(panel, begin),
+                              begin + 128 < panel.k ? Format::block_scale(panel, begin + 128) : 0.0f};
+      wgmma_finish(even);
+#pragma unroll
+      for (int j = 0; j < 64; ++j) even[j] = __fadd_rn(__fmul_rn(even[j], block[0]), __fmul_rn(odd[j], block[1]));
+#pragma unroll
+      for (int quarter = 0; quarter < 4; ++quarter) add_quarter(i, quarter, even);
+      end_chunk(i);
+    }
+  } else {
+    // The chunk before, zeros at first, is added while this one's chain is under way.
+#pragma unroll
+    for (int j = 0; j < 64; ++j) odd[j] = 0;
+    const auto chunk = [&](int i, float(&acc)[64], float(&before)[64]) {
+      int quarter = 0;
+      const auto add = [&] { add_quarter(max(i - 1, 0), quarter++, before); };
+      slice(i, 0, acc, add);
+      slice(i, 1, acc, add);
+      if (i > 0) end_chunk(i - 1);
+      slice(i, 2, acc, nothing);
+      slice(i, 3, acc, nothing);
+    };
+    for (int i = 0; i < n_here; i += 2) {
+      chunk(i, even, odd);
+      if (i + 1 < n_here) chunk(i + 1, odd, even);
+    }
+    if (n_here > 0) {
+      if (n_here % 2 == 0) {
+#pragma unroll
+        for (int j = 0; j < 64; ++j) even[j] = odd[j];
+      }
+#pragma unroll
+      for (int quarter = 0; quarter < 4; ++quarter) add_quarter(n_here - 1, quarter, even);
+      end_chunk(n_here - 1);
+    }
   }
-  if (n_split > 1) cluster_sync();  // nobody leaves while its results are read
+  if (n_split == 1 && !is_first) take_slot(slot, thread, f);
+  finish_tile<Format>(args, n_split, rank, tile, f, stages);
 }
 #endif
 
@@ -649,11 +976,21 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
+template <class Format, bool kIsAlone>
+__global__ void __launch_bounds__(kThreads, 1) wide_kernel(const __grid_constant__ SkinnyArgs args, int n_split) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  wide_body<Format, kIsAlone>(args, n_split);
+#endif
+}
+
 template <class Format>
 void launch_format(void* stream, const SkinnyArgs& args, unsigned n_panels) {
   const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
   const int n_chunks = (args.k + 255) / 256;
-  const unsigned n_tiles = ceil_div(args.n_rows, kTileRows), n_blocks = ceil_div(n_panels, is_swiglu ? 4 : kWarps);
+  constexpr ImageKind kKind = kind_of<Format>();
+  const bool are_wide = is_wide(kKind, args.n_rows, n_chunks);
+  const unsigned n_tiles = ceil_div(args.n_rows, are_wide ? 2 * kTileRows : kTileRows),
+                 n_blocks = ceil_div(n_panels, is_swiglu ? 4 : kWarps);
   // A block's chunks, and about two chunks' time of its own, in waves.
   const auto cost = [&](int n_split) {
     int most = 0;
@@ -665,8 +1002,18 @@ void launch_format(void* stream, const SkinnyArgs& args, unsigned n_panels) {
     }
     return static_cast<int>(ceil_div(n_tiles * n_blocks * static_cast<unsigned>(n_split), 132)) * (most + 2);
   };
-  const unsigned n_split = cost(kSumGroups) < cost(1) ? kSumGroups : 1;
-  constexpr ImageKind kKind = kind_of<Format>();
+  unsigned n_split = cost(kSumGroups) < cost(1) ? kSumGroups : 1;
+  if constexpr (kKind == ImageKind::kF8) {
+    if (are_wide) {
+      const bool is_alone = args.n_parts == n_chunks;
+      if (!is_alone) n_split = kSumGroups;
+      const auto kernel = is_alone ? wide_kernel<Format, true> : wide_kernel<Format, false>;
+      (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kWideSharedBytes);
+      launch_cluster(kernel, dim3(n_tiles * n_split, n_blocks), kThreads, n_split, kWideSharedBytes, stream, args,
+                     static_cast<int>(n_split));
+      return;
+    }
+  }
   unsigned image_bytes = kMainBytes + 256;
   if constexpr (kKind == ImageKind::k32) {
     image_bytes = kSumsAt + (Format::kHasMin ? 2048 : 0);
@@ -691,8 +1038,10 @@ std::int32_t image_kind(PackedFormat format) {
 
 void arrange_rows(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, PackedFormat format,
                   std::uint8_t* images) {
+  const auto kind = static_cast<ImageKind>(image_kind(format));
   launch(arrange_kernel, dim3(ceil_div(k, 2048), static_cast<unsigned>(n_rows)), 256, 0, stream, x.f32,
-         reinterpret_cast<const __nv_bfloat16*>(x.bf16), k, static_cast<ImageKind>(image_kind(format)), images);
+         reinterpret_cast<const __nv_bfloat16*>(x.bf16), k, kind, is_wide(kind, n_rows, (k + 255) / 256) ? 2 : 1,
+         images);
 }
 
 void launch_tiles(void* stream, PackedFormat format, SkinnyArgs args, int n_order) {

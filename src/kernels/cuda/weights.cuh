@@ -633,7 +633,8 @@ struct Bf16 {
 
 // FP8 (e4m3) rows, each with a scale (kIsBlocks: 128 x 128 weights with one), which multiply sums. A lane's 16 bytes
 // are 16 consecutive weights of a row: four steps of the tensor core's k. Weights become f16 exactly; activations are
-// f16 after a power of two that brings the largest of a chunk near 2^12.
+// f16 after a power of two that brings the largest of a chunk near 2^12. All weights of a chunk that have one scale are
+// a single chain of steps of the tensor core, in all kernels.
 template <bool kIsBlocks>
 struct F8 {
   static constexpr bool kHasRowScales = !kIsBlocks, kIsFolded = true;
@@ -712,28 +713,43 @@ struct F8 {
       words[i] = x.words[i];
       words[4 + i] = __shfl_down_sync(0xffffffffu, x.words[i], 4);
     }
-    float acc[2][4] = {};  // of even and of odd slices
+    const auto slice = [&](int s, int i, float(&acc)[4]) {
+      std::uint32_t a[4];
+      e4m3_to_f16(word(c.w[s][0], i), a[0], a[2]);
+      e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
+      const bool is_mine = g == 2 * s;
+      mma_f16(acc, a[0], a[1], a[2], a[3], is_mine ? words[2 * i] : 0, is_mine ? words[2 * i + 1] : 0);
+    };
+    // A chain goes on in the next slice's column, which the next lane of four has.
+    const auto move_on = [](float(&acc)[4]) {
+      acc[0] = __shfl_up_sync(0xffffffffu, acc[0], 1);
+      acc[2] = __shfl_up_sync(0xffffffffu, acc[2], 1);
+    };
+    if constexpr (!kIsBlocks) {
+      float acc[4] = {};
 #pragma unroll
-    for (int s = 0; s < 4; ++s) {
+      for (int s = 0; s < 4; ++s) {
+        if (s > 0) move_on(acc);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        std::uint32_t a[4];
-        e4m3_to_f16(word(c.w[s][0], i), a[0], a[2]);
-        e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
-        const bool is_mine = g == 2 * s;
-        mma_f16(acc[s % 2], a[0], a[1], a[2], a[3], is_mine ? words[2 * i] : 0, is_mine ? words[2 * i + 1] : 0);
+        for (int i = 0; i < 4; ++i) slice(s, i, acc);
       }
-    }
-    // The lane's slice is elements 64 t to 64 t + 63 of the chunk.
-    float sum[2] = {t % 2 == 0 ? acc[0][0] : acc[1][0], t % 2 == 0 ? acc[0][2] : acc[1][2]};
-    if constexpr (kIsBlocks) {
-      const int at = chunk * kChunk + 128 * (t / 2);
-      const bool is_odd = lane % 2 != 0;
-      float half = (is_odd ? sum[1] : sum[0]) + __shfl_xor_sync(0xffffffffu, is_odd ? sum[0] : sum[1], 1);
-      half = at < panel.k ? __fmul_rn(half, block_scale(panel, at)) : 0.0f;
-      f[0] = fmaf(__fadd_rn(half, __shfl_xor_sync(0xffffffffu, half, 2)), x.scale, f[0]);
+      // Lane 3 of four has the sums of both rows; even lanes take row g, odd ones row g + 8.
+      const float low = __shfl_sync(0xffffffffu, acc[0], lane | 3), high = __shfl_sync(0xffffffffu, acc[2], lane | 3);
+      f[0] = fmaf(t % 2 == 0 ? low : high, x.scale, f[0]);
     } else {
-      f[0] = fmaf(fold_lanes(sum, lane), x.scale, f[0]);
+      float acc[2][4] = {};
+#pragma unroll
+      for (int second = 0; second < 2; ++second) {
+        if (second == 1) move_on(acc[0]), move_on(acc[1]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) slice(second, i, acc[0]), slice(2 + second, i, acc[1]);
+      }
+      // Lanes 1 and 3 have a half's sums of both rows.
+      const float low = t < 2 ? acc[0][0] : acc[1][0], high = t < 2 ? acc[0][2] : acc[1][2];
+      const float from_next = __shfl_xor_sync(0xffffffffu, low, 1);
+      const int at = chunk * kChunk + 128 * (t / 2);
+      const float half = at < panel.k ? __fmul_rn(t % 2 == 0 ? from_next : high, block_scale(panel, at)) : 0.0f;
+      f[0] = fmaf(__fadd_rn(half, __shfl_xor_sync(0xffffffffu, half, 2)), x.scale, f[0]);
     }
   }
 
@@ -742,7 +758,7 @@ struct F8 {
   static __device__ __forceinline__ void multiply(const Chunk& c, const Panel& panel, const CudaActivations& x,
                                                   int n_rows, int chunk, int lane, float (&f)[kColumns8][4]) {
     const int g = lane / 4, t = lane % 4;
-    float halves[2][kColumns8][4];  // of 128 weights
+    float sums[kIsBlocks ? 2 : 1][kColumns8][4] = {};  // chains of as many weights as have a scale
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
       const int at = chunk * kChunk + 64 * s + 16 * t;
@@ -756,7 +772,6 @@ struct F8 {
           b[n][0] = from[0], b[n][1] = from[1];
         }
       }
-      float acc[kColumns8][4] = {};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         std::uint32_t a[4];
@@ -764,13 +779,8 @@ struct F8 {
         e4m3_to_f16(word(c.w[s][1], i), a[1], a[3]);
 #pragma unroll
         for (int n = 0; n < kColumns8; ++n)
-          mma_f16(acc[n], a[0], a[1], a[2], a[3], word(b[n][i / 2], i % 2 * 2), word(b[n][i / 2], i % 2 * 2 + 1));
-      }
-#pragma unroll
-      for (int n = 0; n < kColumns8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          halves[s / 2][n][i] = s % 2 == 0 ? acc[n][i] : __fadd_rn(halves[s / 2][n][i], acc[n][i]);
+          mma_f16(sums[kIsBlocks ? s / 2 : 0][n], a[0], a[1], a[2], a[3], word(b[n][i / 2], i % 2 * 2),
+                  word(b[n][i / 2], i % 2 * 2 + 1));
       }
     }
     const int begin = chunk * kChunk, n_chunks = (panel.k + kChunk - 1) / kChunk;
@@ -785,9 +795,8 @@ struct F8 {
       for (int i = 0; i < 4; ++i) {
         const int column = 8 * n + 2 * t + i % 2;
         const float scale = column < n_rows ? x.scale[static_cast<std::int64_t>(column) * n_chunks + chunk] : 0.0f;
-        const float sum = kIsBlocks
-                              ? __fadd_rn(__fmul_rn(halves[0][n][i], block[0]), __fmul_rn(halves[1][n][i], block[1]))
-                              : __fadd_rn(halves[0][n][i], halves[1][n][i]);
+        float sum = sums[0][n][i];
+        if constexpr (kIsBlocks) sum = __fadd_rn(__fmul_rn(sum, block[0]), __fmul_rn(sums[1][n][i], block[1]));
         f[n][i] = fmaf(sum, scale, f[n][i]);
       }
     }
