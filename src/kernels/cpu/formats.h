@@ -44,6 +44,12 @@ struct Format {
   using Sub = Weights<kMaxWeight, kSubVectors>;
 };
 
+// From a panel's scales to its quants (packing.h).
+template <class F>
+constexpr int64_t quants_at(int64_t n_tiles) {
+  return (n_tiles * F::kScaleBytes + 63) / 64 * 64;
+}
+
 // Vector `idx` of the bytes shifted right, masked.
 STILL_INLINE Bytes field(const uint8_t* quants, int idx, int shift, uint8_t mask) {
   return b_and(b_shift_right_by(b_load(quants + 64 * idx), shift), mask);
@@ -115,6 +121,7 @@ struct IQ4_XS : Format<8, 8, 255, false, 128, 32> {
 };
 
 struct Q4_K : Format<8, 8, 15, true, 0, 32> {
+  static constexpr int kSideBySide = 3;
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
     return field(quants, 8 * step + I, 4 * J, 15);
@@ -142,7 +149,7 @@ struct SixteenWide : Format<16, 4, kMaxWeight, kMinimum, kWeightOffset, kQuantVe
 // Its vectors lie in the order in which they are used, twelve a step: 4 of ql for the first two parts' weights (low
 // nibbles) and the last two's, 4 of the next part's, 4 of qh.
 struct Q6_K : SixteenWide<63, false, 32, 48> {
-  static constexpr int kSideBySide = 3, kAskAhead = 1024;
+  static constexpr int kSideBySide = 2, kAskAhead = 1024;
   static constexpr int place(int i) {
     return i < 32 ? (i / 16 * 2 + i / 4 % 2) * 12 + i / 8 % 2 * 4 + i % 4 : (i / 4 - 8) * 12 + 8 + i % 4;
   }

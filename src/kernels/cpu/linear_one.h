@@ -12,17 +12,21 @@ namespace {
 template <class F, bool kUnpacked, int kColumns>
 constexpr bool kOneColumn = kFewRegisters && !kUnpacked && kColumns == 1 && F::kSideBySide > 1;
 
-// Bytes from a panel's scales to those asked for meanwhile: the next panel's. Of long panels the prefetchers find the
-// scales by themselves; 0 asks for what is there.
-constexpr int64_t kShortPanelBytes = 24 * 1024;
-constexpr int64_t next_scales(int64_t panel_bytes) {
-  return panel_bytes <= kShortPanelBytes ? panel_bytes : 0;
+// The panels' scales, at once: they lie between the last panel's quants and this one's, so memory is read front to
+// back. Of long panels the prefetchers find the rest by themselves.
+constexpr int64_t kAskedScaleBytes = 2 * 1024;
+template <class F, int kPanels>
+STILL_INLINE void ask_for_scales(const uint8_t* const* scales, int64_t n_blocks) {
+  const int64_t n_bytes = min_of(n_blocks * F::kScaleBytes, kAskedScaleBytes);
+  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+    for (int64_t i = 0; i < n_bytes; i += 64) prefetch(scales[decltype(panel)::value] + i);
+  });
 }
 
 // One block of each panel: acc[p] = fma(d * s, f32(dot), acc[p]) and the minimum's part.
 template <class F, int kPanels>
-STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_t* const* scales, int64_t next_scales,
-                                      const int32_t* x, Floats* acc) {
+STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_t* const* scales, const int32_t* x,
+                                      Floats* acc) {
   using Layout = ColumnLayout<F>;
   // Weights above 63 are multiplied as signed ones, and each product is widened; the offset has no part in it.
   constexpr bool kSigned = F::kMax > 63, kFromOffsets = kOffsetInSums<F>;
@@ -32,9 +36,6 @@ STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_
   Ints dots[kPanels];
   repeat<kPanels>([&](auto panel)
                       STILL_UNROLLED { dots[decltype(panel)::value] = kFromZero ? i_zero() : i_broadcast(sums_of_x); });
-  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
-    for (int i = 0; i < F::kScaleBytes; i += 64) prefetch(scales[decltype(panel)::value] + next_scales + i);
-  });
   constexpr int kStepLines = F::kQuantBytes / 64 / F::kSteps, kStepSlots = F::kStepSubs * F::kVectors;
   // A loop, since the code of all steps and panels would not fit the instruction cache.
   for (int step = 0; step < F::kSteps; ++step) {
