@@ -1,8 +1,8 @@
 // One column of activations, where a panel's sums need few registers: several panels go side by side, a vector of each
 // at a time. So each word of activations is loaded once for all of them, and memory sees as many streams, each read
 // line by line from front to back, which the hardware's prefetchers follow better than any prefetch instruction
-// (docs/cpu-kernels.md). What they miss is asked for: a panel's scales, a stream that begins anew with each panel,
-// while the one before is multiplied, and all of it where F::kAskAhead says so. Included by linear_quantized.h.
+// (docs/cpu-kernels.md). What they miss is asked for: a panel's scales, all at once as it begins, and its
+// quants where F::kAskAhead says so. Included by linear_quantized.h.
 #pragma once
 
 namespace still {
