@@ -224,11 +224,10 @@ TEST_P(CpuKernelsTest, ProductsAreExactAtTheExtremes) {
       const bool signed_six = format == PackedFormat::kQ3_K || format == PackedFormat::kIQ4_XS;
       for (std::int64_t p = 0; p < w.n_panels(); ++p) {
         std::uint8_t* panel = w.packed.data() + p * w.panel_bytes;
-        std::memset(panel, fill, static_cast<std::size_t>(tiles * quant_bytes));
+        std::memset(panel + packed_quants_at(format, tiles), fill, static_cast<std::size_t>(tiles * quant_bytes));
         for (std::int64_t t = 0; t < tiles; ++t) {
           const int scale = six_bits ? fill & 63 : four_bits ? fill & 15 : signed_six ? (fill & 63) - 32 : fill;
-          std::memset(panel + tiles * quant_bytes + t * scale_bytes, scale,
-                      static_cast<std::size_t>(scale_bytes - f16_bytes));
+          std::memset(panel + t * scale_bytes, scale, static_cast<std::size_t>(scale_bytes - f16_bytes));
         }
       }
       for (const float value : {1.0f, -1.0f}) {

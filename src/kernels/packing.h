@@ -18,8 +18,13 @@ std::int64_t packed_tile_bytes(PackedFormat format);   // bytes of a tile of 16 
 std::int32_t activation_block(PackedFormat format);    // 32 or 256; 0 for float formats
 std::int64_t packed_quant_bytes(PackedFormat format);  // of a tile: its quants; the rest of the tile is scales
 
-// Bytes of the panel of 16 rows: all tiles' quants, then all tiles' scales, padded so that every panel starts 64-byte
-// aligned. k must be a multiple of packed_tile_k.
+// Where the quants of a panel of n_tiles begin: after all tiles' scales, 64-byte aligned. Scales come first so that a
+// kernel which asks for a panel's scales as it begins reads memory front to back (docs/cpu-kernels.md).
+inline std::int64_t packed_quants_at(PackedFormat format, std::int64_t n_tiles) {
+  return (n_tiles * (packed_tile_bytes(format) - packed_quant_bytes(format)) + 63) / 64 * 64;
+}
+// Bytes of the panel of 16 rows: all tiles' scales, then all tiles' quants; every panel starts 64-byte aligned. k must
+// be a multiple of packed_tile_k.
 inline std::int64_t packed_panel_bytes(PackedFormat format, std::int64_t k) {
   return (k / packed_tile_k(format) * packed_tile_bytes(format) + 63) / 64 * 64;
 }

@@ -21,6 +21,9 @@ namespace {
 // The 16 levels of IQ4_NL and IQ4_XS, plus 128.
 alignas(16) constexpr uint8_t kIq4Levels[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                                 129, 141, 153, 166, 181, 197, 217, 241};
+// The levels themselves, as bytes of two's complement.
+alignas(16) constexpr uint8_t kIq4SignedLevels[16] = {129, 152, 173, 191, 207, 221, 234, 246,
+                                                      1,   13,  25,  38,  53,  69,  89,  113};
 
 template <int kSubBlocks, int kSubVectors, int kMaxWeight, bool kMinimum, int kWeightOffset, int kQuantVectors>
 struct Format {
@@ -40,6 +43,12 @@ struct Format {
   static constexpr int kScaleBytes = kDAt + (kHasMin ? 64 : 32);
   using Sub = Weights<kMaxWeight, kSubVectors>;
 };
+
+// From a panel's scales to its quants (packing.h).
+template <class F>
+constexpr int64_t quants_at(int64_t n_tiles) {
+  return (n_tiles * F::kScaleBytes + 63) / 64 * 64;
+}
 
 // Vector `idx` of the bytes shifted right, masked.
 STILL_INLINE Bytes field(const uint8_t* quants, int idx, int shift, uint8_t mask) {
@@ -64,7 +73,7 @@ using Q4_1 = FourBits<true>;
 
 template <bool kMinimum>
 struct FiveBits : Format<1, 8, 31, kMinimum, 16, 5> {
-  static constexpr int kAskAhead = 1024;
+  static constexpr int kSideBySide = 2, kAskAhead = 1024;
   static constexpr int order(int i) { return i / 2 + i % 2 * 4; }
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int) {
@@ -77,13 +86,20 @@ using Q5_1 = FiveBits<true>;
 
 struct Q8_0 : Format<1, 8, 255, false, 128, 8> {
   template <int J, int I>
+  static STILL_INLINE Bytes signed_vector(const uint8_t* quants, int step) {
+    return b_flip_signs(vector<J, I>(quants, step));
+  }
+  template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int) {
     return b_load(quants + 64 * I);
   }
 };
 
 struct IQ4_NL : Format<1, 8, 255, false, 128, 4> {
-  static constexpr int kSideBySide = 2;
+  template <int J, int I>
+  static STILL_INLINE Bytes signed_vector(const uint8_t* quants, int) {
+    return b_lookup(kIq4SignedLevels, b_and(b_shift_right<I / 4 * 4>(b_load(quants + 64 * (4 * J + I % 4))), 15));
+  }
   static constexpr int order(int i) { return i / 2 + i % 2 * 4; }
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int) {
@@ -95,12 +111,17 @@ struct IQ4_XS : Format<8, 8, 255, false, 128, 32> {
   static constexpr int kSideBySide = 2;
   static constexpr int order(int i) { return IQ4_NL::order(i); }
   template <int J, int I>
+  static STILL_INLINE Bytes signed_vector(const uint8_t* quants, int step) {
+    return IQ4_NL::signed_vector<J, I>(quants + 64 * 8 * step, 0);
+  }
+  template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
     return IQ4_NL::vector<J, I>(quants + 64 * 8 * step, 0);
   }
 };
 
 struct Q4_K : Format<8, 8, 15, true, 0, 32> {
+  static constexpr int kSideBySide = 3;
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
     return field(quants, 8 * step + I, 4 * J, 15);
@@ -128,7 +149,7 @@ struct SixteenWide : Format<16, 4, kMaxWeight, kMinimum, kWeightOffset, kQuantVe
 // Its vectors lie in the order in which they are used, twelve a step: 4 of ql for the first two parts' weights (low
 // nibbles) and the last two's, 4 of the next part's, 4 of qh.
 struct Q6_K : SixteenWide<63, false, 32, 48> {
-  static constexpr int kSideBySide = 3, kAskAhead = 1024;
+  static constexpr int kSideBySide = 2, kAskAhead = 1024;
   static constexpr int place(int i) {
     return i < 32 ? (i / 16 * 2 + i / 4 % 2) * 12 + i / 8 % 2 * 4 + i % 4 : (i / 4 - 8) * 12 + 8 + i % 4;
   }

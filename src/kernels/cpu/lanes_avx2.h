@@ -321,6 +321,11 @@ STILL_INLINE Ints vnni_scale(Ints dot, Ints) {
 STILL_INLINE Pairs maddubs(Bytes w, Ints q) {
   return {_mm256_maddubs_epi16(w.a, q.a), _mm256_maddubs_epi16(w.b, q.b)};
 }
+// Of signed weights: |w| times q with w's sign. -128 is 128 as an unsigned byte, and two products are at most 32512.
+STILL_INLINE Pairs maddubs_signed(Bytes w, Ints q) {
+  return {_mm256_maddubs_epi16(_mm256_abs_epi8(w.a), _mm256_sign_epi8(q.a, w.a)),
+          _mm256_maddubs_epi16(_mm256_abs_epi8(w.b), _mm256_sign_epi8(q.b, w.b))};
+}
 STILL_INLINE Pairs p_add(Pairs x, Pairs y) {
   return {_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)};
 }

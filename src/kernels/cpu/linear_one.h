@@ -1,8 +1,8 @@
 // One column of activations, where a panel's sums need few registers: several panels go side by side, a vector of each
 // at a time. So each word of activations is loaded once for all of them, and memory sees as many streams, each read
 // line by line from front to back, which the hardware's prefetchers follow better than any prefetch instruction
-// (docs/cpu-kernels.md). What they miss is asked for: a panel's scales, a stream that begins anew with each panel,
-// while the one before is multiplied, and all of it where F::kAskAhead says so. Included by linear_quantized.h.
+// (docs/cpu-kernels.md). What they miss is asked for: a panel's scales, all at once as it begins, and its
+// quants where F::kAskAhead says so. Included by linear_quantized.h.
 #pragma once
 
 namespace still {
@@ -12,29 +12,30 @@ namespace {
 template <class F, bool kUnpacked, int kColumns>
 constexpr bool kOneColumn = kFewRegisters && !kUnpacked && kColumns == 1 && F::kSideBySide > 1;
 
-// Bytes from a panel's scales to those asked for meanwhile: the next panel's. Of long panels the prefetchers find the
-// scales by themselves; 0 asks for what is there.
-constexpr int64_t kShortPanelBytes = 24 * 1024;
-constexpr int64_t next_scales(int64_t panel_bytes) {
-  return panel_bytes <= kShortPanelBytes ? panel_bytes : 0;
+// The panels' scales, at once: they lie between the last panel's quants and this one's, so memory is read front to
+// back. Of long panels the prefetchers find the rest by themselves.
+constexpr int64_t kAskedScaleBytes = 2 * 1024;
+template <class F, int kPanels>
+STILL_INLINE void ask_for_scales(const uint8_t* const* scales, int64_t n_blocks) {
+  const int64_t n_bytes = min_of(n_blocks * F::kScaleBytes, kAskedScaleBytes);
+  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+    for (int64_t i = 0; i < n_bytes; i += 64) prefetch(scales[decltype(panel)::value] + i);
+  });
 }
 
 // One block of each panel: acc[p] = fma(d * s, f32(dot), acc[p]) and the minimum's part.
 template <class F, int kPanels>
-STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_t* const* scales, int64_t next_scales,
-                                      const int32_t* x, Floats* acc) {
+STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_t* const* scales, const int32_t* x,
+                                      Floats* acc) {
   using Layout = ColumnLayout<F>;
-  constexpr bool kFromOffsets = kOffsetInSums<F>;
-  constexpr int kParts = F::Sub::kParts, kPartsAtOnce = kPanels <= 2 ? kParts : 1;
+  // Weights above 63 are multiplied as signed ones, and each product is widened; the offset has no part in it.
+  constexpr bool kSigned = F::kMax > 63, kFromOffsets = kOffsetInSums<F>;
+  constexpr bool kFromZero = F::kBlock == 256 || F::kHasMin || kFromOffsets || kSigned;
   constexpr int kRun = !kFromOffsets && kInt16Steps<F::kMax> < F::kVectors ? kInt16Steps<F::kMax> : F::kVectors;
   const int32_t* sums_of_x = x + Layout::kSumsAt;
   Ints dots[kPanels];
-  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
-    dots[decltype(panel)::value] = F::kBlock == 256 || F::kHasMin || kFromOffsets ? i_zero() : i_broadcast(sums_of_x);
-  });
-  repeat<kPanels>([&](auto panel) STILL_UNROLLED {
-    for (int i = 0; i < F::kScaleBytes; i += 64) prefetch(scales[decltype(panel)::value] + next_scales + i);
-  });
+  repeat<kPanels>([&](auto panel)
+                      STILL_UNROLLED { dots[decltype(panel)::value] = kFromZero ? i_zero() : i_broadcast(sums_of_x); });
   constexpr int kStepLines = F::kQuantBytes / 64 / F::kSteps, kStepSlots = F::kStepSubs * F::kVectors;
   // A loop, since the code of all steps and panels would not fit the instruction cache.
   for (int step = 0; step < F::kSteps; ++step) {
@@ -42,42 +43,54 @@ STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_
       constexpr int J = decltype(j)::value;
       const int sub = F::sub(step, J);
       const int32_t* q = x + sub * F::kVectors;
-      repeat<kParts / kPartsAtOnce>([&](auto pass) STILL_UNROLLED {
-        constexpr int kFirstPart = decltype(pass)::value;
-        repeat<F::kVectors / kRun>([&](auto run) STILL_UNROLLED {
-          Pairs sums[kPartsAtOnce][kPanels];
-          repeat<kRun>([&](auto i) STILL_UNROLLED {
-            constexpr int kIndex = decltype(run)::value * kRun + decltype(i)::value, kVector = F::order(kIndex);
-            constexpr int kFirst = ((J * F::kVectors + kIndex) * kStepLines + kStepSlots - 1) / kStepSlots;
-            constexpr int kEnd = ((J * F::kVectors + kIndex + 1) * kStepLines + kStepSlots - 1) / kStepSlots;
-            const Ints word = i_broadcast(q + kVector);
-            if constexpr (F::kAskAhead > 0 && kFirstPart == 0) {
-              // The step's lines spread over its vectors: many at once would wait for the few fill buffers.
-              repeat<kEnd - kFirst>([&](auto line) STILL_UNROLLED {
-                const int64_t at = F::kAskAhead + 64 * (step * kStepLines + kFirst + decltype(line)::value);
-                repeat<kPanels>([&](auto panel) STILL_UNROLLED { prefetch_l2(quants[decltype(panel)::value] + at); });
-              });
-            }
-            repeat<kPanels>([&](auto panel) STILL_UNROLLED {
-              const LazyWeights<F, J> w{quants[decltype(panel)::value], step};
-              repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
-                const Pairs product = maddubs(w.template get<kFirstPart + decltype(part)::value, kVector>(), word);
-                Pairs& sum = sums[decltype(part)::value][decltype(panel)::value];
-                add_product<decltype(i)::value == 0, kFromOffsets>(sum, product, sums_of_x + sub);
-                p_keep(sum);
-              });
-            });
-          });
+      const auto factor = [&](int panel) STILL_UNROLLED {
+        if constexpr (F::kBlock == 256) {
+          return scale_half(scale_pairs<F>(scales[panel] + sub / 2 * 32), sub % 2);
+        } else {
+          return p_ones();
+        }
+      };
+      if constexpr (kSigned) {
+        Pairs factors[kPanels];
+        repeat<kPanels>([&](auto panel)
+                            STILL_UNROLLED { factors[decltype(panel)::value] = factor(decltype(panel)::value); });
+        repeat<F::kVectors>([&](auto i) STILL_UNROLLED {
+          constexpr int kVector = F::order(decltype(i)::value);
+          const Ints word = i_broadcast(q + kVector);
           repeat<kPanels>([&](auto panel) STILL_UNROLLED {
-            repeat<kPartsAtOnce>([&](auto part) STILL_UNROLLED {
-              constexpr int kPanel = decltype(panel)::value, kPart = decltype(part)::value;
-              Pairs factor = p_ones();
-              if constexpr (F::kBlock == 256)
-                factor = scale_half(scale_pairs<F>(scales[kPanel] + sub / 2 * 32), sub % 2);
-              if constexpr (kFirstPart + kPart == 1) factor = p_shift_left<4>(factor);
-              dots[kPanel] = p_dot(dots[kPanel], sums[kPart][kPanel], factor);
-            });
+            constexpr int kPanel = decltype(panel)::value;
+            const auto w = F::template signed_vector<J, kVector>(quants[kPanel], step);
+            dots[kPanel] = p_dot(dots[kPanel], maddubs_signed(w, word), factors[kPanel]);
+            p_keep(dots[kPanel]);
           });
+        });
+        return;
+      }
+      repeat<F::kVectors / kRun>([&](auto run) STILL_UNROLLED {
+        Pairs sums[kPanels];
+        repeat<kRun>([&](auto i) STILL_UNROLLED {
+          constexpr int kIndex = decltype(run)::value * kRun + decltype(i)::value, kVector = F::order(kIndex);
+          constexpr int kFirst = ((J * F::kVectors + kIndex) * kStepLines + kStepSlots - 1) / kStepSlots;
+          constexpr int kEnd = ((J * F::kVectors + kIndex + 1) * kStepLines + kStepSlots - 1) / kStepSlots;
+          const Ints word = i_broadcast(q + kVector);
+          if constexpr (F::kAskAhead > 0) {
+            // The step's lines spread over its vectors: many at once would wait for the few fill buffers.
+            repeat<kEnd - kFirst>([&](auto line) STILL_UNROLLED {
+              const int64_t at = F::kAskAhead + 64 * (step * kStepLines + kFirst + decltype(line)::value);
+              repeat<kPanels>([&](auto panel) STILL_UNROLLED { prefetch_l2(quants[decltype(panel)::value] + at); });
+            });
+          }
+          repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+            const LazyWeights<F, J> w{quants[decltype(panel)::value], step};
+            const Pairs product = maddubs(w.template get<0, kVector>(), word);
+            Pairs& sum = sums[decltype(panel)::value];
+            add_product<decltype(i)::value == 0, kFromOffsets>(sum, product, sums_of_x + sub);
+            p_keep(sum);
+          });
+        });
+        repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+          constexpr int kPanel = decltype(panel)::value;
+          dots[kPanel] = p_dot(dots[kPanel], sums[kPanel], factor(kPanel));
         });
       });
     });
@@ -87,7 +100,7 @@ STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_
     constexpr int kPanel = decltype(panel)::value;
     const uint8_t* scale = scales[kPanel];
     const Floats d = f_from_f16(scale + F::kDAt);
-    if constexpr (F::kBlock == 256 && !F::kHasMin && !kFromOffsets) {
+    if constexpr (F::kBlock == 256 && !F::kHasMin && !kFromOffsets && !kSigned) {
       Ints sum = i_zero();
       repeat<F::kSubs / 2>([&](auto pair) STILL_UNROLLED {
         constexpr int kPair = decltype(pair)::value;

@@ -146,7 +146,6 @@ struct PanelPart {
   // What to ask for meanwhile, ahead_lines of 64 bytes with each block: [ahead, ahead_end).
   const uint8_t *ahead = nullptr, *ahead_end = nullptr;
   int64_t ahead_lines = 0;
-  int64_t next_scales = 0;  // for one column (linear_one.h)
 };
 struct ColumnRange {
   int64_t n;  // columns that exist
@@ -336,9 +335,9 @@ __attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_block
       acc[kPanel][kColumn] = is_zero ? f_zero() : f_load_some(part.y + kColumn * columns.y_stride, part.n_lanes);
     });
   });
+  if constexpr (kOneColumn<F, kUnpacked, kColumns>) ask_for_scales<F, kPanels>(scales, n_blocks);
   for (int64_t b = 0; b < n_blocks; ++b) {
-    if constexpr (kOneColumn<F, kUnpacked, kColumns>)
-      add_block_of_panels<F, kPanels>(quants, scales, panels[0].next_scales, x, acc[0]);
+    if constexpr (kOneColumn<F, kUnpacked, kColumns>) add_block_of_panels<F, kPanels>(quants, scales, x, acc[0]);
     repeat<kPanels>([&](auto panel) STILL_UNROLLED {
       constexpr int kPanel = decltype(panel)::value;
       if constexpr (kAhead) {
@@ -371,7 +370,7 @@ __attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_block
 template <class F>
 STILL_INLINE PanelPart panel_part(const LinearArgs& args, int64_t panel, int64_t row, int64_t block) {
   const uint8_t* start = args.weights + panel * args.panel_bytes;
-  return {start + block * F::kQuantBytes, start + args.k / F::kBlock * F::kQuantBytes + block * F::kScaleBytes,
+  return {start + quants_at<F>(args.k / F::kBlock) + block * F::kQuantBytes, start + block * F::kScaleBytes,
           args.y + row * args.y_stride + panel * kPanelRows, min_of(kPanelRows, args.n_out - panel * kPanelRows)};
 }
 
@@ -400,10 +399,17 @@ void multiply_few(const LinearArgs& args) {
     for (int64_t i = 0; i < part_panels; ++i) {
       PanelPart parts[kParts];
       for (int p = 0; p < kParts; ++p) parts[p] = panel_part<F>(args, args.panel_begin + p * part_panels + i, 0, block);
-      if constexpr (kOneColumn<F, false, kColumns>) parts[0].next_scales = next_scales(args.panel_bytes);
       multiply<F, false, kParts, kColumns>(parts, count, x, columns);
     }
-    for (int64_t panel = args.panel_begin + kParts * part_panels; panel < args.panel_end; ++panel) {
+    int64_t panel = args.panel_begin + kParts * part_panels;
+    if constexpr (kParts == 3 && kOneColumn<F, false, kColumns>) {
+      if (panel + 2 <= args.panel_end) {
+        const PanelPart parts[2] = {panel_part<F>(args, panel, 0, block), panel_part<F>(args, panel + 1, 0, block)};
+        multiply<F, false, 2, kColumns>(parts, count, x, columns);
+        panel += 2;
+      }
+    }
+    for (; panel < args.panel_end; ++panel) {
       const PanelPart part = panel_part<F>(args, panel, 0, block);
       multiply<F, false, 1, kColumns>(&part, count, x, columns);
     }

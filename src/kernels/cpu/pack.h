@@ -201,11 +201,11 @@ template <class P>
 void pack_quantized(const PackArgs& args) {
   using F = typename P::F;
   const int64_t n_tiles = args.k / F::kBlock;
-  const int64_t used_bytes = n_tiles * (F::kQuantBytes + F::kScaleBytes);
+  const int64_t scale_bytes = n_tiles * F::kScaleBytes;
   for (int64_t panel = args.panel_begin; panel < args.panel_end; ++panel) {
-    uint8_t* quants = args.packed + panel * args.panel_bytes;
-    uint8_t* scales = quants + n_tiles * F::kQuantBytes;
-    zero_bytes(quants + used_bytes, args.panel_bytes - used_bytes);
+    uint8_t* scales = args.packed + panel * args.panel_bytes;
+    uint8_t* quants = scales + quants_at<F>(n_tiles);
+    zero_bytes(scales + scale_bytes, quants - scales - scale_bytes);
     const int n_rows = static_cast<int>(min_of(kPanelRows, args.n_out - panel * kPanelRows));
     const uint8_t* blocks[kPanelRows];
     int64_t strides[kPanelRows];

@@ -188,10 +188,10 @@ void pack_quantized_row(std::int64_t k, const std::uint8_t* source, std::uint8_t
   const std::int64_t n_tiles = k / packed_tile_k(kFormat);
   const std::int64_t quant_bytes = packed_quant_bytes(kFormat);
   const std::int64_t scale_bytes = packed_tile_bytes(kFormat) - quant_bytes;
-  std::uint8_t* scales = panel + n_tiles * quant_bytes;
+  std::uint8_t* quants = panel + packed_quants_at(kFormat, n_tiles);
   for (std::int64_t tile = 0; tile < n_tiles; ++tile) {
     pack_block(load_block<typename BlockOf<kFormat>::Type>(source, tile),
-               TileRow{panel + tile * quant_bytes, scales + tile * scale_bytes, lane});
+               TileRow{quants + tile * quant_bytes, panel + tile * scale_bytes, lane});
   }
 }
 }  // namespace
@@ -201,9 +201,7 @@ void pack(const PackArgs& args) {
   for (std::int64_t p = args.panel_begin; p < args.panel_end; ++p) {
     std::uint8_t* panel = args.packed + p * args.panel_bytes;
     const std::int64_t n_rows = std::min<std::int64_t>(kPanelRows, args.n_out - p * kPanelRows);
-    const std::int64_t used_bytes = args.k / packed_tile_k(kFormat) * packed_tile_bytes(kFormat);
-    if (n_rows < kPanelRows) std::memset(panel, 0, static_cast<std::size_t>(used_bytes));
-    std::memset(panel + used_bytes, 0, static_cast<std::size_t>(args.panel_bytes - used_bytes));
+    std::memset(panel, 0, static_cast<std::size_t>(args.panel_bytes));  // rows past the end, padding
     for (int lane = 0; lane < n_rows; ++lane) {
       const std::uint8_t* source = source_row(args, p * kPanelRows + lane);
       if constexpr (kFormat <= PackedFormat::kBF16) {

@@ -124,7 +124,7 @@ PackedBlock unpack_block(PackedFormat format, const std::uint8_t* panel, std::in
                          int lane) {
   const std::int64_t quant_bytes = packed_quant_bytes(format);
   const std::int64_t scale_bytes = packed_tile_bytes(format) - quant_bytes;
-  const TileRow row{panel + tile * quant_bytes, panel + n_tiles * quant_bytes + tile * scale_bytes, lane};
+  const TileRow row{panel + packed_quants_at(format, n_tiles) + tile * quant_bytes, panel + tile * scale_bytes, lane};
   PackedBlock block;
   if (packed_tile_k(format) == 32) {
     read_32(format, row, block);
