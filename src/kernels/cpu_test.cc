@@ -159,6 +159,24 @@ std::vector<float> product(const CpuKernels& kernels, const testing::PackedMatri
   args.scratch = scratch.data();
   kernels.linear[static_cast<int>(w.format)](args);
   std::memcpy(y.data(), args.y, y.size() * sizeof(float));
+  if (const Regrouping* how = kernels.regrouping[static_cast<int>(w.format)]; how != nullptr) {
+    // The same from regrouped activations, written in two parts.
+    const std::int64_t padded = (n_rows + kRegroupedRows - 1) / kRegroupedRows * kRegroupedRows;
+    const std::vector<std::uint8_t> room(static_cast<std::size_t>(padded * (w.k / how->block) * how->block_bytes),
+                                         0xee);
+    EXPECT_LE(room.size(), static_cast<std::size_t>(most_regrouped_bytes(n_rows, w.k)));
+    const GuardedBytes regrouped(room);
+    auto* out = reinterpret_cast<std::int32_t*>(regrouped.data());
+    const std::int64_t half = std::min(n_rows, padded / 2 / kRegroupedRows * kRegroupedRows);
+    how->write({args.x, n_rows, 0, half, out});
+    how->write({args.x, n_rows, half, n_rows, out});
+    const GuardedBytes other(std::vector<float>(y.size(), -7.0f));
+    args.y = other.as<float>();
+    args.regrouped = out;
+    kernels.linear[static_cast<int>(w.format)](args);
+    EXPECT_EQ(std::memcmp(y.data(), args.y, y.size() * sizeof(float)), 0)
+        << name_of(w.format) << " from regrouped activations of " << n_rows << " rows";
+  }
   return y;
 }
 

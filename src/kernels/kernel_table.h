@@ -56,9 +56,29 @@ struct LinearArgs {
   std::int64_t n_rows;  // rows of activations, >= 1
   float* y;             // [n_rows][y_stride], element o of row r at y[r * y_stride + o]
   std::int64_t y_stride;
-  std::uint8_t* scratch;  // kLinearScratchBytes of the calling thread, 64-byte aligned
+  std::uint8_t* scratch;                    // kLinearScratchBytes of the calling thread, 64-byte aligned
+  const std::int32_t* regrouped = nullptr;  // the rows as Regrouping::write left them; null: only x
 };
 inline constexpr std::int64_t kLinearScratchBytes = 256 * 1024;
+
+// Activations in the order in which a kernel for many rows reads them, written once for all threads and panels.
+struct RegroupArgs {
+  QuantizedRows x;
+  std::int64_t n_rows;              // of all
+  std::int64_t row_begin, row_end;  // what this call writes: multiples of kRegroupedRows, or n_rows
+  std::int32_t* out;                // 64-byte aligned, where the first of all rows goes
+};
+struct Regrouping {
+  void (*write)(const RegroupArgs& args);
+  std::int32_t block, block_bytes;  // of a row: block_bytes for each block of activations
+};
+// Rows that are written together; a product may begin at a multiple of kRegroupedPass rows.
+inline constexpr std::int64_t kRegroupedRows = 4, kRegroupedPass = 512;
+// Rows from which on it is worth writing them, and the most bytes that an activation takes.
+inline constexpr std::int64_t kRegroupFrom = 17;
+inline constexpr std::int64_t most_regrouped_bytes(std::int64_t n_rows, std::int64_t k) {
+  return (n_rows + kRegroupedRows - 1) / kRegroupedRows * kRegroupedRows * k * 9 / 4;
+}
 
 // Packs the panels [panel_begin, panel_end) of a matrix whose rows lie as in a file (ggml blocks, or plain floats).
 struct PackArgs {
@@ -150,6 +170,7 @@ struct CpuKernels {
   void (*quantize_rows)(const float* x, std::int64_t x_stride, std::int64_t n_rows, std::int64_t k, std::int32_t block,
                         std::int8_t* q, float* scale, std::int16_t* sums);
   void (*linear[kPackedFormatCount])(const LinearArgs& args);
+  const Regrouping* regrouping[kPackedFormatCount];  // null: that kernel reads activations as they are
   void (*pack[kPackedFormatCount])(const PackArgs& args);
 
   // y = w * x * rsqrt(mean(x^2) + eps); y may equal x.

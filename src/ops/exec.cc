@@ -27,6 +27,11 @@ struct ActivationSizes {
   std::int64_t total() const { return q + scale + sums; }
 };
 
+std::int64_t regrouped_bytes(const ExecOptions& options) {
+  return options.max_tokens < kRegroupFrom ? 0
+                                           : Arena::rounded(most_regrouped_bytes(options.max_tokens, options.max_k));
+}
+
 std::int64_t partial_bytes(const ExecOptions& options) {
   return Arena::rounded(options.max_attention_parts * (options.head_dim + 2) * 4);
 }
@@ -38,7 +43,7 @@ Exec::~Exec() = default;
 std::int64_t Exec::scratch_bytes(const ExecOptions& options) {
   if (options.cuda) return CudaExec::scratch_bytes(*options.cuda);
   return thread_count(options) * kThreadScratchBytes + ActivationSizes(options, 32).total() +
-         ActivationSizes(options, 256).total() + partial_bytes(options);
+         ActivationSizes(options, 256).total() + regrouped_bytes(options) + partial_bytes(options);
 }
 
 Result<std::unique_ptr<Exec>> Exec::create(const ExecOptions& options) {
@@ -68,6 +73,7 @@ Result<std::unique_ptr<Exec>> Exec::create(const ExecOptions& options) {
                                                exec->arena_.allocate_array<float>(sizes.scale / 4),
                                                exec->arena_.allocate_array<std::int16_t>(sizes.sums / 2)};
   }
+  exec->regrouped_ = exec->arena_.allocate_array<std::int32_t>(regrouped_bytes(options) / 4);
   exec->attention_partials_ = exec->arena_.allocate_array<float>(partial_bytes(options) / 4);
   exec->threads_ =
       std::make_unique<ThreadPool>(ThreadPool::Options{.n_threads = n_threads, .topology = options.topology});

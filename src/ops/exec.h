@@ -73,6 +73,8 @@ class Exec {
   WorkShares& work_shares() { return *work_shares_; }
   // Quantised activations of the current linear, in blocks of 32 or 256 (a group of weights may need both).
   const ActivationBuffers& activations(std::int32_t block) const { return activations_[block == 32 ? 0 : 1]; }
+  // Room for most_regrouped_bytes() of a linear's activations.
+  std::int32_t* regrouped() { return regrouped_; }
   // Partial results of attention: m, l, o as in AttentionMergeArgs, for max_attention_parts.
   float* attention_partials() { return attention_partials_; }
   // Lists that attention fills anew in each call; kept so that their memory is.
@@ -90,6 +92,7 @@ class Exec {
   Arena arena_;
   std::uint8_t* thread_scratch_ = nullptr;
   ActivationBuffers activations_[2];
+  std::int32_t* regrouped_ = nullptr;
   float* attention_partials_ = nullptr;
   std::vector<AttentionTask> attention_tasks_, attention_merges_;
 };

@@ -1,4 +1,5 @@
-// One parallel region per call: quantise the activations (each thread a share, then a barrier), then each thread takes
+// One parallel region per call: quantise the activations and, for many tokens, put them into the order that the kernel
+// reads (each thread a share, then a barrier), then each thread takes
 // a contiguous range of panels, equal in bytes over all matrices of the group, helps the slower ones at its end, and
 // finishes its slices of the output (bias, sum, SwiGLU) while they are in its cache. On several NUMA nodes each matrix
 // is first parted among them, as the loader did when it placed the weights. Who computes a panel does not change a bit
@@ -27,6 +28,7 @@ constexpr std::int64_t kUnitPanels = 4, kLeastBytes = 48 * 1024, kLeastUnits = 4
 // Second operands of the epilogues lie behind the kernel's part of a thread's scratch.
 constexpr std::int64_t kTempFloats = (kAttentionScratchBytes - kLinearScratchBytes) / 4;
 constexpr std::int64_t kMaxRows = 4096;  // tokens of one kernel call
+static_assert(kMaxRows % kRegroupedPass == 0);
 static_assert(kTempFloats / kMaxRows >= kPanelRows);
 // Floats of an output slice that should stay in a core's second-level cache until its epilogue.
 constexpr std::int64_t kSliceFloats = 64 * 1024;
@@ -62,6 +64,7 @@ class LinearCall {
         STILL_DCHECK(w->k == k_ && w->panel_bytes == packed_panel_bytes(w->format, k_));
         const std::int32_t block = activation_block(w->format);
         if (block != 0) need[block == 32 ? 0 : 1] = true;
+        plan_regrouping(w->format);
       }
     });
     STILL_DCHECK(!(need[0] || need[1]) || (n_tokens_ <= exec_.options().max_tokens && k_ <= exec_.options().max_k));
@@ -139,8 +142,57 @@ class LinearCall {
     });
   }
 
-  // The thread's share of all blocks, rows one after the other.
+  // Activations regrouped for the kernels of one or more formats.
+  struct Regrouped {
+    const Regrouping* how;
+    std::int32_t* rows;
+  };
+
+  // The kernel of a format will have them, while there is room for all that this call wants.
+  void plan_regrouping(PackedFormat format) {
+    const Regrouping* how = exec_.kernels().regrouping[static_cast<int>(format)];
+    if (how == nullptr || n_tokens_ < kRegroupFrom || find_regrouped(format) != nullptr) return;
+    const std::int64_t bytes =
+        (n_tokens_ + kRegroupedRows - 1) / kRegroupedRows * kRegroupedRows * regrouped_row_bytes(*how);
+    const std::int64_t room = most_regrouped_bytes(exec_.options().max_tokens, exec_.options().max_k);
+    if (n_regrouped_ == kMostRegrouped || regrouped_bytes_ + bytes > room) return;
+    regrouped_[n_regrouped_++] = {how, exec_.regrouped() + regrouped_bytes_ / 4};
+    regrouped_bytes_ += (bytes + 63) / 64 * 64;
+  }
+  std::int64_t regrouped_row_bytes(const Regrouping& how) const { return k_ / how.block * how.block_bytes; }
+  const Regrouped* find_regrouped(PackedFormat format) const {
+    for (int i = 0; i < n_regrouped_; ++i)
+      if (regrouped_[i].how == exec_.kernels().regrouping[static_cast<int>(format)]) return &regrouped_[i];
+    return nullptr;
+  }
+
   void quantize(const bool (&need)[2], std::int64_t thread_idx, std::int64_t n_threads) {
+    if (n_regrouped_ == 0) return quantize_blocks(need, thread_idx, n_threads);
+    // The thread's share of all rows; those that are regrouped together, at once.
+    const std::int64_t n_groups = (n_tokens_ + kRegroupedRows - 1) / kRegroupedRows;
+    const std::int64_t last = n_groups * (thread_idx + 1) / n_threads;
+    for (std::int64_t group = n_groups * thread_idx / n_threads; group < last; ++group) {
+      const std::int64_t row = group * kRegroupedRows, end = std::min(row + kRegroupedRows, n_tokens_);
+      for (const std::int32_t block : {32, 256}) {
+        if (!need[block == 32 ? 0 : 1]) continue;
+        const ActivationBuffers& buffers = exec_.activations(block);
+        exec_.kernels().quantize_rows(x_ + row * k_, k_, end - row, k_, block, buffers.q + row * k_,
+                                      buffers.scale + row * (k_ / block), buffers.sums + row * (k_ / 16));
+      }
+      for (int i = 0; i < n_regrouped_; ++i) {
+        const Regrouping& how = *regrouped_[i].how;
+        const ActivationBuffers& buffers = exec_.activations(how.block);
+        how.write({.x = {buffers.q, buffers.scale, buffers.sums, k_, how.block},
+                   .n_rows = n_tokens_,
+                   .row_begin = row,
+                   .row_end = end,
+                   .out = regrouped_[i].rows});
+      }
+    }
+  }
+
+  // The thread's share of all blocks, rows one after the other.
+  void quantize_blocks(const bool (&need)[2], std::int64_t thread_idx, std::int64_t n_threads) {
     for (const std::int32_t block : {32, 256}) {
       if (!need[block == 32 ? 0 : 1]) continue;
       STILL_DCHECK(k_ % block == 0);
@@ -212,6 +264,8 @@ class LinearCall {
     if (const std::int32_t block = activation_block(w.format); block != 0) {
       const ActivationBuffers& buffers = exec_.activations(block);
       args.x = {buffers.q + row * k_, buffers.scale + row * (k_ / block), buffers.sums + row * (k_ / 16), k_, block};
+      if (const Regrouped* regrouped = find_regrouped(w.format); regrouped != nullptr)
+        args.regrouped = regrouped->rows + row * regrouped_row_bytes(*regrouped->how) / 4;
     }
     exec_.kernels().linear[static_cast<int>(w.format)](args);
   }
@@ -220,6 +274,10 @@ class LinearCall {
   const float* x_;
   std::int64_t n_tokens_, k_;
   Epilogue epilogue_;
+  static constexpr int kMostRegrouped = 4;
+  Regrouped regrouped_[kMostRegrouped];
+  int n_regrouped_ = 0;
+  std::int64_t regrouped_bytes_ = 0;
 };
 }  // namespace
 

@@ -160,6 +160,8 @@ STILL_INLINE void add_scaled_dots(Ints* acc, const W& w, const int32_t* q, int q
     int16_dots<kColumns, kFromOffsets>(w, q, q_stride, offsets, [&](auto part, auto column, Pairs sums) STILL_UNROLLED {
       const Pairs factor = decltype(part)::value == 1 ? p_shift_left<4>(scale) : scale;
       acc[decltype(column)::value] = p_dot(acc[decltype(column)::value], sums, factor);
+      // At once, or g++ adds sub-blocks' products first, all of which then wait on the stack.
+      if constexpr (kFewRegisters && kColumns > 2) p_keep(acc[decltype(column)::value]);
     });
   }
 }

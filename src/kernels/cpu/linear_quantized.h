@@ -498,9 +498,20 @@ constexpr int64_t kPackedRows = !kFewRegisters                      ? 0
                                 : F::kMax <= 15 && F::kVectors == 8 ? 16
                                                                     : 4;
 
+}  // namespace
+}  // namespace still
+
+#include "kernels/cpu/linear_many.h"
+
+namespace still {
+namespace {
+
 template <class F>
 void linear_quantized(const LinearArgs& args) {
   const int64_t n = args.n_rows;
+  if constexpr (kFewRegisters) {
+    if (args.regrouped != nullptr) return multiply_regrouped<F>(args);
+  }
   if (n == 1) return multiply_few<F, 1>(args);
   if (n == 2) return multiply_few<F, 2>(args);
   if (n <= 4) return multiply_few<F, 4>(args);
@@ -527,6 +538,7 @@ void linear_quantized(const LinearArgs& args) {
 template <class F>
 constexpr void set_linear(CpuKernels& table, PackedFormat format) {
   table.linear[static_cast<int>(format)] = linear_quantized<F>;
+  if constexpr (kFewRegisters) table.regrouping[static_cast<int>(format)] = &kRegrouping<F>;
 }
 
 }  // namespace
