@@ -188,8 +188,8 @@ __attribute__((noinline)) void store_across(const float* sums, int64_t n_columns
 
 template <class F>
 void multiply_all_across(const LinearArgs& args) {
-  constexpr int64_t kWords = ColumnLayout<F>::kWords, kPanels = kPanelsAtOnce;
-  constexpr int64_t kSums = kRegroupedPass * 16;  // of a panel
+  constexpr int64_t kWords = ColumnLayout<F>::kWords, kPanels = 4;  // panels: for all of them a block is read once
+  constexpr int64_t kSums = kRegroupedPass * 16;                    // of a panel
   static_assert(kPanels * (sizeof(AcrossBlock<F>) + kSums * 4) <= kLinearScratchBytes);
   const int64_t n_blocks = args.k / F::kBlock;
   auto* blocks = reinterpret_cast<AcrossBlock<F>*>(args.scratch);
