@@ -73,7 +73,7 @@ struct Regrouping {
   std::int32_t block, block_bytes;  // of a row: block_bytes for each block of activations
 };
 // Rows that are written together; a product may begin at a multiple of kRegroupedPass rows.
-inline constexpr std::int64_t kRegroupedRows = 4, kRegroupedPass = 512;
+inline constexpr std::int64_t kRegroupedRows = 8, kRegroupedPass = 512;
 // Rows from which on it is worth writing them, and the most bytes that an activation takes.
 inline constexpr std::int64_t kRegroupFrom = 17;
 inline constexpr std::int64_t most_regrouped_bytes(std::int64_t n_rows, std::int64_t k) {

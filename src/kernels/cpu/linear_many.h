@@ -7,7 +7,8 @@
 namespace still {
 namespace {
 
-constexpr int kGroup = static_cast<int>(kRegroupedRows);
+constexpr int kGroup = 4;
+static_assert(kRegroupedRows % kGroup == 0);
 template <class F>
 constexpr int64_t kGroupBlockWords = ColumnLayout<F, kGroup>::kWords * kGroup;
 // Whether weights are unpacked once, not for each group.

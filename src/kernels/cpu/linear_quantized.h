@@ -33,7 +33,7 @@ STILL_INLINE int32_t pair_word(int32_t low, int32_t high) {
 }
 
 template <class F>
-STILL_INLINE void regroup_sums(const int16_t* sums, int32_t* out, int n_columns) {
+STILL_INLINE void regroup_sums(const int16_t* sums, int32_t* out, int64_t n_columns) {
   if constexpr (F::kBlock == 32) {
     const int32_t sum = sums[0] + sums[1];
     if constexpr (F::kHasMin) {
@@ -53,8 +53,8 @@ STILL_INLINE void regroup_sums(const int16_t* sums, int32_t* out, int n_columns)
 
 // kOffsetInSums, of a block of one column: the int16 pairs of -kOffset * (sum of q[4v] + q[4v + 1]) and of
 // -kOffset * (sum of q[4v + 2] + q[4v + 3]), for each sub-block.
-template <class F, int kColumns>
-STILL_INLINE void offset_words(const uint8_t* q, int32_t* out) {
+template <class F>
+STILL_INLINE void offset_words(const uint8_t* q, int32_t* out, int64_t stride) {
   for (int sub = 0; sub < F::kSubs; ++sub, q += F::kVectors * 4) {
     __m128i pairs = _mm_setzero_si128();
     for (int i = 0; i < F::kVectors * 4; i += 16) {
@@ -63,15 +63,15 @@ STILL_INLINE void offset_words(const uint8_t* q, int32_t* out) {
     }
     pairs = _mm_add_epi16(pairs, _mm_shuffle_epi32(pairs, 0x4e));
     pairs = _mm_add_epi16(pairs, _mm_shuffle_epi32(pairs, 0xb1));
-    out[sub * kColumns] = _mm_cvtsi128_si32(_mm_mullo_epi16(pairs, _mm_set1_epi16(-F::kOffset)));
+    out[sub * stride] = _mm_cvtsi128_si32(_mm_mullo_epi16(pairs, _mm_set1_epi16(-F::kOffset)));
   }
 }
 
 // A block of four columns, the first of which goes to out[0].
 template <class F, int kColumns>
-STILL_INLINE void regroup_four(const uint8_t* const* q, int64_t offset, int32_t* out) {
+STILL_INLINE void regroup_four(const uint8_t* const* q, int64_t offset, int32_t* out, int64_t stride) {
   const auto put = [&](int at, __m128i words)
-                       STILL_UNROLLED { _mm_storeu_si128(reinterpret_cast<__m128i*>(out + at * kColumns), words); };
+                       STILL_UNROLLED { _mm_storeu_si128(reinterpret_cast<__m128i*>(out + at * stride), words); };
   __m128i pairs = _mm_setzero_si128();
   for (int piece = 0; piece < F::kBlock / 16; ++piece) {
     __m128i x[4];
@@ -98,10 +98,11 @@ STILL_INLINE void regroup_four(const uint8_t* const* q, int64_t offset, int32_t*
   }
 }
 
-// Blocks [block, block + n_blocks) of the rows [row, row + n_rows); columns past n_rows repeat the last one.
+// Blocks [block, block + n_blocks) of the rows [row, row + n_rows); columns past n_rows repeat the last one. They may
+// be some of `stride` columns of blocks of block_words.
 template <class F, int kColumns>
-void regroup_columns(const QuantizedRows& x, int64_t row, int64_t n_rows, int64_t block, int64_t n_blocks,
-                     int32_t* out) {
+STILL_INLINE void regroup_columns(const QuantizedRows& x, int64_t row, int64_t n_rows, int64_t block, int64_t n_blocks,
+                                  int32_t* out, int64_t stride, int64_t block_words) {
   using Layout = ColumnLayout<F, kColumns>;
   const int64_t blocks_of_row = x.k / F::kBlock;
   const uint8_t* q[kColumns];
@@ -110,31 +111,36 @@ void regroup_columns(const QuantizedRows& x, int64_t row, int64_t n_rows, int64_
     rows[c] = row + min_of(c, n_rows - 1);
     q[c] = reinterpret_cast<const uint8_t*>(x.q) + rows[c] * x.k;
   }
-  for (int64_t b = block; b < block + n_blocks; ++b, out += Layout::kWords * kColumns) {
+  for (int64_t b = block; b < block + n_blocks; ++b, out += block_words) {
     if constexpr (kColumns == 16) {
       for (int piece = 0; piece < F::kBlock / 16; ++piece) {
         Bytes words[4];
         gather_pieces(q, b * F::kBlock + 16 * piece, words);
         repeat<4>([&](auto v) STILL_UNROLLED {
-          b_store_unaligned(out + (4 * piece + decltype(v)::value) * 16, words[decltype(v)::value]);
+          b_store_unaligned(out + (4 * piece + decltype(v)::value) * stride, words[decltype(v)::value]);
         });
       }
     } else if constexpr (kColumns % 4 == 0) {
-      for (int c = 0; c < kColumns; c += 4) regroup_four<F, kColumns>(q + c, b * F::kBlock, out + c);
+      for (int c = 0; c < kColumns; c += 4) regroup_four<F, kColumns>(q + c, b * F::kBlock, out + c, stride);
     } else {
       for (int c = 0; c < kColumns; ++c) {
-        for (int i = 0; i < F::kBlock / 4; ++i)
-          __builtin_memcpy(out + i * kColumns + c, q[c] + b * F::kBlock + 4 * i, 4);
+        for (int i = 0; i < F::kBlock / 4; ++i) __builtin_memcpy(out + i * stride + c, q[c] + b * F::kBlock + 4 * i, 4);
         if constexpr (kOffsetInSums<F>)
-          offset_words<F, kColumns>(q[c] + b * F::kBlock, out + Layout::kSumsAt * kColumns + c);
+          offset_words<F>(q[c] + b * F::kBlock, out + Layout::kSumsAt * stride + c, stride);
       }
     }
     for (int c = 0; c < kColumns; ++c) {
-      __builtin_memcpy(out + Layout::kScaleAt * kColumns + c, x.scale + rows[c] * blocks_of_row + b, 4);
+      __builtin_memcpy(out + Layout::kScaleAt * stride + c, x.scale + rows[c] * blocks_of_row + b, 4);
       if constexpr (!kOffsetInSums<F>)
-        regroup_sums<F>(x.sums + (rows[c] * x.k + b * F::kBlock) / 16, out + Layout::kSumsAt * kColumns + c, kColumns);
+        regroup_sums<F>(x.sums + (rows[c] * x.k + b * F::kBlock) / 16, out + Layout::kSumsAt * stride + c, stride);
     }
   }
+}
+template <class F, int kColumns>
+void regroup_columns(const QuantizedRows& x, int64_t row, int64_t n_rows, int64_t block, int64_t n_blocks,
+                     int32_t* out) {
+  regroup_columns<F, kColumns>(x, row, n_rows, block, n_blocks, out, kColumns,
+                               ColumnLayout<F, kColumns>::kWords * kColumns);
 }
 
 // A part of a panel and the outputs that it adds to.
@@ -501,7 +507,7 @@ constexpr int64_t kPackedRows = !kFewRegisters                      ? 0
 }  // namespace
 }  // namespace still
 
-#include "kernels/cpu/linear_many.h"
+#include "kernels/cpu/linear_across.h"
 
 namespace still {
 namespace {
@@ -510,7 +516,10 @@ template <class F>
 void linear_quantized(const LinearArgs& args) {
   const int64_t n = args.n_rows;
   if constexpr (kFewRegisters) {
-    if (args.regrouped != nullptr) return multiply_regrouped<F>(args);
+    if (args.regrouped != nullptr) {
+      if constexpr (kAcross<F>) return multiply_all_across<F>(args);
+      return multiply_regrouped<F>(args);
+    }
   }
   if (n == 1) return multiply_few<F, 1>(args);
   if (n == 2) return multiply_few<F, 2>(args);
@@ -538,7 +547,11 @@ void linear_quantized(const LinearArgs& args) {
 template <class F>
 constexpr void set_linear(CpuKernels& table, PackedFormat format) {
   table.linear[static_cast<int>(format)] = linear_quantized<F>;
-  if constexpr (kFewRegisters) table.regrouping[static_cast<int>(format)] = &kRegrouping<F>;
+  if constexpr (kAcross<F>) {
+    table.regrouping[static_cast<int>(format)] = &kAcrossRegrouping<F>;
+  } else if constexpr (kFewRegisters) {
+    table.regrouping[static_cast<int>(format)] = &kRegrouping<F>;
+  }
 }
 
 }  // namespace
