@@ -1,9 +1,8 @@
 // One parallel region per call: quantise the activations and, for many tokens, put them into the order that the kernel
-// reads (each thread a share, then a barrier), then each thread takes
-// a contiguous range of panels, equal in bytes over all matrices of the group, helps the slower ones at its end, and
-// finishes its slices of the output (bias, sum, SwiGLU) while they are in its cache. On several NUMA nodes each matrix
-// is first parted among them, as the loader did when it placed the weights. Who computes a panel does not change a bit
-// of it.
+// reads (each thread a share, then a barrier), then each thread takes a contiguous range of panels, equal in bytes
+// over all matrices of the group, helps the slower ones at its end, and finishes its slices of the output (bias, sum,
+// SwiGLU) while they are in its cache. On several NUMA nodes each matrix is first parted among them, as the loader did
+// when it placed the weights. Who computes a panel does not change a bit of it.
 #include "ops/linear.h"
 
 #include <algorithm>
