@@ -375,9 +375,9 @@ TEST_F(CudaTest, RowsDoNotDependOnTheirNumber) {
                std::all_of(a.begin(), a.end(), [](float v) { return std::isfinite(v); });
       };
       std::map<std::int64_t, std::vector<float>> alone;
-      for (const std::int64_t row : {0, 4, 15, 16, 62, 64, 199, 299}) alone[row] = products(row, 1)[0];
-      for (const std::int64_t n : {2, 5, 8, 9, 16, 17, 33, 64, 65, 200, 300}) {
-        if (n_out > 1000 && n != 5 && n != 17 && n != 200 && n != 300) continue;
+      for (const std::int64_t row : {0, 4, 15, 16, 62, 64, 170, 199, 299}) alone[row] = products(row, 1)[0];
+      for (const std::int64_t n : {2, 5, 8, 9, 16, 17, 33, 64, 65, 180, 200, 300}) {
+        if (n_out > 1000 && n != 5 && n != 17 && n < 180) continue;
         const auto together = products(0, n);
         for (const auto& [row, want] : alone)
           EXPECT_TRUE(row >= n || same(together[static_cast<std::size_t>(row)], want)) << "row " << row << " of " << n;

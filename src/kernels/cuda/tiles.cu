@@ -11,6 +11,8 @@
 // Where weight times scale may be larger (5, 6 and 8 bits) the scale's two lowest bits are multiplied apart. Minimums
 // are a product too: with the sums of 16 activations. FP8: a chunk's products (where 128 have a scale, a half's) are
 // one chain of the tensor core's steps of sixteen, as there.
+#include <algorithm>
+
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/skinny.cuh"
 
@@ -23,17 +25,26 @@ constexpr int kStepBytes = 2048, kMainBytes = 16 * kStepBytes, kImageBytes = sta
 constexpr int kSumsAt = kMainBytes + 2048;        // of an image: after 8 x 64 scales
 constexpr int kSlotBytes = 32 * 32 * kWarps * 4;  // 32 floats of each thread
 constexpr int kSharedBytes = kStages * kImageBytes + 2 * kSlotBytes;
-// Of the kernel for 128 rows: stages, weights, what is saved, scales.
-constexpr int kMostWideChunks = 256;
-constexpr int kWideSharedBytes = 8 * 8 * kStepBytes + 8 * 16 * kThreads + 2 * kSlotBytes + 2048;
+constexpr int kMostWideChunks = 256, kMultiprocessors = 132;
 constexpr int kOutStride = 132;  // of 128 results of a column: no two lanes of a warp in one bank
 
+// Of the kernel for more rows: stages, weights, what is saved, scales.
+constexpr int kWideStages = 8, kWideScales = 4, kWideThreads = kThreads + 128;
+constexpr int kFifoBytes = 4 * 2 * 16 * kThreads;
+__host__ __device__ constexpr int wide_shared_bytes(int columns) {
+  return kWideStages * 128 * columns + kFifoBytes + 2 * columns * kThreads + kWideScales * columns * 4;
+}
+// n_split: blocks that share the groups of a row's sum. Tiles of activations, blocks of rows of the matrices.
+struct WideShape {
+  int n_split, n_tiles, n_blocks;
+};
+
 // The orders in which formats read activations.
-enum class ImageKind : int { k32Of256, k16Of256, k32, kF8 };
+enum class ImageKind : int { k32Of256, k16Of256, k32, kF8, kF8Blocks };
 template <class Format>
 constexpr ImageKind kind_of() {
   if constexpr (!requires { Format::kSubBlock; }) {
-    return ImageKind::kF8;
+    return Format::kHasRowScales ? ImageKind::kF8 : ImageKind::kF8Blocks;
   } else if constexpr (Format::kBlockSize == 32) {
     return ImageKind::k32;
   } else {
@@ -41,22 +52,28 @@ constexpr ImageKind kind_of() {
   }
 }
 
-// Whether 128 rows are a block's: two images in one, all rows of a step's half side by side.
-bool is_wide(ImageKind kind, int n_rows, int n_chunks) {
-  return kind == ImageKind::kF8 && n_rows > kTileRows && n_chunks <= kMostWideChunks;
+// Rows of activations of an image: 64, or where a block of the wide kernel takes so many, 96 or 128, whichever leaves
+// fewer rows of the last image empty.
+int image_rows(ImageKind kind, int n_rows, int n_chunks) {
+  if (kind != ImageKind::kF8 || n_rows <= kTileRows || n_chunks > kMostWideChunks) return kTileRows;
+  return (n_rows + 95) / 96 * 96 < (n_rows + 127) / 128 * 128 ? 96 : 128;
+}
+
+__host__ __device__ constexpr int image_bytes(int rows) {
+  return kImageBytes / kTileRows * rows;
 }
 
 // A warp takes 256 elements of a row, a lane 8 of them. Quantised as by quantize_rows, scaled as by scale_rows.
-// n_wide: 1, or 2 images in one.
-__global__ void __launch_bounds__(256) arrange_kernel(const float* f32, const __nv_bfloat16* bf16, int k,
-                                                      ImageKind kind, int n_wide, std::uint8_t* images) {
+// each: rows of an image.
+__global__ void __launch_bounds__(256)
+    arrange_kernel(const float* f32, const __nv_bfloat16* bf16, int k, ImageKind kind, int each, std::uint8_t* images) {
   wait_for_previous();
   allow_next();
   const int lane = static_cast<int>(threadIdx.x % 32), n_chunks = (k + 255) / 256;
   const int chunk = static_cast<int>(blockIdx.x * 8 + threadIdx.x / 32), row = static_cast<int>(blockIdx.y);
   if (chunk >= n_chunks) return;
-  const int from = 256 * chunk + 8 * lane, n_rows = n_wide * kTileRows, n = row % n_rows,
-            step_bytes = n_wide * kStepBytes;
+  const int from = 256 * chunk + 8 * lane, n = row % each, step_bytes = 32 * each;
+  const bool is_f8 = kind == ImageKind::kF8 || kind == ImageKind::kF8Blocks;
   float v[8] = {}, most = 0, bad = 0;
   if (from < k) {
     const std::int64_t at = static_cast<std::int64_t>(row) * k + from;
@@ -75,7 +92,7 @@ __global__ void __launch_bounds__(256) arrange_kernel(const float* f32, const __
     is_bad |= __shfl_xor_sync(0xffffffffu, is_bad, i);
   }
   float scale, inverse;
-  if (kind == ImageKind::kF8) {
+  if (is_f8) {
     const int exponent = max(static_cast<int>(__float_as_uint(most) >> 23) - 12, 14);
     inverse = __uint_as_float(static_cast<std::uint32_t>(254 - exponent) << 23);
     scale = __uint_as_float(static_cast<std::uint32_t>(exponent) << 23);
@@ -85,8 +102,7 @@ __global__ void __launch_bounds__(256) arrange_kernel(const float* f32, const __
     scale = is_zero ? 0.0f : __fdiv_rn(most, 127.0f);
   }
   if (is_bad != 0) scale = __int_as_float(0x7fc00000);
-  std::uint8_t* image = images +
-                        (static_cast<std::int64_t>(row / n_rows) * n_chunks + chunk) * (n_wide * kCudaImageBytes) +
+  std::uint8_t* image = images + (static_cast<std::int64_t>(row / each) * n_chunks + chunk) * image_bytes(each) +
                         n / 8 * 128 + n % 8 * 16;
   float sum = 0;
 #pragma unroll
@@ -95,20 +111,18 @@ __global__ void __launch_bounds__(256) arrange_kernel(const float* f32, const __
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       q[i] = v[4 * half + i] * inverse;
-      if (kind != ImageKind::kF8) q[i] = inverse == 0.0f ? 0.0f : rintf(q[i]);
+      if (!is_f8) q[i] = inverse == 0.0f ? 0.0f : rintf(q[i]);
       sum += q[i];
     }
     // Step and place in it of these four.
     const int step = kind == ImageKind::k16Of256 ? lane / 2
-                     : kind == ImageKind::kF8    ? 4 * (lane / 8) + 2 * (lane % 2) + half
+                     : is_f8                     ? 4 * (lane / 8) + 2 * (lane % 2) + half
                                                  : 2 * (lane / 4) + half;
-    const int t = kind == ImageKind::k16Of256 ? 2 * (lane % 2) + half
-                  : kind == ImageKind::kF8    ? lane % 8 / 2
-                                              : lane % 4;
+    const int t = kind == ImageKind::k16Of256 ? 2 * (lane % 2) + half : is_f8 ? lane % 8 / 2 : lane % 4;
     *reinterpret_cast<std::uint32_t*>(image + step * step_bytes + 4 * t) = pack_f16(q[0], q[1]);
     *reinterpret_cast<std::uint32_t*>(image + step * step_bytes + step_bytes / 2 + 4 * t) = pack_f16(q[2], q[3]);
   }
-  auto* scales = reinterpret_cast<float*>(image - (n / 8 * 128 + n % 8 * 16) + n_wide * kMainBytes) + n;
+  auto* scales = reinterpret_cast<float*>(image - (n / 8 * 128 + n % 8 * 16) + 16 * step_bytes) + n;
   if (kind == ImageKind::k32) {
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
@@ -120,7 +134,7 @@ __global__ void __launch_bounds__(256) arrange_kernel(const float* f32, const __
   }
   if (lane == 0) scales[0] = scale;
   sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-  if (kind != ImageKind::kF8 && lane % 2 == 0)  // sum i of 16
+  if (!is_f8 && lane % 2 == 0)  // sum i of 16
     *reinterpret_cast<__half*>(image + kSumsAt + lane / 16 * (kStepBytes / 2) + lane / 2 % 8 * 2) =
         __float2half_rn(sum);
 }
@@ -215,8 +229,31 @@ __device__ __forceinline__ void wgmma_step(float (&d)[64], const std::uint32_t* 
         "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
 }
+// d (+)= a b with a [64 x 16] and b [16 x 96].
+__device__ __forceinline__ void wgmma_step(float (&d)[48], const std::uint32_t* a, std::uint64_t b, bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %53, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 {"
+      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47}, "
+      "{%48,%49,%50,%51}, %52, p, 1, 1, 0;}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// The warps that multiply, of a block that may have others.
+__device__ __forceinline__ void tile_sync() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 }
 
 // A block's share of chunks, in the order of sums.
@@ -514,7 +551,6 @@ __device__ __forceinline__ void add_to_slot(float4* slot, int thread, bool is_ne
     float4 v = is_new ? make_float4(0, 0, 0, 0) : at;
     v.x += f[4 * i], v.y += f[4 * i + 1], v.z += f[4 * i + 2], v.w += f[4 * i + 3];
     at = v;
-    if constexpr (kSize == 64) asm volatile("" ::: "memory");  // one after the other: registers are short
   }
 }
 template <int kSize>
@@ -528,23 +564,25 @@ __device__ __forceinline__ void take_slot(const float4* slot, int thread, float 
 
 // A block's results: the sum over a cluster's groups; scale, residual, bias; into the matrices. `out` is shared memory
 // for kColumns x kOutStride floats.
-template <class Format, int kSize>
-__device__ __forceinline__ void finish_tile(const SkinnyArgs& args, int n_split, int rank, int tile,
+// kAreGated: a thread has a row of either matrix.
+template <class Format, bool kAreGated, int kSize>
+__device__ __forceinline__ void finish_tile(const SkinnyArgs& args, int n_split, int rank, int tile, int block,
                                             const float (&f)[kSize], std::uint8_t* shared) {
   constexpr int kColumns = 2 * kSize;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
   const int n_panels = args.first_panel[is_swiglu ? 1 : args.n_products];
-  __syncthreads();  // stages are read
+  tile_sync();  // stages are read
 
   auto* out = reinterpret_cast<float*>(shared);
+  const int first = kAreGated && is_swiglu ? 8 * warp : 16 * warp, apart = kAreGated && is_swiglu ? 64 : 8;
 #pragma unroll
   for (int i = 0; i < kColumns / 2; ++i)
-    out[(8 * (i / 4) + 2 * (lane % 4) + i % 2) * kOutStride + 16 * warp + lane / 4 + 8 * (i % 4 / 2)] = f[i];
+    out[(8 * (i / 4) + 2 * (lane % 4) + i % 2) * kOutStride + first + lane / 4 + i % 4 / 2 * apart] = f[i];
   if (n_split > 1) {
     cluster_sync();
   } else {
-    __syncthreads();
+    tile_sync();
   }
   std::uint32_t others[kSumGroups];  // the blocks' results
 #pragma unroll
@@ -587,7 +625,7 @@ __device__ __forceinline__ void finish_tile(const SkinnyArgs& args, int n_split,
   // A thread takes four rows of the matrices and every n-th column.
   const int n_quads = is_swiglu ? 16 : 32, quad = thread % n_quads, n_apart = kThreads / n_quads;
   const int n_here = kColumns / n_split, end = min((rank + 1) * n_here, args.n_rows - tile * kColumns);
-  const int at_panel = (is_swiglu ? 4 : kWarps) * static_cast<int>(blockIdx.y) + quad / 4;
+  const int at_panel = (is_swiglu ? 4 : kWarps) * block + quad / 4;
   int matrix = 0;
   if (!is_swiglu)
     while (matrix + 1 < args.n_products && at_panel >= args.first_panel[matrix + 1]) ++matrix;
@@ -745,19 +783,15 @@ __device__ __forceinline__ void tile_body(const SkinnyArgs& args, int n_split, u
     walk = after;
   }
   if (n_split == 1 && !is_first_group) take_slot(saved, thread, f);
-  finish_tile<Format>(args, n_split, rank, tile, f, stages);
+  finish_tile<Format, false>(args, n_split, rank, tile, static_cast<int>(blockIdx.y), f, stages);
 }
 
-// FP8 and more than 64 rows: 128 of them, so that weights are read and made f16 once for all, and the tensor core has
-// twice as much to do for each. Stages are slices of 64 activations, the image of both 64 rows side by side; weights
-// come through shared memory too, by copies of which each thread reads its own, a chunk ahead. Of what is saved, groups
-// or parts of a group, there is room for one: where parts are several chunks, clusters share the groups.
-constexpr int kWideRows = 2 * kTileRows, kWideStages = 8, kWideAhead = 4, kWideScales = 4;
-constexpr int kSliceBytes = 4 * 2 * kStepBytes, kFifoBytes = 4 * 2 * 16 * kThreads, kWideSlotBytes = 2 * kSlotBytes;
-static_assert(kWideStages * kSliceBytes + kFifoBytes + kWideSlotBytes + kWideScales * kWideRows * 4 ==
-              kWideSharedBytes);
-static_assert(kWideRows * kOutStride * 4 <= kWideStages * kSliceBytes);
-
+// FP8 with a scale for each row and more than 64 rows of activations: 96 or 128 of them (kColumns), so that weights are
+// read and made f16 once for all, and the tensor core has more to do for each. Stages are slices of 64 activations,
+// which a warp of its own brings. Weights come through shared memory too, by copies of which each thread reads its own,
+// a chunk ahead. Two warpgroups multiply: while one adds a chunk's sums, the tensor core works for the other. Blocks
+// that take whole rows stay: the next results' operands are on their way while these are finished. Of what is saved,
+// groups or parts of a group, there is room for one: where parts are several chunks, clusters share the groups.
 __device__ __forceinline__ void copy_own(void* to, const std::uint8_t* from, bool is_inside) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(is_inside ? 16 : 0)
@@ -770,23 +804,29 @@ template <int kLeft>
 __device__ __forceinline__ void wait_own() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
+template <int kColumns>
 __device__ __forceinline__ std::uint64_t wide_descriptor(const std::uint8_t* step) {
   return static_cast<std::uint64_t>((shared_address(step) & 0x3ffff) >> 4) |
-         static_cast<std::uint64_t>(kStepBytes / 16) << 16 | static_cast<std::uint64_t>(128 / 16) << 32;
+         static_cast<std::uint64_t>(kColumns) << 16 | static_cast<std::uint64_t>(128 / 16) << 32;
 }
 
-// kIsAlone: parts are single chunks.
-template <class Format, bool kIsAlone>
-__device__ __forceinline__ void wide_body(const SkinnyArgs& args, int n_split) {
+template <bool kIsAlone, int kColumns>  // kIsAlone: parts are single chunks
+__device__ __forceinline__ void wide_body(const SkinnyArgs& args, const WideShape& shape) {
+  using Format = F8<false>;
+  constexpr int kSize = kColumns / 2, kWideStep = 32 * kColumns, kSliceBytes = 4 * kWideStep;
+  constexpr int kFifoAt = kWideStages * kSliceBytes, kSlotAt = kFifoAt + kFifoBytes,
+                kScalesAt = kSlotAt + 4 * kSize * kThreads;
+  static_assert(kScalesAt + kWideScales * kColumns * 4 == wide_shared_bytes(kColumns));
+  static_assert(kColumns * kOutStride * 4 <= kFifoAt);
   extern __shared__ __align__(128) std::uint8_t stages[];
   __shared__ std::uint64_t full[kWideStages], empty[kWideStages];
   __shared__ std::uint16_t order[kMostWideChunks];  // this block's chunks; 2^15: ends its part, 2^14: its group
   __shared__ int n_own;
-  constexpr bool kIsBlocks = !Format::kHasRowScales;
-  constexpr int kChain = kIsBlocks ? 2 : 4;  // slices of a chain
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32, t = lane % 4;
-  const int rank = static_cast<int>(blockIdx.x) % n_split, tile = static_cast<int>(blockIdx.x) / n_split;
-  const int n_chunks = (args.k + 255) / 256;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
+  const int n_split = shape.n_split, n_tiles = shape.n_tiles;
+  const int rank = static_cast<int>(blockIdx.x) % n_split, cluster = static_cast<int>(blockIdx.x) / n_split,
+            n_clusters = static_cast<int>(gridDim.x) / n_split;
+  const int n_chunks = (args.k + 255) / 256, n_items = n_tiles * shape.n_blocks;
   const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
   if (thread == 0) {
     for (int i = 0; i < kWideStages; ++i) {
@@ -794,6 +834,8 @@ __device__ __forceinline__ void wide_body(const SkinnyArgs& args, int n_split) {
       barrier_init(&empty[i], kWarps);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  if (thread == kThreads) {
     int n = 0;
     for (ChunkWalk walk(n_split == 1 ? 0 : rank, n_split == 1 ? kSumGroups : rank + 1, n_chunks, args.n_parts);
          walk.is_inside(); walk.advance())
@@ -804,167 +846,199 @@ __device__ __forceinline__ void wide_body(const SkinnyArgs& args, int n_split) {
   __syncthreads();
   const int n_here = n_own;
   const auto chunk_at = [&](int i) { return order[i] & 0x3fff; };
+  const auto block_of = [&](int item) { return item / n_tiles; };
 
-  const int n_panels = args.first_panel[is_swiglu ? 1 : args.n_products];
-  const int wanted =
-      is_swiglu ? 4 * static_cast<int>(blockIdx.y) + warp % 4 : kWarps * static_cast<int>(blockIdx.y) + warp;
-  const int panel_at = min(wanted, n_panels - 1);
-  int which = is_swiglu ? warp / 4 : 0;
-  if (!is_swiglu)
-    while (which + 1 < args.n_products && panel_at >= args.first_panel[which + 1]) ++which;
-  const Panel panel =
-      panel_of<Format>(args, args.products[which], panel_at - (is_swiglu ? 0 : args.first_panel[which]));
-
-  auto* fifo = reinterpret_cast<uint4*>(stages + kWideStages * kSliceBytes) + thread;  // [4 slices][2 rows][threads]
-  auto* slot = reinterpret_cast<float4*>(stages + kWideStages * kSliceBytes + kFifoBytes);
-  std::uint8_t* scales = stages + kWideStages * kSliceBytes + kFifoBytes + kWideSlotBytes;
-  const std::uint8_t* rows[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r)
-    rows[r] = panel.base + static_cast<std::int64_t>(min(lane / 4 + 8 * r, panel.rows_left - 1)) * panel.k;
-  const auto fetch = [&](int i, int s) {  // slice s of the block's chunk i; a group of copies, of none past the end
-    if (i < n_here) {
-      const int at = 256 * chunk_at(i) + 64 * s + 16 * t;
-      const bool is_inside = at < args.k;
-#pragma unroll
-      for (int r = 0; r < 2; ++r) copy_own(fifo + (2 * s + r) * kThreads, rows[r] + (is_inside ? at : 0), is_inside);
-    }
-    commit_own();
-  };
-  const std::uint8_t* images = args.x.images + static_cast<std::int64_t>(tile) * n_chunks * (2 * kImageBytes);
-  const auto ask = [&](int q) {  // thread 0: slice q of the block's chunks
-    if (q >= 4 * n_here) return;
-    const int stage = q % kWideStages, s = q % 4;
-    if (q >= kWideStages) barrier_wait(&empty[stage], static_cast<unsigned>(q / kWideStages - 1) % 2);
-    expect_bytes(&full[stage], kSliceBytes + (s == 0 ? kWideRows * 4 : 0));
-    const std::uint8_t* image = images + static_cast<std::int64_t>(chunk_at(q / 4)) * (2 * kImageBytes);
-    copy_bulk(stages + stage * kSliceBytes, image + s * kSliceBytes, kSliceBytes, &full[stage]);
-    if (s == 0)
-      copy_bulk(scales + q / 4 % kWideScales * (kWideRows * 4), image + 2 * kMainBytes, kWideRows * 4, &full[stage]);
-  };
-
-  bool is_first = true;  // of what the slot adds up
-#pragma unroll
-  for (int s = 0; s < 4; ++s) fetch(0, s);
-  allow_next();
-  wait_for_previous();
-  if (thread == 0)
-    for (int q = 0; q < kWideAhead; ++q) ask(q);
-  float f[64] = {}, even[64], odd[64];  // and two chains, of chunks in turns or of a chunk's halves
-  std::uint32_t a[2][8];
-  uint4 w[2];
-  const auto take = [&](int s) {  // the thread's weights of slice s
-    wait_own<3>();
-    w[0] = fifo[2 * s * kThreads], w[1] = fifo[(2 * s + 1) * kThreads];
-  };
-  // Slice s of chunk i; `meanwhile` is called twice, while the tensor core works. Leaves the next slice's weights in w
-  // and one group of steps under way, of a chunk's last slice none: else the compiler would let no step overlap
-  // another, since it does not see which sums are complete.
-  const auto slice = [&](int i, int s, float(&acc)[64], auto&& meanwhile) {
-    const int stage = i % 2 * 4 + s;
-    const std::uint8_t* steps = stages + stage * kSliceBytes;
-    barrier_wait(&full[stage], static_cast<unsigned>(i / 2) % 2);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        std::uint32_t* to = a[half] + 4 * j;
-        e4m3_to_f16(Format::word(w[0], 2 * half + j), to[0], to[2]);
-        e4m3_to_f16(Format::word(w[1], 2 * half + j), to[1], to[3]);
-      }
-      wgmma_fence();
-      wgmma_step(acc, a[half], wide_descriptor(steps + 4 * half * kStepBytes), s % kChain + half > 0);
-      wgmma_step(acc, a[half] + 4, wide_descriptor(steps + (4 * half + 2) * kStepBytes), true);
-      wgmma_commit();
-      if (half == 0) {
-        if (thread == 0) ask(4 * i + s + kWideAhead);
-        __syncwarp();
-      } else {
-        fetch(i + 1, s);
-        take((s + 1) % 4);
-      }
-      meanwhile();
-      if (half == 1 && s == 3) {
-        wgmma_finish(acc);
-      } else {
-        wgmma_wait<1>();
-      }
-      if (half == 0 && lane == 0 && (s > 0 || i > 0)) barrier_arrive(&empty[(stage + kWideStages - 1) % kWideStages]);
-      __syncwarp();
-    }
-  };
-  // A quarter of chunk i's sums, which are complete, into f.
-  const auto add_quarter = [&](int i, int quarter, const float(&sums)[64]) {
-    const std::uint8_t* of_chunk = scales + i % kWideScales * (kWideRows * 4);
-#pragma unroll
-    for (int n = 4 * quarter; n < 4 * quarter + 4; ++n) {
-      const float2 scale = two_floats(of_chunk, n, t);
-#pragma unroll
-      for (int j = 4 * n; j < 4 * n + 4; ++j) {
-        f[j] = kIsAlone ? __fadd_rn(f[j], __fmul_rn(sums[j], of(scale, j))) : fmaf(sums[j], of(scale, j), f[j]);
+  if (warp >= kWarps) {  // a thread of these brings the images
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    allow_next();
+    wait_for_previous();
+    if (thread == kThreads) {
+      int q = 0;
+      for (int item = cluster; item < n_items; item += n_clusters) {
+        const std::uint8_t* images =
+            args.x.images + static_cast<std::int64_t>(item % n_tiles) * n_chunks * image_bytes(kColumns);
+        for (int i = 0; i < n_here; ++i) {
+          const std::uint8_t* image = images + static_cast<std::int64_t>(chunk_at(i)) * image_bytes(kColumns);
+          for (int s = 0; s < 4; ++s, ++q) {
+            const int stage = q % kWideStages;
+            if (q >= kWideStages) barrier_wait(&empty[stage], static_cast<unsigned>(q / kWideStages - 1) % 2);
+            expect_bytes(&full[stage], kSliceBytes + (s == 0 ? kColumns * 4 : 0));
+            std::uint8_t* to = stages + stage * kSliceBytes;
+            copy_bulk(to, image + s * kSliceBytes, kSliceBytes, &full[stage]);
+            if (s == 0) {
+              copy_bulk(stages + kScalesAt + q / 4 % kWideScales * (kColumns * 4), image + 16 * kWideStep, kColumns * 4,
+                        &full[stage]);
+            }
+          }
+        }
       }
     }
-  };
-  const auto end_chunk = [&](int i) {
-    const std::uint16_t entry = order[i];
-    const bool ends_group = (entry & 0x4000) != 0;
-    if (kIsAlone ? !ends_group || n_split > 1 : (entry & 0x8000) == 0) return;
-    add_to_slot(slot, thread, is_first, f);
-    is_first = false;
-    if (!kIsAlone && ends_group) {
-      take_slot(slot, thread, f);
-    } else {
-#pragma unroll
-      for (int j = 0; j < 64; ++j) f[j] = 0;
-    }
-  };
-  const auto nothing = [] {};
-  if (n_here > 0) take(0);
-  if constexpr (kIsBlocks) {
-    for (int i = 0; i < n_here; ++i) {
-      slice(i, 0, even, nothing);
-      slice(i, 1, even, nothing);
-      slice(i, 2, odd, nothing);
-      slice(i, 3, odd, nothing);
-      const int begin = chunk_at(i) * 256;
-      const float block[2] = {Format::block_scale(panel, begin),
-                              begin + 128 < panel.k ? Format::block_scale(panel, begin + 128) : 0.0f};
-      wgmma_finish(even);
-#pragma unroll
-      for (int j = 0; j < 64; ++j) even[j] = __fadd_rn(__fmul_rn(even[j], block[0]), __fmul_rn(odd[j], block[1]));
-#pragma unroll
-      for (int quarter = 0; quarter < 4; ++quarter) add_quarter(i, quarter, even);
-      end_chunk(i);
+    __syncwarp();
+    if (n_split > 1) {
+      cluster_sync();  // as finish_tile
+      cluster_sync();
     }
   } else {
-    // The chunk before, zeros at first, is added while this one's chain is under way.
-#pragma unroll
-    for (int j = 0; j < 64; ++j) odd[j] = 0;
-    const auto chunk = [&](int i, float(&acc)[64], float(&before)[64]) {
-      int quarter = 0;
-      const auto add = [&] { add_quarter(max(i - 1, 0), quarter++, before); };
-      slice(i, 0, acc, add);
-      slice(i, 1, acc, add);
-      if (i > 0) end_chunk(i - 1);
-      slice(i, 2, acc, nothing);
-      slice(i, 3, acc, nothing);
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    // A thread's rows: g and g + 8 of the warp's panel; of SwiGLU the same row of both matrices.
+    struct Place {
+      int matrix, row;
+      bool is_inside;
     };
-    for (int i = 0; i < n_here; i += 2) {
-      chunk(i, even, odd);
-      if (i + 1 < n_here) chunk(i + 1, odd, even);
-    }
-    if (n_here > 0) {
-      if (n_here % 2 == 0) {
+    const int n_panels = args.first_panel[is_swiglu ? 1 : args.n_products];
+    const auto place_of = [&](int item, int r) {
+      if (is_swiglu) {
+        const int row = 64 * block_of(item) + 8 * warp + g;
+        return Place{r, row, row < args.products[r].n_out};
+      }
+      const int wanted = kWarps * block_of(item) + warp, at = min(wanted, n_panels - 1);
+      int which = 0;
+      while (which + 1 < args.n_products && at >= args.first_panel[which + 1]) ++which;
+      const int row = 16 * (at - args.first_panel[which]) + g + 8 * r;
+      return Place{which, row, wanted < n_panels && row < args.products[which].n_out};
+    };
+    const std::uint8_t* rows[2];
+    const auto point_at = [&](int item) {
 #pragma unroll
-        for (int j = 0; j < 64; ++j) even[j] = odd[j];
+      for (int r = 0; r < 2; ++r) {
+        const Place place = place_of(item, r);
+        const CudaProduct& product = args.products[place.matrix];
+        rows[r] = product.weights + static_cast<std::int64_t>(min(place.row, product.n_out - 1)) * args.k + 16 * t;
+      }
+    };
+    auto* fifo = reinterpret_cast<uint4*>(stages + kFifoAt) + thread;  // [4 slices][2 rows][threads]
+    const auto fetch = [&](int begin, int s, bool is_any) {            // a group of copies, perhaps of none
+      if (is_any) {
+        const int at = begin + 64 * s;
+        const bool is_inside = at + 16 * t < args.k;
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          copy_own(fifo + (2 * s + r) * kThreads, rows[r] + (is_inside ? at : -16 * t), is_inside);
+      }
+      commit_own();
+    };
+    auto* slot = reinterpret_cast<float4*>(stages + kSlotAt) + thread;
+    const auto release = [&](int stage) {
+      if (lane == 0) barrier_arrive(&empty[stage]);
+    };
+    std::uint32_t a[2][16];
+    uint4 w[2];
+    const auto take = [&](int s) {  // the thread's weights of slice s
+      wait_own<3>();
+      w[0] = fifo[2 * s * kThreads], w[1] = fifo[(2 * s + 1) * kThreads];
+    };
+    const auto convert = [&](std::uint32_t(&to)[16]) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        e4m3_to_f16(Format::word(w[0], j), to[4 * j], to[4 * j + 2]);
+        e4m3_to_f16(Format::word(w[1], j), to[4 * j + 1], to[4 * j + 3]);
+      }
+    };
+
+    point_at(cluster);
+#pragma unroll
+    for (int s = 0; s < 4; ++s) fetch(n_here > 0 ? 256 * chunk_at(0) : 0, s, n_here > 0);
+    allow_next();
+    wait_for_previous();
+    take(0);
+    convert(a[0]);
+    int n_done = 0;  // chunks, of all results
+    float f[kSize] = {}, acc[kSize];
+    for (int item = cluster; item < n_items; item += n_clusters) {
+      bool is_first = true;  // of what the slot adds up
+      for (int i = 0; i < n_here; ++i, ++n_done) {
+        const bool is_last = i + 1 == n_here, is_any = !is_last || item + n_clusters < n_items;
+        if (is_last && is_any) point_at(item + n_clusters);
+        const int entry = order[i], begin = 256 * chunk_at(is_last ? 0 : i + 1);
+        const unsigned parity = static_cast<unsigned>(n_done / 2) % 2;
+        const int first_stage = n_done % 2 * 4;
+#pragma unroll
+        for (int s = 0; s < 4; ++s) {
+          const std::uint8_t* steps = stages + (first_stage + s) * kSliceBytes;
+          barrier_wait(&full[first_stage + s], parity);
+          wgmma_fence();
+#pragma unroll
+          for (int j = 0; j < 4; ++j)
+            wgmma_step(acc, a[s % 2] + 4 * j, wide_descriptor<kColumns>(steps + j * kWideStep), s + j > 0);
+          wgmma_commit();
+          fetch(begin, s, is_any);
+          take((s + 1) % 4);
+          if (s > 0) {
+            wgmma_wait<1>();
+            release(first_stage + s - 1);
+          }
+          convert(a[(s + 1) % 2]);
+        }
+        wgmma_finish(acc);
+        release(first_stage + 3);
+        // Scales are powers of two and sums have few bits below: the products are exact.
+        const std::uint8_t* scales = stages + kScalesAt + n_done % kWideScales * (kColumns * 4);
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; ++n) {
+          const float2 scale = two_floats(scales, n, t);
+#pragma unroll
+          for (int j = 4 * n; j < 4 * n + 4; ++j) f[j] = fmaf(acc[j], of(scale, j), f[j]);
+        }
+        if (kIsAlone ? n_split > 1 || (entry & 0x4000) == 0 : (entry & 0x8000) == 0) continue;
+#pragma unroll
+        for (int j = 0; j < kSize / 4; ++j) {
+          float4& at = slot[kThreads * j];
+          float4 v = is_first ? make_float4(0, 0, 0, 0) : at;
+          v.x += f[4 * j], v.y += f[4 * j + 1], v.z += f[4 * j + 2], v.w += f[4 * j + 3];
+          if (is_last) {
+            f[4 * j] = v.x, f[4 * j + 1] = v.y, f[4 * j + 2] = v.z, f[4 * j + 3] = v.w;
+          } else {
+            at = v;
+            f[4 * j] = f[4 * j + 1] = f[4 * j + 2] = f[4 * j + 3] = 0;
+          }
+        }
+        is_first = false;
+      }
+      if (n_split > 1) break;
+      const int tile = item % n_tiles;
+      const bool is_add = args.epilogue == CudaEpilogue::kAdd;
+      const auto scale_of = [&](const Place& place) {
+        const CudaProduct& product = args.products[place.matrix];
+        return place.is_inside ? Format::scales_of(product.weights, product.n_out, args.k, 0)[place.row] : 0.0f;
+      };
+      const Place places[2] = {place_of(item, 0), place_of(item, 1)};
+      const float scale[2] = {scale_of(places[0]), scale_of(places[1])};
+      const CudaProduct& product = args.products[is_swiglu ? 0 : places[0].matrix];
+      float bias[2] = {};
+      const bool has_bias = !is_swiglu && !is_add && product.bias != nullptr;
+      if (has_bias) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          if (places[r].is_inside) bias[r] = product.bias[places[r].row];
+      }
+      constexpr int kAtOnce = 4;
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; n += kAtOnce) {
+        float old[4 * kAtOnce];
+#pragma unroll
+        for (int j = 0; j < 4 * kAtOnce; ++j) {
+          const int column = tile * kColumns + 8 * (n + j / 4) + 2 * t + j % 2, r = j % 4 / 2;
+          old[j] = bias[r];
+          if (is_add && column < args.n_rows && places[r].is_inside)
+            old[j] = static_cast<const float*>(product.y)[column * product.y_stride + places[r].row];
+        }
+#pragma unroll
+        for (int j = 0; j < 4 * kAtOnce; ++j) {
+          const int column = tile * kColumns + 8 * (n + j / 4) + 2 * t + j % 2, r = j % 4 / 2;
+          const float v = f[4 * n + j] * scale[r];
+          if (column >= args.n_rows || !places[r].is_inside) continue;
+          if (is_swiglu) {
+            if (r == 0) store(args, product, column, places[0].row, swiglu(v, f[4 * n + j + 2] * scale[1]));
+          } else {
+            store(args, product, column, places[r].row, is_add || has_bias ? v + old[j] : v);
+          }
+        }
       }
 #pragma unroll
-      for (int quarter = 0; quarter < 4; ++quarter) add_quarter(n_here - 1, quarter, even);
-      end_chunk(n_here - 1);
+      for (int j = 0; j < kSize; ++j) f[j] = 0;
     }
+    if (n_split > 1) finish_tile<Format, true>(args, n_split, rank, cluster % n_tiles, block_of(cluster), f, stages);
   }
-  if (n_split == 1 && !is_first) take_slot(slot, thread, f);
-  finish_tile<Format>(args, n_split, rank, tile, f, stages);
 }
 #endif
 
@@ -976,11 +1050,23 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-template <class Format, bool kIsAlone>
-__global__ void __launch_bounds__(kThreads, 1) wide_kernel(const __grid_constant__ SkinnyArgs args, int n_split) {
+template <bool kIsAlone, int kColumns>
+__global__ void __launch_bounds__(kWideThreads, 1)
+    wide_kernel(const __grid_constant__ SkinnyArgs args, const __grid_constant__ WideShape shape) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  wide_body<Format, kIsAlone>(args, n_split);
+  wide_body<kIsAlone, kColumns>(args, shape);
 #endif
+}
+
+template <int kColumns>
+void launch_wide(void* stream, const SkinnyArgs& args, const WideShape& shape, bool is_alone) {
+  const auto kernel = is_alone ? wide_kernel<true, kColumns> : wide_kernel<false, kColumns>;
+  (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, wide_shared_bytes(kColumns));
+  const int n_items = shape.n_tiles * shape.n_blocks;
+  const int n_clusters = shape.n_split == 1 ? std::min(n_items, kMultiprocessors) : n_items;  // one block on each
+  const auto n_split = static_cast<unsigned>(shape.n_split);
+  launch_cluster(kernel, dim3(static_cast<unsigned>(n_clusters) * n_split), kWideThreads, n_split,
+                 wide_shared_bytes(kColumns), stream, args, shape);
 }
 
 template <class Format>
@@ -988,11 +1074,10 @@ void launch_format(void* stream, const SkinnyArgs& args, unsigned n_panels) {
   const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
   const int n_chunks = (args.k + 255) / 256;
   constexpr ImageKind kKind = kind_of<Format>();
-  const bool are_wide = is_wide(kKind, args.n_rows, n_chunks);
-  const unsigned n_tiles = ceil_div(args.n_rows, are_wide ? 2 * kTileRows : kTileRows),
-                 n_blocks = ceil_div(n_panels, is_swiglu ? 4 : kWarps);
-  // A block's chunks, and about two chunks' time of its own, in waves.
-  const auto cost = [&](int n_split) {
+  const int each = image_rows(kKind, args.n_rows, n_chunks);
+  const unsigned n_tiles = ceil_div(args.n_rows, each), n_blocks = ceil_div(n_panels, is_swiglu ? 4 : kWarps);
+  // A block's chunks, and some chunks' time of its own, in waves.
+  const auto cost = [&](int n_split, int own) {
     int most = 0;
     for (int group = 0; group < kSumGroups; ++group) {
       int chunks = 0;
@@ -1000,29 +1085,37 @@ void launch_format(void* stream, const SkinnyArgs& args, unsigned n_panels) {
         chunks += static_cast<int>(n_split == 1 || i % args.n_parts % kSumGroups == group);
       most = chunks > most ? chunks : most;
     }
-    return static_cast<int>(ceil_div(n_tiles * n_blocks * static_cast<unsigned>(n_split), 132)) * (most + 2);
+    return static_cast<int>(ceil_div(n_tiles * n_blocks * static_cast<unsigned>(n_split), kMultiprocessors)) *
+           (most + own);
   };
-  unsigned n_split = cost(kSumGroups) < cost(1) ? kSumGroups : 1;
+  unsigned n_split = cost(kSumGroups, 2) < cost(1, 2) ? kSumGroups : 1;
   if constexpr (kKind == ImageKind::kF8) {
-    if (are_wide) {
+    if (each > kTileRows) {
       const bool is_alone = args.n_parts == n_chunks;
-      if (!is_alone) n_split = kSumGroups;
-      const auto kernel = is_alone ? wide_kernel<Format, true> : wide_kernel<Format, false>;
-      (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kWideSharedBytes);
-      launch_cluster(kernel, dim3(n_tiles * n_split, n_blocks), kThreads, n_split, kWideSharedBytes, stream, args,
-                     static_cast<int>(n_split));
+      // A block takes a whole row, or (where parts are several chunks: there is room for one kind of sums) a group.
+      if (!is_alone || cost(kSumGroups, 4) < cost(1, 4)) {
+        n_split = kSumGroups;
+      } else {
+        n_split = 1;
+      }
+      const WideShape shape{static_cast<int>(n_split), static_cast<int>(n_tiles), static_cast<int>(n_blocks)};
+      if (each == 96) {
+        launch_wide<96>(stream, args, shape, is_alone);
+      } else {
+        launch_wide<128>(stream, args, shape, is_alone);
+      }
       return;
     }
   }
-  unsigned image_bytes = kMainBytes + 256;
+  unsigned copied = kMainBytes + 256;
   if constexpr (kKind == ImageKind::k32) {
-    image_bytes = kSumsAt + (Format::kHasMin ? 2048 : 0);
-  } else if constexpr (kKind != ImageKind::kF8) {
-    if (Format::kHasMin) image_bytes = kSumsAt + kStepBytes;
+    copied = kSumsAt + (Format::kHasMin ? 2048 : 0);
+  } else if constexpr (kKind != ImageKind::kF8 && kKind != ImageKind::kF8Blocks) {
+    if (Format::kHasMin) copied = kSumsAt + kStepBytes;
   }
   (void)cudaFuncSetAttribute(tile_kernel<Format>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   launch_cluster(tile_kernel<Format>, dim3(n_tiles * n_split, n_blocks), kThreads, n_split, kSharedBytes, stream, args,
-                 static_cast<int>(n_split), image_bytes);
+                 static_cast<int>(n_split), copied);
 }
 }  // namespace
 
@@ -1040,8 +1133,7 @@ void arrange_rows(void* stream, const CudaActivations& x, std::int32_t n_rows, s
                   std::uint8_t* images) {
   const auto kind = static_cast<ImageKind>(image_kind(format));
   launch(arrange_kernel, dim3(ceil_div(k, 2048), static_cast<unsigned>(n_rows)), 256, 0, stream, x.f32,
-         reinterpret_cast<const __nv_bfloat16*>(x.bf16), k, kind, is_wide(kind, n_rows, (k + 255) / 256) ? 2 : 1,
-         images);
+         reinterpret_cast<const __nv_bfloat16*>(x.bf16), k, kind, image_rows(kind, n_rows, (k + 255) / 256), images);
 }
 
 void launch_tiles(void* stream, PackedFormat format, SkinnyArgs args, int n_order) {
