@@ -144,15 +144,15 @@ def print_table(report):
     print("| model | test | unit | engine | min / median / max | n | still / engine | share of limit |")
     print("|---|---|---|---|---|---|---|---|")
     for row in report:
-        ours = statistics.median(row["engines"]["still"])
-        limit = statistics.median(known(row["shares"])) if known(row["shares"]) else None
+        ours = statistics.median(known(row["engines"]["still"])) if known(row["engines"]["still"]) else None
+        limit = statistics.median(known(row["shares"])) if ours and known(row["shares"]) else None
         for name, values in row["engines"].items():
             values = known(values)
             if not values:
                 print(f"| {row['model']} | {row['test']} | {row['unit']} | {name} | failed | 0 | | |")
                 continue
             median = statistics.median(values)
-            ratio = "" if name == "still" else f"{ours / median:.2f}"
+            ratio = "" if name == "still" or not ours else f"{ours / median:.2f}"
             share = f"{100 * limit * median / ours:.0f} %" if limit else ""
             print(f"| {row['model']} | {row['test']} | {row['unit']} | {name} | {min(values):.4g} / {median:.4g} / {max(values):.4g} | {len(values)} | {ratio} | {share} |")
 

@@ -17,7 +17,7 @@ namespace {
 template <class F>
 struct TileDigits {
   static constexpr int kDigits = 1;
-  static constexpr bool kSigned = false;
+  static constexpr bool kSigned = F::kBlock == 32 && !F::kHasMin;
 };
 template <>
 struct TileDigits<Q3_K> {
@@ -79,7 +79,15 @@ constexpr int64_t kTileWeightBytes = kDigitBytes<F> * TileDigits<F>::kDigits;
 template <class F>
 STILL_INLINE void unpack_for_tiles(const uint8_t* quants, const uint8_t* scales, uint8_t* out) {
   if constexpr (F::kBlock == 32) {
-    unpack<F, 0>(quants, 0).store(out);
+    const typename F::Sub w = unpack<F, 0>(quants, 0);
+    if constexpr (TileDigits<F>::kSigned) {
+      repeat<F::kVectors>([&](auto i) STILL_UNROLLED {
+        b_store(out + 64 * decltype(i)::value,
+                _mm512_sub_epi8(w.v[decltype(i)::value], _mm512_set1_epi8(static_cast<char>(F::kOffset))));
+      });
+    } else {
+      w.store(out);
+    }
   } else {
     for (int step = 0; step < F::kSteps; ++step) {
       repeat<F::kStepSubs>([&](auto j) STILL_UNROLLED {
@@ -109,7 +117,6 @@ template <class F>
 STILL_INLINE Floats add_tile_row(const uint8_t* scales, const int32_t* row, Ints dot, Floats acc) {
   const Floats s = f_broadcast(row), d = f_from_f16(scales + F::kDAt);
   if constexpr (F::kBlock == 32) {
-    if constexpr (!F::kHasMin) dot = i_add(dot, i_broadcast(row + 1));
     acc = f_fma(f_mul(d, s), f_from_ints(dot), acc);
     if constexpr (F::kHasMin) acc = f_fma(f_mul(f_from_f16(scales + F::kMAt), s), f_broadcast(row + 1), acc);
     return acc;
@@ -127,67 +134,110 @@ STILL_INLINE Floats add_tile_row(const uint8_t* scales, const int32_t* row, Ints
   return acc;
 }
 
-// dots [kDigits][16 rows of activations][16 rows of weights] of one block. q: the first row's block.
-template <class F, class Tiles>
+// The unit's eight tiles: those that accumulate, kTileUnits blocks at a time so that the next block's products do not
+// wait for the end of this one's, then those that take turns as activations and as weights.
+template <class F>
+constexpr int kTileUnits = F::kBlock == 32              ? 4
+                           : TileDigits<F>::kDigits < 3 ? 2
+                                                        : 1;
+template <class F>
+struct TileNumbers {
+  static constexpr int kSums = kTileUnits<F> * TileDigits<F>::kDigits;
+  static constexpr int kActivations = kSums, kWeights = kSums + 2, kTurns = 8 - kWeights;
+  static_assert(kTurns >= 2);
+};
+
+// dots [kUnits][kDigits][16 rows of activations][16 rows of weights] of kUnits blocks. q: the first row's first block.
+template <class F, class Tiles, int kUnits>
 STILL_INLINE void multiply_tiles(const int8_t* q, int64_t q_stride, const uint8_t* weights, int32_t* dots) {
-  constexpr int kTileK = F::kBlock == 32 ? 32 : 64;
-  repeat<TileDigits<F>::kDigits>([&](auto digit) STILL_UNROLLED { Tiles::template zero<decltype(digit)::value>(); });
-  for (int at = 0; at < F::kBlock; at += kTileK) {
-    Tiles::load_activations(q + at, q_stride);
-    repeat<TileDigits<F>::kDigits>([&](auto digit) STILL_UNROLLED {
-      constexpr int kDigit = decltype(digit)::value;
-      Tiles::load_weights(weights + kDigit * kDigitBytes<F> + at * kPanelRows);
-      Tiles::template multiply<kDigit, TileDigits<F>::kSigned>();
+  using Numbers = TileNumbers<F>;
+  constexpr int kTileK = F::kBlock == 32 ? 32 : 64, kDigits = TileDigits<F>::kDigits;
+  repeat<kUnits * kDigits>([&](auto sum) STILL_UNROLLED { Tiles::template zero<decltype(sum)::value>(); });
+  repeat<kUnits>([&](auto unit) STILL_UNROLLED {
+    constexpr int kUnit = decltype(unit)::value;
+    repeat<F::kBlock / kTileK>([&](auto step) STILL_UNROLLED {
+      constexpr int kStep = kUnit * F::kBlock / kTileK + decltype(step)::value, kAt = decltype(step)::value * kTileK;
+      constexpr int kActivations = Numbers::kActivations + kStep % 2;
+      Tiles::template load<kActivations>(q + kUnit * F::kBlock + kAt, q_stride);
+      repeat<kDigits>([&](auto digit) STILL_UNROLLED {
+        constexpr int kDigit = decltype(digit)::value;
+        constexpr int kWeights = Numbers::kWeights + (kStep * kDigits + kDigit) % Numbers::kTurns;
+        Tiles::template load<kWeights>(
+            weights + kUnit * kTileWeightBytes<F> + kDigit * kDigitBytes<F> + kAt * kPanelRows, 64);
+        Tiles::template multiply<kUnit * kDigits + kDigit, kActivations, kWeights, TileDigits<F>::kSigned>();
+      });
     });
-  }
-  repeat<TileDigits<F>::kDigits>([&](auto digit) STILL_UNROLLED {
-    Tiles::template store<decltype(digit)::value>(dots + decltype(digit)::value * 256);
   });
+  repeat<kUnits * kDigits>(
+      [&](auto sum) STILL_UNROLLED { Tiles::template store<decltype(sum)::value>(dots + decltype(sum)::value * 256); });
 }
 
-// The tiles' shapes (Intel SDM vol. 1, 18.3: palette 1): 0..2 accumulate, 3 holds activations, 4 weights.
-template <int kTileK>
+// The tiles' shapes (Intel SDM vol. 1, 18.3: palette 1).
+template <class F>
 struct TileConfig {
   alignas(64) uint8_t bytes[64] = {};
   constexpr TileConfig() {
+    constexpr int kTileK = F::kBlock == 32 ? 32 : 64;
     bytes[0] = 1;
-    const auto set = [this](int tile, int rows, int row_bytes) {
-      bytes[16 + 2 * tile] = static_cast<uint8_t>(row_bytes);
-      bytes[48 + tile] = static_cast<uint8_t>(rows);
-    };
-    set(0, 16, 64);
-    set(1, 16, 64);
-    set(2, 16, 64);
-    set(3, 16, kTileK);
-    set(4, kTileK / 4, 64);
+    for (int tile = 0; tile < 8; ++tile) {
+      const bool is_weights = tile >= TileNumbers<F>::kWeights;
+      const bool is_activations = !is_weights && tile >= TileNumbers<F>::kActivations;
+      bytes[16 + 2 * tile] = static_cast<uint8_t>(is_activations ? kTileK : 64);
+      bytes[48 + tile] = static_cast<uint8_t>(is_weights ? kTileK / 4 : 16);
+    }
   }
 };
+
+// Adds the dots of one block, [kDigits][16 rows of activations][16 rows of weights], to the sums of the 16 rows. words:
+// [16][kRowWords]. Missing rows have words of 0: what they add up to is never stored.
+template <class F>
+STILL_INLINE void add_tile(const uint8_t* scales, const int32_t* words, const int32_t* dots, Floats (&sums)[16]) {
+  repeat<16>([&](auto row) STILL_UNROLLED {
+    constexpr int kRow = decltype(row)::value;
+    Ints dot = _mm512_load_si512(dots + kRow * 16);
+    if constexpr (TileDigits<F>::kDigits > 1)
+      dot = i_add(dot, i_shift_left<3>(_mm512_load_si512(dots + 256 + kRow * 16)));
+    if constexpr (TileDigits<F>::kDigits > 2)
+      dot = i_add(dot, i_shift_left<6>(_mm512_load_si512(dots + 512 + kRow * 16)));
+    sums[kRow] = add_tile_row<F>(scales, words + kRow * kRowWords<F>, dot, sums[kRow]);
+  });
+}
 
 // Rows [row, row + n) of activations, n <= kManyRows.
 template <class F, class Tiles>
 void multiply_many_tiles(const LinearArgs& args, int64_t row, int64_t n) {
   constexpr int64_t kRows = 16, kChunkBlocks = kChunkWeights / F::kBlock;
+  static_assert(kManyRows % kRows == 0);
   static_assert(kChunkBlocks * kTileWeightBytes<F> + kRows * kChunkWeights +
                     kManyRows * kChunkBlocks * kRowWords<F> * 4 <=
                 kLinearScratchBytes);
   uint8_t* weights = args.scratch;
   int8_t* tail = reinterpret_cast<int8_t*>(weights + kChunkBlocks * kTileWeightBytes<F>);  // the last rows, to 16
-  int32_t* row_words = reinterpret_cast<int32_t*>(tail + kRows * kChunkWeights);           // [n][count][kRowWords]
-  alignas(64) int32_t dots[TileDigits<F>::kDigits * 256];
+  int32_t* row_words = reinterpret_cast<int32_t*>(tail + kRows * kChunkWeights);  // [n / 16][count][16][kRowWords]
+  constexpr int kUnits = kTileUnits<F>;
+  constexpr int64_t kDots = TileDigits<F>::kDigits * 256;
+  alignas(64) int32_t dots[kUnits * kDots];
   const int64_t n_blocks = args.k / F::kBlock;
   for (int64_t block = 0; block < n_blocks; block += kChunkBlocks) {
     const int64_t count = min_of(kChunkBlocks, n_blocks - block);
+    const auto words_at = [&](int64_t r, int64_t b) {
+      return row_words + ((r / kRows * count + b) * kRows + r % kRows) * kRowWords<F>;
+    };
     for (int64_t r = 0; r < n; ++r) {
       for (int64_t b = 0; b < count; ++b) {
-        int32_t* words = row_words + (r * count + b) * kRowWords<F>;
+        int32_t* words = words_at(r, b);
         __builtin_memcpy(words, args.x.scale + (row + r) * n_blocks + block + b, 4);
         regroup_sums<F>(args.x.sums + ((row + r) * args.k + (block + b) * F::kBlock) / 16, words + 1, 1);
       }
     }
-    for (int64_t i = 0; i < kRows * kChunkWeights; ++i) tail[i] = 0;
-    for (int64_t r = n / kRows * kRows; r < n; ++r)
-      __builtin_memcpy(tail + r % kRows * kChunkWeights, args.x.q + (row + r) * args.k + block * F::kBlock,
-                       static_cast<uint64_t>(count * F::kBlock));
+    if (n % kRows != 0) {
+      for (int64_t i = 0; i < kRows * kChunkWeights; ++i) tail[i] = 0;
+      for (int64_t r = n / kRows * kRows; r < n; ++r)
+        __builtin_memcpy(tail + r % kRows * kChunkWeights, args.x.q + (row + r) * args.k + block * F::kBlock,
+                         static_cast<uint64_t>(count * F::kBlock));
+      for (int64_t r = n; r % kRows != 0; ++r)
+        for (int64_t b = 0; b < count; ++b) __builtin_memset(words_at(r, b), 0, kRowWords<F> * 4);
+    }
     for (int64_t panel = args.panel_begin; panel < args.panel_end; ++panel) {
       const PanelPart part = panel_part<F>(args, panel, row, block);
       for (int64_t b = 0; b < count; ++b)
@@ -197,23 +247,33 @@ void multiply_many_tiles(const LinearArgs& args, int64_t row, int64_t n) {
         const int64_t n_rows = min_of(kRows, n - first);
         const bool is_tail = n_rows < kRows;
         const int8_t* q = is_tail ? tail : args.x.q + (row + first) * args.k + block * F::kBlock;
-        for (int64_t b = 0; b < count; ++b) {
-          multiply_tiles<F, Tiles>(q + b * F::kBlock, is_tail ? kChunkWeights : args.k,
-                                   weights + b * kTileWeightBytes<F>, dots);
-          for (int64_t r = 0; r < n_rows; ++r) {
-            Ints dot = _mm512_load_si512(dots + r * 16);
-            if constexpr (TileDigits<F>::kDigits > 1)
-              dot = i_add(dot, i_shift_left<3>(_mm512_load_si512(dots + 256 + r * 16)));
-            if constexpr (TileDigits<F>::kDigits > 2)
-              dot = i_add(dot, i_shift_left<6>(_mm512_load_si512(dots + 512 + r * 16)));
-            float* y = part.y + (first + r) * args.y_stride;
-            const Floats acc = block + b == 0 ? f_zero() : f_load_some(y, part.n_lanes);
-            f_store_some(y,
-                         add_tile_row<F>(part.scales + b * F::kScaleBytes,
-                                         row_words + ((first + r) * count + b) * kRowWords<F>, dot, acc),
-                         part.n_lanes);
-          }
+        float* y = part.y + first * args.y_stride;
+        // The rows' sums stay in registers from one block of the chunk to the next.
+        Floats sums[kRows];
+        repeat<16>([&](auto r) STILL_UNROLLED { sums[decltype(r)::value] = f_zero(); });
+        if (block != 0)
+          repeat<16>([&](auto r) STILL_UNROLLED {
+            if (decltype(r)::value < n_rows)
+              sums[decltype(r)::value] = f_load_some(y + decltype(r)::value * args.y_stride, part.n_lanes);
+          });
+        const int64_t q_stride = is_tail ? kChunkWeights : args.k;
+        int64_t b = 0;
+        for (; b + kUnits <= count; b += kUnits) {
+          multiply_tiles<F, Tiles, kUnits>(q + b * F::kBlock, q_stride, weights + b * kTileWeightBytes<F>, dots);
+          repeat<kUnits>([&](auto unit) STILL_UNROLLED {
+            constexpr int kUnit = decltype(unit)::value;
+            add_tile<F>(part.scales + (b + kUnit) * F::kScaleBytes, words_at(first, b + kUnit), dots + kUnit * kDots,
+                        sums);
+          });
         }
+        for (; b < count; ++b) {
+          multiply_tiles<F, Tiles, 1>(q + b * F::kBlock, q_stride, weights + b * kTileWeightBytes<F>, dots);
+          add_tile<F>(part.scales + b * F::kScaleBytes, words_at(first, b), dots, sums);
+        }
+        repeat<16>([&](auto r) STILL_UNROLLED {
+          if (decltype(r)::value < n_rows)
+            f_store_some(y + decltype(r)::value * args.y_stride, sums[decltype(r)::value], part.n_lanes);
+        });
       }
     }
   }
@@ -221,7 +281,7 @@ void multiply_many_tiles(const LinearArgs& args, int64_t row, int64_t n) {
 
 template <class F, class Tiles>
 void linear_tiles(const LinearArgs& args) {
-  static constexpr TileConfig<F::kBlock == 32 ? 32 : 64> kConfig;
+  static constexpr TileConfig<F> kConfig;
   Tiles::configure(kConfig.bytes);
   for (int64_t row = 0; row < args.n_rows; row += kManyRows)
     multiply_many_tiles<F, Tiles>(args, row, min_of(kManyRows, args.n_rows - row));

@@ -10,41 +10,29 @@
 namespace still {
 
 namespace {
-// The intrinsics' inline assembly names no memory operands: the barriers keep stores of what a tile reads before it.
 struct AmxTiles {
   static STILL_INLINE void configure(const uint8_t* config) { asm volatile("ldtilecfg (%0)" ::"r"(config) : "memory"); }
   static STILL_INLINE void release() { _tile_release(); }
+  // Names of tiles are part of the instructions.
   template <int kTile>
   static STILL_INLINE void zero() {
-    if constexpr (kTile == 0) _tile_zero(0);
-    if constexpr (kTile == 1) _tile_zero(1);
-    if constexpr (kTile == 2) _tile_zero(2);
+    asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
   }
-  static STILL_INLINE void load_activations(const int8_t* q, int64_t stride) {
-    asm volatile("" ::: "memory");
-    _tile_loadd(3, q, stride);
+  template <int kTile>
+  static STILL_INLINE void load(const void* from, int64_t stride) {
+    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(kTile), "r"(from), "r"(stride) : "memory");
   }
-  static STILL_INLINE void load_weights(const uint8_t* w) {
-    asm volatile("" ::: "memory");
-    _tile_loadd(4, w, 64);
-  }
-  template <int kTile, bool kSigned>
+  // The sums += activations (signed bytes) * weights.
+  template <int kSums, int kActivations, int kWeights, bool kSigned>
   static STILL_INLINE void multiply() {
-    if constexpr (kSigned) {
-      if constexpr (kTile == 0) _tile_dpbssd(0, 3, 4);
-      if constexpr (kTile == 1) _tile_dpbssd(1, 3, 4);
-      if constexpr (kTile == 2) _tile_dpbssd(2, 3, 4);
-    } else {
-      if constexpr (kTile == 0) _tile_dpbsud(0, 3, 4);
-      if constexpr (kTile == 1) _tile_dpbsud(1, 3, 4);
-      if constexpr (kTile == 2) _tile_dpbsud(2, 3, 4);
-    }
+    if constexpr (kSigned)
+      asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kActivations), "i"(kWeights));
+    else
+      asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kActivations), "i"(kWeights));
   }
   template <int kTile>
   static STILL_INLINE void store(int32_t* dots) {
-    if constexpr (kTile == 0) _tile_stored(0, dots, 64);
-    if constexpr (kTile == 1) _tile_stored(1, dots, 64);
-    if constexpr (kTile == 2) _tile_stored(2, dots, 64);
+    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(kTile), "r"(dots), "r"(int64_t{64}) : "memory");
   }
 };
 }  // namespace

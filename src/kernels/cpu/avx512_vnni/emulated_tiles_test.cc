@@ -11,40 +11,40 @@ namespace still {
 namespace {
 struct EmulatedTiles {
   static inline uint8_t config[64];
-  static inline uint8_t activations[16][64];
-  static inline uint8_t weights[16][64];
-  static inline int32_t sums[3][16][16];
+  static inline uint8_t tiles[8][16][64];
 
   static int rows(int tile) { return config[48 + tile]; }
   static int row_bytes(int tile) { return config[16 + 2 * tile] | config[17 + 2 * tile] << 8; }
-  static void load(int tile, uint8_t (&out)[16][64], const uint8_t* from, int64_t stride) {
-    __builtin_memset(out, 0, sizeof out);
-    for (int r = 0; r < rows(tile); ++r)
-      __builtin_memcpy(out[r], from + r * stride, static_cast<uint64_t>(row_bytes(tile)));
-  }
 
   static void configure(const uint8_t* bytes) { __builtin_memcpy(config, bytes, 64); }
   static void release() { __builtin_memset(config, 0, 64); }
   template <int kTile>
   static void zero() {
-    __builtin_memset(sums[kTile], 0, sizeof sums[kTile]);
+    __builtin_memset(tiles[kTile], 0, sizeof tiles[kTile]);
   }
-  static void load_activations(const int8_t* q, int64_t stride) {
-    load(3, activations, reinterpret_cast<const uint8_t*>(q), stride);
+  template <int kTile>
+  static void load(const void* from, int64_t stride) {
+    zero<kTile>();
+    for (int r = 0; r < rows(kTile); ++r)
+      __builtin_memcpy(tiles[kTile][r], static_cast<const uint8_t*>(from) + r * stride,
+                       static_cast<uint64_t>(row_bytes(kTile)));
   }
-  static void load_weights(const uint8_t* w) { load(4, weights, w, 64); }
-  template <int kTile, bool kSigned>
+  template <int kSums, int kActivations, int kWeights, bool kSigned>
   static void multiply() {
-    for (int m = 0; m < rows(3); ++m)
-      for (int k = 0; k < row_bytes(3); ++k)
-        for (int n = 0; n < row_bytes(kTile) / 4; ++n) {
-          const uint8_t w = weights[k / 4][4 * n + k % 4];
-          sums[kTile][m][n] += static_cast<int8_t>(activations[m][k]) * (kSigned ? static_cast<int8_t>(w) : w);
+    for (int m = 0; m < rows(kActivations); ++m)
+      for (int n = 0; n < row_bytes(kSums) / 4; ++n) {
+        int32_t sum = 0;
+        __builtin_memcpy(&sum, tiles[kSums][m] + 4 * n, 4);
+        for (int k = 0; k < row_bytes(kActivations); ++k) {
+          const uint8_t w = tiles[kWeights][k / 4][4 * n + k % 4];
+          sum += static_cast<int8_t>(tiles[kActivations][m][k]) * (kSigned ? static_cast<int8_t>(w) : w);
         }
+        __builtin_memcpy(tiles[kSums][m] + 4 * n, &sum, 4);
+      }
   }
   template <int kTile>
   static void store(int32_t* dots) {
-    __builtin_memcpy(dots, sums[kTile], sizeof sums[kTile]);
+    __builtin_memcpy(dots, tiles[kTile], sizeof tiles[kTile]);
   }
 };
 }  // namespace
