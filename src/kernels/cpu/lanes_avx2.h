@@ -22,7 +22,7 @@ constexpr int kMaxColumns = 4;
 constexpr int kColumnsAtOnce = 4;
 constexpr int kAttentionRows = 7, kManyAttentionRows = 6;
 constexpr int attention_vectors(int n_rows) {
-  return n_rows <= 2 ? 2 : 1;
+  return n_rows <= 3 ? 2 : 1;
 }
 
 STILL_INLINE Floats f_zero() {
@@ -91,6 +91,23 @@ STILL_INLINE void f_fma_rows(Floats (&sums)[kRows][kVectors], const X& x, const 
         Floats& sum = sums[decltype(row)::value][decltype(i)::value];
         const Floats& value = values[decltype(i)::value];
         sum = {_mm256_fmadd_ps(f, value.a, sum.a), _mm256_fmadd_ps(f, value.b, sum.b)};
+      });
+    });
+  } else if constexpr (2 * kRows * kVectors + kRows + 1 <= 16) {
+    // The factors and a half of x do.
+    __m256 factors[kRows];
+    repeat<kRows>([&](auto row) STILL_UNROLLED { factors[decltype(row)::value] = _mm256_broadcast_ss(factor(row)); });
+    repeat<kVectors>([&](auto i) STILL_UNROLLED {
+      constexpr int I = decltype(i)::value;
+      const __m256 low = x(I).a;
+      repeat<kRows>([&](auto row) STILL_UNROLLED {
+        __m256& sum = sums[decltype(row)::value][I].a;
+        sum = _mm256_fmadd_ps(factors[decltype(row)::value], low, sum);
+      });
+      const __m256 high = x(I).b;
+      repeat<kRows>([&](auto row) STILL_UNROLLED {
+        __m256& sum = sums[decltype(row)::value][I].b;
+        sum = _mm256_fmadd_ps(factors[decltype(row)::value], high, sum);
       });
     });
   } else {
