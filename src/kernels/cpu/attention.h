@@ -1,7 +1,8 @@
 // Keys and values into the cache and attention over them (docs/arithmetic.md, "Attention").
 // A row is one query of one head. Rows are taken in chunks; for each tile of 32 positions the keys and values become
-// f32 in scratch once for the whole chunk, then
-//   scores: kAttentionRows rows x 16 or 32 keys in registers, a lane owns a key; the softmax of a row is two vectors;
+// f32 in scratch once for the whole chunk, then, each for all of its rows,
+//   scores: kAttentionRows rows x 16 or 32 keys in registers, a lane owns a key;
+//   softmax: a row's scores are two vectors, and what a row has one of (maximum, sum) is kept for 16 rows in one;
 //   output: kAttentionRows rows x 16 or 32 dimensions in registers, a lane owns a dimension.
 // Up to kAttentionRows rows read the cache itself: an element is converted once for all of them.
 // What a head width or type not covered here asks for is left to the reference.
@@ -16,8 +17,10 @@ namespace {
 #define STILL_OWN_REGISTERS __attribute__((noinline))
 
 constexpr int64_t kMaxHeadDim = 512;
-constexpr int64_t kChunkRows = 96;  // a chunk is whole queries; a larger group is one query
 constexpr int64_t kMaxGroup = 128;
+// A tile is converted once for a chunk, which is whole queries. Its scores, softmax and output are computed for a block
+// of rows after the other, so that probabilities stay in L1.
+constexpr int64_t kChunkRows = 256, kBlockRows = 48;
 constexpr float kMinusInfinity = -__builtin_inff();
 
 STILL_INLINE int64_t group_dims(int64_t head_dim) {
@@ -38,9 +41,9 @@ struct TileScratch {
   float* v;        // [32][padded_dim]
   float* k_scale;  // [n_groups][32], int8 only
   float* v_scale;  // [n_groups][32]
-  float* scaled;   // [kMaxGroup][32]: p times the values' scale
-  float* p;        // [rows][32]: scores, then probabilities
-  float* o;        // [rows][padded_dim]: the segment's output
+  float* scaled;   // [kAttentionRows][32]: p times the values' scale
+  float* p;        // [kBlockRows][32]: scores, then probabilities
+  float* o;        // [kChunkRows][padded_dim]: the segment's output
   // The tile at hand: in k and v above, or in the cache itself.
   const uint8_t* keys;
   const uint8_t* values;
@@ -66,13 +69,15 @@ STILL_INLINE TileScratch attention_scratch(uint8_t* bytes, int64_t head_dim, int
   s.v = take(32 * padded_dim);
   s.k_scale = take(n_groups * 32);
   s.v_scale = take(n_groups * 32);
-  s.scaled = take(kMaxGroup * 32);
-  s.p = take(kMaxGroup * 32);
-  s.o = take(kMaxGroup * padded_dim);
+  s.scaled = take(kAttentionRows * 32);
+  s.p = take(kBlockRows * 32);
+  s.o = take(kChunkRows * padded_dim);
   return s;
 }
 // k, v, scales, scaled, p, o at their largest.
-static_assert((kMaxHeadDim * 32 * 2 + kMaxHeadDim * 2 + kMaxGroup * (64 + kMaxHeadDim)) * 4 < kAttentionScratchBytes);
+static_assert((kMaxHeadDim * 32 * 2 + kMaxHeadDim * 2 + (kAttentionRows + kBlockRows) * 32 + kChunkRows * kMaxHeadDim) *
+                  4 <
+              kAttentionScratchBytes);
 
 STILL_INLINE float f16_at(const uint8_t* p) {
   uint16_t bits;
@@ -167,9 +172,24 @@ void point_at_tile(const KvHeadView& kv, int64_t pos, bool is_last, TileScratch&
   s.next_values = next.v;
 }
 
-// scores[r] [32] = q[r] . k, unscaled.
+// body(i) for i in [begin, end). Most steps are written out eight at a time: the end of a loop of 32 or 64 steps is
+// mispredicted, that of four or eight is not.
+template <class Body>
+STILL_INLINE void eight_at_once(int64_t begin, int64_t end, const Body& body) {
+  int64_t i = begin;
+  for (; i + 8 <= end; i += 8)
+    repeat<8>([&](auto step) STILL_UNROLLED {
+      body(i + decltype(step)::value);
+      // The next step's loads stay behind it: a register for each would be wanted otherwise.
+      asm volatile("" ::: "memory");
+    });
+  for (; i < end; ++i) body(i);
+}
+
+// scores[r] [32] = (q[r] . k) * scale
 template <int kRows, bool kInt8, Element kElement>
-STILL_OWN_REGISTERS void score_rows(const float* const* q, const TileScratch& s, int64_t head_dim, float* scores) {
+STILL_OWN_REGISTERS void score_rows(const float* const* q, const TileScratch& s, int64_t head_dim, const float* scale,
+                                    float* scores) {
   constexpr int kVectors = attention_vectors(kRows);
   const int64_t step = kInt8 ? group_dims(head_dim) : head_dim;
   // Copies that stay in registers.
@@ -182,21 +202,22 @@ STILL_OWN_REGISTERS void score_rows(const float* const* q, const TileScratch& s,
       repeat<kRows>([&](auto row) STILL_UNROLLED {
         repeat<kVectors>([&](auto i) STILL_UNROLLED { sum[decltype(row)::value][decltype(i)::value] = f_zero(); });
       });
-      for (int64_t d = begin; d < begin + step; ++d) {
+      eight_at_once(begin, begin + step, [&](int64_t d) STILL_UNROLLED {
         if constexpr (kElement != Element::kF32) {
           if (first == 0) prefetch_l2(next + d * 32 * kElementSize<kElement>);
         }
         const auto keys = [&](int i) STILL_UNROLLED { return load_elements<kElement>(tile, d * 32 + first + 16 * i); };
         f_fma_rows<kRows, kVectors>(sum, keys, [&](auto row) STILL_UNROLLED { return rows[decltype(row)::value] + d; });
-      }
+      });
       repeat<kRows>([&](auto row) STILL_UNROLLED {
         repeat<kVectors>([&](auto i) STILL_UNROLLED {
           constexpr int kRow = decltype(row)::value, I = decltype(i)::value;
           float* out = scores + kRow * 32 + first + 16 * I;
           if constexpr (kInt8) {
-            const Floats scale = f_load(s.k_scale + begin / step * 32 + first + 16 * I);
-            sum[kRow][I] = f_fma(sum[kRow][I], scale, begin == 0 ? f_zero() : f_load(out));
+            const Floats k_scale = f_load(s.k_scale + begin / step * 32 + first + 16 * I);
+            sum[kRow][I] = f_fma(sum[kRow][I], k_scale, begin == 0 ? f_zero() : f_load(out));
           }
+          if (begin + step == head_dim) sum[kRow][I] = f_mul(sum[kRow][I], f_set(*scale));
           f_store(out, sum[kRow][I]);
         });
       });
@@ -204,86 +225,122 @@ STILL_OWN_REGISTERS void score_rows(const float* const* q, const TileScratch& s,
   }
 }
 
-STILL_INLINE float exp_of_one(float x) {
-  float y[16];
-  f_store(y, exp_of(f_set(x)));
-  return y[0];
+// Lane r: the rest of the tree over x[r], in which lane i meets i + 4, then i + 2, then i + 1.
+template <class Op>
+STILL_INLINE __m256 fold_eight(const float (*x)[8], const Op& op) {
+  __m256 four[4];  // of rows r and r + 4
+  repeat<4>([&](auto row) STILL_UNROLLED {
+    constexpr int kRow = decltype(row)::value;
+    const __m256 first = _mm256_loadu_ps(x[kRow]), second = _mm256_loadu_ps(x[kRow + 4]);
+    four[kRow] = op(_mm256_permute2f128_ps(first, second, 0x20), _mm256_permute2f128_ps(first, second, 0x31));
+  });
+  const auto pair = [](__m256 a, __m256 b, auto high) STILL_UNROLLED {
+    const __m256d x = _mm256_castps_pd(a), y = _mm256_castps_pd(b);
+    return _mm256_castpd_ps(decltype(high)::value ? _mm256_unpackhi_pd(x, y) : _mm256_unpacklo_pd(x, y));
+  };
+  const __m256 low = op(pair(four[0], four[1], Int<0>{}), pair(four[0], four[1], Int<1>{}));
+  const __m256 high = op(pair(four[2], four[3], Int<0>{}), pair(four[2], four[3], Int<1>{}));
+  return op(_mm256_shuffle_ps(low, high, 0x88), _mm256_shuffle_ps(low, high, 0xdd));
+}
+// [r] = the largest, or the sum, of x[r].
+STILL_INLINE void eight_maxima(const float (*x)[8], float* out) {
+  _mm256_storeu_ps(out, fold_eight(x, [](__m256 a, __m256 b) STILL_UNROLLED { return _mm256_max_ps(a, b); }));
+}
+STILL_INLINE void eight_sums(const float (*x)[8], float* out) {
+  _mm256_storeu_ps(out, fold_eight(x, [](__m256 a, __m256 b) STILL_UNROLLED { return _mm256_add_ps(a, b); }));
 }
 
-// Scores of n rows, n at most kAttentionRows, to probabilities: p [n][32], 0 but for the row's positions [begin(r),
-// end(r)) of the tile; correction[r] is the factor of what was summed before. Pass by pass, so that the rows' chains of
-// instructions run beside each other.
-template <class Begin, class End>
-STILL_INLINE void softmax_rows(float* p, int64_t n, const Begin& begin, const End& end, float scale, float* m, float* l,
-                               float* correction) {
-  float max[16], change[16];
-  f_store(change, f_zero());
+// What softmax_rows keeps for each row: maximum, sum, and the factor of what was summed before. There are 16 of each,
+// of which those behind the last row stay as they are (a factor may change).
+struct SoftmaxState {
+  float *m, *l, *correction;
+};
+
+// Scores of n rows, n at most 16, to probabilities: p [n][32], 0 but for the row's positions [begin(r), end(r)) of the
+// tile, which are all of it where kWhole.
+template <bool kWhole, class Begin, class End>
+STILL_OWN_REGISTERS void softmax_rows(float* p, int64_t n, const Begin& begin, const End& end, SoftmaxState state) {
+  alignas(64) float folded[16][8], reduced[16], max[16];
+  for (int64_t r = n; r < 16; ++r) _mm256_store_ps(folded[r], _mm256_setzero_ps());
   const auto select = [&](Floats& low, Floats& high, Floats other, int64_t r) STILL_UNROLLED {
-    const int64_t from = begin(r), to = end(r);
-    if (to - from == 32) return;
-    low = f_select(low, other, min_of(from, 16), min_of(to, 16));
-    high = f_select(high, other, max_of(from, 16) - 16, max_of(to, 16) - 16);
+    if constexpr (!kWhole) {
+      const int64_t from = begin(r), to = end(r);
+      low = f_select(low, other, min_of(from, 16), min_of(to, 16));
+      high = f_select(high, other, max_of(from, 16) - 16, max_of(to, 16) - 16);
+    }
   };
   for (int64_t r = 0; r < n; ++r) {
-    float* row = p + r * 32;
-    Floats low = f_mul(f_load(row), f_set(scale)), high = f_mul(f_load(row + 16), f_set(scale));
+    Floats low = f_load(p + r * 32), high = f_load(p + r * 32 + 16);
     select(low, high, f_set(kMinusInfinity), r);
-    f_store(row, low);
-    f_store(row + 16, high);
-    max[r] = f_max_lane(f_max(f_max(f_set(m[r]), low), high));
-    change[r] = m[r] - max[r];
+    f_store_folded_max(folded[r], f_max(f_max(f_set(kMinusInfinity), low), high));
   }
-  f_store(change, exp_of(f_load(change)));
+  eight_maxima(folded, reduced);
+  eight_maxima(folded + 8, reduced + 8);
+  const Floats old_max = f_load(state.m), new_max = f_max(old_max, f_load(reduced));
+  f_store(max, new_max);
   for (int64_t r = 0; r < n; ++r) {
     float* row = p + r * 32;
-    Floats low = exp_of(f_sub(f_load(row), f_set(max[r]))), high = exp_of(f_sub(f_load(row + 16), f_set(max[r])));
+    const Floats row_max = f_set(max[r]);
+    Floats low = exp_of_difference(f_sub(f_load(row), row_max));
+    Floats high = exp_of_difference(f_sub(f_load(row + 16), row_max));
     select(low, high, f_zero(), r);  // exp(-inf - -inf) is NaN
     f_store(row, low);
     f_store(row + 16, high);
-    correction[r] = m[r] == kMinusInfinity ? 0.0f : m[r] == max[r] ? 1.0f : change[r];
-    l[r] = __builtin_fmaf(l[r], correction[r], f_tree_sum(f_add(low, high)));
-    m[r] = max[r];
+    f_store_folded_sum(folded[r], f_add(low, high));
   }
+  eight_sums(folded, reduced);
+  eight_sums(folded + 8, reduced + 8);
+  const Floats correction =
+      f_zero_where_equal(exp_of_difference(f_sub(old_max, new_max)), old_max, f_set(kMinusInfinity));
+  const Floats old_sum = f_load(state.l), sum = f_fma(old_sum, correction, f_load(reduced));
+  f_store(state.m, n == 16 ? new_max : f_select(new_max, old_max, 0, n));
+  f_store(state.l, n == 16 ? sum : f_select(sum, old_sum, 0, n));
+  f_store(state.correction, correction);
 }
 
-// o[r] = o[r] * correction[r], then fma(p[r][j], v[j], .) for j in [begin, end); kVectors * 16 dimensions.
+// o[r] = o[r] * correction[r], then fma(p[r][j], v[j], .) for j in [begin, end); kVectors * 16 dimensions at a time
+// from d_begin on for as long as they are in front of d_end. Returns the first dimension that is left.
 template <int kRows, int kVectors, Element kElement>
-STILL_OWN_REGISTERS void output_rows(const float* p, const TileScratch& s, int64_t d, int64_t padded_dim, int64_t begin,
-                                     int64_t end, const float* correction, float* o) {
-  Floats acc[kRows][kVectors];
-  repeat<kRows>([&](auto row) STILL_UNROLLED {
-    repeat<kVectors>([&](auto i) STILL_UNROLLED {
-      constexpr int kRow = decltype(row)::value, I = decltype(i)::value;
-      acc[kRow][I] = f_mul(f_load(o + kRow * padded_dim + 16 * I), f_set(correction[kRow]));
+STILL_OWN_REGISTERS int64_t output_rows(const float* p, const TileScratch& s, int64_t d_begin, int64_t d_end,
+                                        int64_t padded_dim, int64_t begin, int64_t end, const float* correction,
+                                        float* out) {
+  const int64_t stride = s.value_stride * kElementSize<kElement>;
+  int64_t d = d_begin;
+  for (; d + 16 * kVectors <= d_end; d += 16 * kVectors) {
+    float* o = out + d;
+    Floats acc[kRows][kVectors];
+    repeat<kRows>([&](auto row) STILL_UNROLLED {
+      repeat<kVectors>([&](auto i) STILL_UNROLLED {
+        constexpr int kRow = decltype(row)::value, I = decltype(i)::value;
+        acc[kRow][I] = f_mul(f_load(o + kRow * padded_dim + 16 * I), f_set(correction[kRow]));
+      });
     });
-  });
-  const int64_t stride = s.value_stride * kElementSize<kElement>, first = begin * stride + d * kElementSize<kElement>;
-  const uint8_t *at = s.values + first, *next = s.next_values + first;
-  for (int64_t j = begin; j < end; ++j, at += stride) {
-    if constexpr (kElement != Element::kF32) {
-      prefetch_l2(next);
-      next += stride;
-    }
-    const auto values = [&](int i) STILL_UNROLLED { return load_elements<kElement>(at, 16 * i); };
-    f_fma_rows<kRows, kVectors>(acc, values,
-                                [&](auto row) STILL_UNROLLED { return p + decltype(row)::value * 32 + j; });
+    const uint8_t* at = s.values + begin * stride + d * kElementSize<kElement>;
+    const int64_t to_next = s.next_values - s.values;
+    eight_at_once(begin, end, [&](int64_t j) STILL_UNROLLED {
+      if constexpr (kElement != Element::kF32) prefetch_l2(at + to_next);
+      const auto values = [&](int i) STILL_UNROLLED { return load_elements<kElement>(at, 16 * i); };
+      f_fma_rows<kRows, kVectors>(acc, values,
+                                  [&](auto row) STILL_UNROLLED { return p + decltype(row)::value * 32 + j; });
+      at += stride;
+    });
+    repeat<kRows>([&](auto row) STILL_UNROLLED {
+      repeat<kVectors>([&](auto i) STILL_UNROLLED {
+        constexpr int kRow = decltype(row)::value, I = decltype(i)::value;
+        f_store(o + kRow * padded_dim + 16 * I, acc[kRow][I]);
+      });
+    });
   }
-  repeat<kRows>([&](auto row) STILL_UNROLLED {
-    repeat<kVectors>([&](auto i) STILL_UNROLLED {
-      constexpr int kRow = decltype(row)::value, I = decltype(i)::value;
-      f_store(o + kRow * padded_dim + 16 * I, acc[kRow][I]);
-    });
-  });
+  return d;
 }
 
-// Rows that see the same positions of the tile.
+// Rows that see the same positions of the tile: their probabilities, outputs and the factors of these.
 template <int kRows, bool kInt8, Element kElement>
-void output_tile(const TileScratch& s, int64_t row, int64_t head_dim, int64_t padded_dim, int64_t begin, int64_t end,
-                 const float* correction) {
-  float* o = s.o + row * padded_dim;
+void output_tile(const TileScratch& s, const float* probabilities, float* o, int64_t head_dim, int64_t padded_dim,
+                 int64_t begin, int64_t end, const float* correction) {
   const int64_t step = kInt8 ? group_dims(head_dim) : head_dim;
   for (int64_t first = 0; first < head_dim; first += step) {
-    const float* p = s.p + row * 32;
+    const float* p = probabilities;
     if constexpr (kInt8) {
       const float* scale = s.v_scale + first / step * 32;
       for (int64_t i = 0; i < kRows * 32; i += 16) f_store(s.scaled + i, f_mul(f_load(p + i), f_load(scale + i % 32)));
@@ -291,34 +348,49 @@ void output_tile(const TileScratch& s, int64_t row, int64_t head_dim, int64_t pa
     }
     const int64_t last = first + step == head_dim ? padded_dim : first + step;
     constexpr int kVectors = attention_vectors(kRows);
-    int64_t d = first;
-    for (; d + 16 * kVectors <= last; d += 16 * kVectors)
-      output_rows<kRows, kVectors, kElement>(p, s, d, padded_dim, begin, end, correction + row, o + d);
+    const int64_t d = output_rows<kRows, kVectors, kElement>(p, s, first, last, padded_dim, begin, end, correction, o);
     if constexpr (kVectors > 1) {
-      if (d < last) output_rows<kRows, 1, kElement>(p, s, d, padded_dim, begin, end, correction + row, o + d);
+      if (d < last) output_rows<kRows, 1, kElement>(p, s, d, last, padded_dim, begin, end, correction, o);
     }
   }
 }
 
-// total += part (docs/arithmetic.md); both are head_dim long, part_o padded.
-STILL_INLINE void fold_part(float part_m, float part_l, const float* part_o, int64_t head_dim, float& m, float& l,
-                            float* o) {
-  if (part_l == 0.0f) return;
-  if (l == 0.0f) {
-    m = part_m;
-    l = part_l;
-    for_vectors(head_dim, [&](int64_t d, int64_t lanes)
-                              STILL_UNROLLED { store_up_to_16(o + d, load_up_to_16(part_o + d, lanes), lanes); });
-    return;
-  }
-  const float max = part_m > m ? part_m : m;
-  const float a = exp_of_one(m - max), b = exp_of_one(part_m - max);
-  l = __builtin_fmaf(l, a, part_l * b);
-  m = max;
+STILL_INLINE void copy_row(const float* x, int64_t head_dim, float* o) {
+  for_vectors(head_dim, [&](int64_t d, int64_t lanes)
+                            STILL_UNROLLED { store_up_to_16(o + d, load_up_to_16(x + d, lanes), lanes); });
+}
+// o = fma(o, a, part * b)
+STILL_INLINE void add_part_row(const float* part, float a, float b, int64_t head_dim, float* o) {
   for_vectors(head_dim, [&](int64_t d, int64_t lanes) STILL_UNROLLED {
-    const Floats part = f_mul(load_up_to_16(part_o + d, lanes), f_set(b));
-    store_up_to_16(o + d, f_fma(load_up_to_16(o + d, lanes), f_set(a), part), lanes);
+    const Floats scaled = f_mul(load_up_to_16(part + d, lanes), f_set(b));
+    store_up_to_16(o + d, f_fma(load_up_to_16(o + d, lanes), f_set(a), scaled), lanes);
   });
+}
+// total += part (docs/arithmetic.md), of n rows, n at most 16, of 16 that can be read; their outputs are part_stride
+// apart, and out(r).
+template <class Out>
+STILL_INLINE void fold_rows(const float* part_m, const float* part_l, const float* part_o, int64_t part_stride,
+                            int64_t n, int64_t head_dim, float* m, float* l, const Out& out) {
+  const Floats old_max = f_load(m), old_sum = f_load(l), part_max = f_load(part_m);
+  const Floats max = f_max(old_max, part_max);
+  const Floats a = exp_of_difference(f_sub(old_max, max)), b = exp_of_difference(f_sub(part_max, max));
+  float new_m[16], new_l[16], factor[16], part_factor[16];
+  f_store(new_m, max);
+  f_store(new_l, f_fma(old_sum, a, f_mul(f_load(part_l), b)));
+  f_store(factor, a);
+  f_store(part_factor, b);
+  for (int64_t r = 0; r < n; ++r) {
+    const float* o = part_o + r * part_stride;
+    if (part_l[r] == 0.0f) continue;
+    const bool is_first = l[r] == 0.0f;
+    m[r] = is_first ? part_m[r] : new_m[r];
+    l[r] = is_first ? part_l[r] : new_l[r];
+    if (is_first) {
+      copy_row(o, head_dim, out(r));
+    } else {
+      add_part_row(o, factor[r], part_factor[r], head_dim, out(r));
+    }
+  }
 }
 STILL_INLINE void divide_row(float* o, int64_t head_dim, float l) {
   for_vectors(head_dim, [&](int64_t d, int64_t lanes) STILL_UNROLLED {
@@ -326,18 +398,19 @@ STILL_INLINE void divide_row(float* o, int64_t head_dim, float l) {
   });
 }
 STILL_INLINE void zero_floats(float* p, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) p[i] = 0;
+  for_vectors(n, [&](int64_t i, int64_t lanes) STILL_UNROLLED { store_up_to_16(p + i, f_zero(), lanes); });
 }
 
 // Rows of one chunk: queries [first_query, first_query + n_queries) of all heads of the group, in this order.
 struct AttentionChunk {
   int64_t n_rows;
-  const float* q[kMaxGroup];
-  int64_t begin[kMaxGroup], end[kMaxGroup];  // visible positions
-  float* out[kMaxGroup];
-  float m[kMaxGroup], l[kMaxGroup];  // of the segment
-  float total_m[kMaxGroup], total_l[kMaxGroup];
-  float correction[kMaxGroup];
+  const float* q[kChunkRows];
+  int64_t begin[kChunkRows], end[kChunkRows];  // visible positions
+  float* out[kChunkRows];
+  // Sixteen at a time are read and written.
+  float m[kChunkRows + 16], l[kChunkRows + 16];  // of the segment
+  float total_m[kChunkRows + 16], total_l[kChunkRows + 16];
+  float correction[kChunkRows + 16];
 };
 
 // body(Int<n>) for n in 1..kAttentionRows
@@ -349,33 +422,54 @@ STILL_INLINE void with_rows(int64_t n, const Body& body) {
   body(Int<N>{});
 }
 
-// The rows [row, row_end) that see something of the tile at `pos`.
+// body(first, n) for parts of the rows [row, row_end), which are some, that are computed side by side. The parts are
+// equal but for one row: a few last rows would leave the multipliers waiting for their few chains.
+template <class Body>
+STILL_INLINE void side_by_side(int64_t row, int64_t row_end, const Body& body) {
+  const int64_t n = row_end - row;
+  const int64_t parts = n <= kAttentionRows ? 1 : (n + kManyAttentionRows - 1) / kManyAttentionRows;
+  const int64_t size = n / parts, larger = row + n % parts * (size + 1);
+  for (; row < larger; row += size + 1) body(row, size + 1);
+  for (; row < row_end; row += size) body(row, size);
+}
+
+// The rows [row, row_end), at most kBlockRows, that see something of the tile at `pos`.
 template <bool kInt8, Element kElement>
 void attend_tile(const AttentionArgs& args, AttentionChunk& chunk, const TileScratch& s, int64_t padded_dim,
                  int64_t pos, int64_t row, int64_t row_end) {
   const int64_t head_dim = args.kv.head_dim;
   const auto tile_begin = [&](int64_t r) STILL_UNROLLED { return max_of(chunk.begin[r] - pos, 0); };
   const auto tile_end = [&](int64_t r) STILL_UNROLLED { return min_of(chunk.end[r] - pos, 32); };
-  for (int64_t last = row; row < row_end; row = last) {
-    // Equal parts: a few last rows would leave the multipliers waiting for their few chains.
-    const int64_t left = row_end - row;
-    const int64_t parts = left <= kAttentionRows ? 1 : (left + kManyAttentionRows - 1) / kManyAttentionRows;
-    last = row + (left + parts - 1) / parts;
-    with_rows(last - row, [&](auto n) STILL_UNROLLED {
-      score_rows<decltype(n)::value, kInt8, kElement>(chunk.q + row, s, head_dim, s.p + row * 32);
+  // Neither decreases from row to row.
+  const bool is_whole = tile_begin(row_end - 1) == 0 && tile_end(row) == 32;
+  side_by_side(row, row_end, [&](int64_t first, int64_t n_rows) STILL_UNROLLED {
+    with_rows(n_rows, [&](auto n) STILL_UNROLLED {
+      score_rows<decltype(n)::value, kInt8, kElement>(chunk.q + first, s, head_dim, &args.scale,
+                                                      s.p + (first - row) * 32);
     });
-    softmax_rows(
-        s.p + row * 32, last - row, [&](int64_t r) STILL_UNROLLED { return tile_begin(row + r); },
-        [&](int64_t r) STILL_UNROLLED { return tile_end(row + r); }, args.scale, chunk.m + row, chunk.l + row,
-        chunk.correction + row);
-    // Runs of rows that see the same positions; all of them except at the causal border and a window's edge.
-    for (int64_t first = row, end = row; first < last; first = end) {
-      while (end < last && tile_begin(end) == tile_begin(first) && tile_end(end) == tile_end(first)) ++end;
-      with_rows(end - first, [&](auto n) STILL_UNROLLED {
-        output_tile<decltype(n)::value, kInt8, kElement>(s, first, head_dim, padded_dim, tile_begin(first),
-                                                         tile_end(first), chunk.correction);
-      });
+  });
+  for (int64_t first = row; first < row_end; first += 16) {
+    const auto begin = [&](int64_t r) STILL_UNROLLED { return tile_begin(first + r); };
+    const auto end = [&](int64_t r) STILL_UNROLLED { return tile_end(first + r); };
+    const SoftmaxState state{chunk.m + first, chunk.l + first, chunk.correction + first};
+    const int64_t n = min_of(16, row_end - first);
+    if (is_whole) {
+      softmax_rows<true>(s.p + (first - row) * 32, n, begin, end, state);
+    } else {
+      softmax_rows<false>(s.p + (first - row) * 32, n, begin, end, state);
     }
+  }
+  // Runs of rows that see the same positions; all of them except at the causal border and a window's edge.
+  for (int64_t run = row, run_end = row; run < row_end; run = run_end) {
+    if (is_whole) run_end = row_end;
+    while (run_end < row_end && tile_begin(run_end) == tile_begin(run) && tile_end(run_end) == tile_end(run)) ++run_end;
+    side_by_side(run, run_end, [&](int64_t first, int64_t n_rows) STILL_UNROLLED {
+      with_rows(n_rows, [&](auto n) STILL_UNROLLED {
+        output_tile<decltype(n)::value, kInt8, kElement>(s, s.p + (first - row) * 32, s.o + first * padded_dim,
+                                                         head_dim, padded_dim, tile_begin(run), tile_end(run),
+                                                         chunk.correction + first);
+      });
+    });
   }
 }
 
@@ -383,34 +477,36 @@ template <bool kInt8>
 void attend_chunk(const AttentionArgs& args, AttentionChunk& chunk, TileScratch& s, int64_t padded_dim) {
   const int64_t head_dim = args.kv.head_dim, n = chunk.n_rows;
   const bool is_direct = n <= kAttentionRows && padded_dim == head_dim;
-  for (int64_t r = 0; r < n; ++r) {
-    chunk.total_m[r] = kMinusInfinity;
-    chunk.total_l[r] = 0;
-    zero_floats(chunk.out[r], head_dim);
+  for (int64_t r = 0; r < n + 16; r += 16) {
+    f_store(chunk.total_m + r, f_set(kMinusInfinity));
+    f_store(chunk.total_l + r, f_zero());
   }
-  // begin and end do not decrease from row to row.
+  for (int64_t r = 0; r < n; ++r) zero_floats(chunk.out[r], head_dim);
+  // begin and end do not decrease from row to row, so neither of these does from tile to tile.
   int64_t active = 0, active_end = 0;
   for (int64_t segment = chunk.begin[0] / kKvSegment * kKvSegment; segment < chunk.end[n - 1]; segment += kKvSegment) {
-    for (int64_t r = 0; r < n; ++r) {
-      chunk.m[r] = kMinusInfinity;
-      chunk.l[r] = 0;
+    for (int64_t r = 0; r < n + 16; r += 16) {
+      f_store(chunk.m + r, f_set(kMinusInfinity));
+      f_store(chunk.l + r, f_zero());
     }
     zero_floats(s.o, n * padded_dim);
     for (int64_t pos = segment; pos < min_of(segment + kKvSegment, chunk.end[n - 1]); pos += kKvTile) {
-      for (active = 0; active < n && chunk.end[active] <= pos;) ++active;
-      for (active_end = active; active_end < n && chunk.begin[active_end] < pos + kKvTile;) ++active_end;
-      if (active == active_end) continue;
+      while (active < n && chunk.end[active] <= pos) ++active;
+      while (active_end < n && chunk.begin[active_end] < pos + kKvTile) ++active_end;
+      if (active >= active_end) continue;
       if (is_direct) {
         point_at_tile<kInt8>(args.kv, pos, pos + kKvTile >= chunk.end[n - 1], s);
         attend_tile<kInt8, kInt8 ? Element::kInt8 : Element::kF16>(args, chunk, s, padded_dim, pos, active, active_end);
       } else {
         convert_tile<kInt8>(args.kv, pos, pos + kKvTile >= chunk.end[n - 1], padded_dim, s);
-        attend_tile<kInt8, Element::kF32>(args, chunk, s, padded_dim, pos, active, active_end);
+        for (int64_t row = active; row < active_end; row += kBlockRows)
+          attend_tile<kInt8, Element::kF32>(args, chunk, s, padded_dim, pos, row, min_of(row + kBlockRows, active_end));
       }
     }
-    for (int64_t r = 0; r < n; ++r)
-      fold_part(chunk.m[r], chunk.l[r], s.o + r * padded_dim, head_dim, chunk.total_m[r], chunk.total_l[r],
-                chunk.out[r]);
+    for (int64_t r = 0; r < n; r += 16) {
+      fold_rows(chunk.m + r, chunk.l + r, s.o + r * padded_dim, padded_dim, min_of(16, n - r), head_dim,
+                chunk.total_m + r, chunk.total_l + r, [&](int64_t i) STILL_UNROLLED { return chunk.out[r + i]; });
+    }
   }
 }
 
@@ -422,7 +518,9 @@ void attention(const AttentionArgs& args) {
   TileScratch s = attention_scratch(args.scratch, head_dim, padded_dim, head_dim / group_dims(head_dim));
   if (padded_dim != head_dim) zero_floats(s.v, 32 * padded_dim);
   AttentionChunk chunk;
-  const int64_t chunk_queries = max_of(1, kChunkRows / args.group);
+  // Chunks of equal size.
+  const int64_t most = max_of(1, kChunkRows / args.group), n_chunks = (args.n_q + most - 1) / most;
+  const int64_t chunk_queries = (args.n_q + n_chunks - 1) / n_chunks;
   for (int64_t first = 0; first < args.n_q; first += chunk_queries) {
     const int64_t n_queries = min_of(chunk_queries, args.n_q - first);
     chunk.n_rows = n_queries * args.group;
@@ -451,14 +549,18 @@ void attention(const AttentionArgs& args) {
 
 void attention_merge(const AttentionMergeArgs& args) {
   for (int64_t h = 0; h < args.n_heads; ++h) {
-    float m = kMinusInfinity, l = 0;
+    // Rows of one.
+    float m[16] = {kMinusInfinity}, l[16] = {}, part_m[16] = {}, part_l[16] = {};
     float* out = args.out + h * args.head_dim;
     zero_floats(out, args.head_dim);
     for (int64_t part = 0; part < args.n_parts; ++part) {
       const int64_t idx = part * args.n_heads + h;
-      fold_part(args.m[idx], args.l[idx], args.o + idx * args.head_dim, args.head_dim, m, l, out);
+      part_m[0] = args.m[idx];
+      part_l[0] = args.l[idx];
+      fold_rows(part_m, part_l, args.o + idx * args.head_dim, 0, 1, args.head_dim, m, l,
+                [&](int64_t) STILL_UNROLLED { return out; });
     }
-    divide_row(out, args.head_dim, l);
+    divide_row(out, args.head_dim, l[0]);
   }
 }
 

@@ -22,7 +22,7 @@ constexpr int kMaxColumns = 4;
 constexpr int kColumnsAtOnce = 4;
 constexpr int kAttentionRows = 7, kManyAttentionRows = 6;
 constexpr int attention_vectors(int n_rows) {
-  return n_rows <= 2 ? 2 : 1;
+  return n_rows <= 3 ? 2 : 1;
 }
 
 STILL_INLINE Floats f_zero() {
@@ -76,6 +76,9 @@ STILL_INLINE Floats f_div(Floats x, Floats y) {
 STILL_INLINE Floats f_fma(Floats x, Floats y, Floats z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
+STILL_INLINE Floats f_minus_fma(Floats x, Floats y, Floats z) {
+  return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)};
+}
 // sums[r][i] = fma(*factor(r), x(i), sums[r][i])
 template <int kRows, int kVectors, class X, class Factor>
 STILL_INLINE void f_fma_rows(Floats (&sums)[kRows][kVectors], const X& x, const Factor& factor) {
@@ -88,6 +91,23 @@ STILL_INLINE void f_fma_rows(Floats (&sums)[kRows][kVectors], const X& x, const 
         Floats& sum = sums[decltype(row)::value][decltype(i)::value];
         const Floats& value = values[decltype(i)::value];
         sum = {_mm256_fmadd_ps(f, value.a, sum.a), _mm256_fmadd_ps(f, value.b, sum.b)};
+      });
+    });
+  } else if constexpr (2 * kRows * kVectors + kRows + 1 <= 16) {
+    // The factors and a half of x do.
+    __m256 factors[kRows];
+    repeat<kRows>([&](auto row) STILL_UNROLLED { factors[decltype(row)::value] = _mm256_broadcast_ss(factor(row)); });
+    repeat<kVectors>([&](auto i) STILL_UNROLLED {
+      constexpr int I = decltype(i)::value;
+      const __m256 low = x(I).a;
+      repeat<kRows>([&](auto row) STILL_UNROLLED {
+        __m256& sum = sums[decltype(row)::value][I].a;
+        sum = _mm256_fmadd_ps(factors[decltype(row)::value], low, sum);
+      });
+      const __m256 high = x(I).b;
+      repeat<kRows>([&](auto row) STILL_UNROLLED {
+        __m256& sum = sums[decltype(row)::value][I].b;
+        sum = _mm256_fmadd_ps(factors[decltype(row)::value], high, sum);
       });
     });
   } else {
@@ -152,6 +172,16 @@ STILL_INLINE float f_max_lane(Floats x) {
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+STILL_INLINE void f_store_folded_sum(float* p, Floats x) {
+  _mm256_storeu_ps(p, _mm256_add_ps(x.a, x.b));
+}
+STILL_INLINE void f_store_folded_max(float* p, Floats x) {
+  _mm256_storeu_ps(p, _mm256_max_ps(x.a, x.b));
+}
+STILL_INLINE Floats f_zero_where_equal(Floats x, Floats y, Floats z) {
+  return {_mm256_and_ps(x.a, _mm256_cmp_ps(y.a, z.a, _CMP_NEQ_UQ)),
+          _mm256_and_ps(x.b, _mm256_cmp_ps(y.b, z.b, _CMP_NEQ_UQ))};
+}
 STILL_INLINE uint32_t f_equal_lanes(Floats x, Floats y) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ))) |
          static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ))) << 8;
@@ -170,6 +200,15 @@ STILL_INLINE __m256 exp_ends_8(__m256 x, __m256 y, __m256 n) {
 }
 STILL_INLINE Floats f_exp_ends(Floats x, Floats y, Floats n) {
   return {exp_ends_8(x.a, y.a, n.a), exp_ends_8(x.b, y.b, n.b)};
+}
+STILL_INLINE __m256 exp_low_end_8(__m256 x, __m256 y, __m256 n) {
+  // From -87.33654 on n is at least -126, and y at least 1 where it is that: the product is a normal number.
+  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  y = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), exponent));
+  return _mm256_and_ps(y, _mm256_cmp_ps(x, _mm256_set1_ps(-87.33654f), _CMP_NLT_UQ));
+}
+STILL_INLINE Floats f_exp_low_end(Floats x, Floats y, Floats n) {
+  return {exp_low_end_8(x.a, y.a, n.a), exp_low_end_8(x.b, y.b, n.b)};
 }
 STILL_INLINE Ints i_abs_bits(Floats x) {
   const __m256i mask = _mm256_set1_epi32(0x7fffffff);

@@ -69,6 +69,10 @@ STILL_INLINE Floats f_div(Floats a, Floats b) {
 STILL_INLINE Floats f_fma(Floats a, Floats b, Floats c) {
   return _mm512_fmadd_ps(a, b, c);
 }
+// fma(-a, b, c)
+STILL_INLINE Floats f_minus_fma(Floats a, Floats b, Floats c) {
+  return _mm512_fnmadd_ps(a, b, c);
+}
 // sums[r][i] = fma(*factor(r), x(i), sums[r][i])
 template <int kRows, int kVectors, class X, class Factor>
 STILL_INLINE void f_fma_rows(Floats (&sums)[kRows][kVectors], const X& x, const Factor& factor) {
@@ -121,6 +125,17 @@ STILL_INLINE float f_max_lane(Floats x) {
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+// [i] of 8: lanes i and i + 8.
+STILL_INLINE void f_store_folded_sum(float* p, Floats x) {
+  _mm256_storeu_ps(p, _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
+}
+STILL_INLINE void f_store_folded_max(float* p, Floats x) {
+  _mm256_storeu_ps(p, _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
+}
+// x, 0 where a equals b.
+STILL_INLINE Floats f_zero_where_equal(Floats x, Floats a, Floats b) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ), x);
+}
 // Bit i: lane i of a equals lane i of b (NaNs equal nothing).
 STILL_INLINE uint32_t f_equal_lanes(Floats a, Floats b) {
   return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
@@ -131,6 +146,11 @@ STILL_INLINE Floats f_exp_ends(Floats x, Floats y, Floats n) {
   y = _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, f_set(-87.33654f), _CMP_LT_OQ), f_zero());
   y = _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, f_set(88.72283f), _CMP_GT_OQ), f_set(__builtin_inff()));
   return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+}
+// y * 2^n with one rounding, where x is at most 0 or NaN: 0 below exp's end, NaN stays.
+STILL_INLINE Floats f_exp_low_end(Floats x, Floats y, Floats n) {
+  const __mmask16 is_inside = _mm512_cmp_ps_mask(x, f_set(-87.33654f), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_ps(is_inside, y, n);
 }
 // The bits of |x| as integers order like |x|; infinity and NaN are above all finite values.
 STILL_INLINE Ints i_abs_bits(Floats x) {

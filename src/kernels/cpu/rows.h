@@ -23,17 +23,26 @@ STILL_INLINE void store_up_to_16(float* p, Floats x, int64_t n) {
   }
 }
 
-STILL_INLINE Floats exp_of(Floats x) {
-  const Floats n = f_round(f_mul(x, f_set(1.44269504f)));
-  Floats r = f_fma(f_neg(n), f_set(0.693359375f), x);
-  r = f_fma(f_neg(n), f_set(-2.12194440e-4f), r);
+// exp(x) / 2^n, n the nearest to x / log(2).
+STILL_INLINE Floats exp_of_rest(Floats x, Floats n) {
+  Floats r = f_minus_fma(n, f_set(0.693359375f), x);
+  r = f_minus_fma(n, f_set(-2.12194440e-4f), r);
   Floats p = f_set(1.9875691500e-4f);
   p = f_fma(p, r, f_set(1.3981999507e-3f));
   p = f_fma(p, r, f_set(8.3334519073e-3f));
   p = f_fma(p, r, f_set(4.1665795894e-2f));
   p = f_fma(p, r, f_set(1.6666665459e-1f));
   p = f_fma(p, r, f_set(5.0000001201e-1f));
-  return f_exp_ends(x, f_add(f_fma(p, f_mul(r, r), r), f_set(1.0f)), n);
+  return f_add(f_fma(p, f_mul(r, r), r), f_set(1.0f));
+}
+STILL_INLINE Floats exp_of(Floats x) {
+  const Floats n = f_round(f_mul(x, f_set(1.44269504f)));
+  return f_exp_ends(x, exp_of_rest(x, n), n);
+}
+// Of what is at most 0, or NaN.
+STILL_INLINE Floats exp_of_difference(Floats x) {
+  const Floats n = f_round(f_mul(x, f_set(1.44269504f)));
+  return f_exp_low_end(x, exp_of_rest(x, n), n);
 }
 
 void quantize_rows(const float* x, int64_t x_stride, int64_t n_rows, int64_t k, int32_t block, int8_t* q, float* scale,
