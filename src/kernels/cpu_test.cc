@@ -159,6 +159,16 @@ std::vector<float> product(const CpuKernels& kernels, const testing::PackedMatri
   args.scratch = scratch.data();
   kernels.linear[static_cast<int>(w.format)](args);
   std::memcpy(y.data(), args.y, y.size() * sizeof(float));
+  {
+    // The same with what that call left in the scratch.
+    const GuardedBytes again(std::vector<float>(y.size(), -7.0f));
+    args.y = again.as<float>();
+    args.same_x = true;
+    kernels.linear[static_cast<int>(w.format)](args);
+    EXPECT_EQ(std::memcmp(y.data(), args.y, y.size() * sizeof(float)), 0)
+        << name_of(w.format) << " with the last call's activations, " << n_rows << " rows";
+    args.same_x = false;
+  }
   if (const Regrouping* how = kernels.regrouping[static_cast<int>(w.format)]; how != nullptr) {
     // The same from regrouped activations, written in two parts.
     const std::int64_t padded = (n_rows + kRegroupedRows - 1) / kRegroupedRows * kRegroupedRows;

@@ -58,6 +58,7 @@ struct LinearArgs {
   std::int64_t y_stride;
   std::uint8_t* scratch;                    // kLinearScratchBytes of the calling thread, 64-byte aligned
   const std::int32_t* regrouped = nullptr;  // the rows as Regrouping::write left them; null: only x
+  bool same_x = false;  // the last call with this scratch was of this format and had the same x: it may be used again
 };
 inline constexpr std::int64_t kLinearScratchBytes = 256 * 1024;
 

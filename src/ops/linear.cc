@@ -46,6 +46,13 @@ struct Product {
   std::int64_t panel_bytes() const { return w->panel_bytes + (up != nullptr ? up->panel_bytes : 0); }
 };
 
+// A thread in a region, and what its last call of a kernel left in its scratch.
+struct Worker {
+  int thread_idx;
+  int format = -1;  // of the kernel
+  std::int64_t row = 0;
+};
+
 class LinearCall {
  public:
   LinearCall(Exec& exec, TensorView x, Epilogue epilogue)
@@ -73,7 +80,8 @@ class LinearCall {
     const bool share_quantize = n_threads > 1 && (need[0] || need[1]) && n_tokens_ * k_ > kInlineQuantize;
     if (!share_quantize) quantize(need, 0, 1);
     if (n_threads == 1) {
-      each([&](const Product& product) { multiply(product, 0, product.n_panels(), 0); });
+      Worker worker{0};
+      each([&](const Product& product) { multiply(product, 0, product.n_panels(), worker); });
       return;
     }
     const ThreadPool& threads = exec_.threads();
@@ -94,12 +102,13 @@ class LinearCall {
         quantize(need, thread_idx, n_threads);
         exec_.threads().barrier();
       }
+      Worker worker{thread_idx};
       const int node = threads.node_of(thread_idx);
       const auto [first, last] = threads.node_threads(node);
       for (;;) {
         const auto units = shares.take(thread_idx, first, last, least);
         if (units.first == units.second) return;
-        multiply_units(each, node, units, thread_idx);
+        multiply_units(each, node, units, worker);
       }
     });
   }
@@ -129,7 +138,7 @@ class LinearCall {
   }
 
   template <class Each>
-  void multiply_units(const Each& each, int node, std::pair<std::int64_t, std::int64_t> units, int thread_idx) {
+  void multiply_units(const Each& each, int node, std::pair<std::int64_t, std::int64_t> units, Worker& worker) {
     std::int64_t offset = 0;
     each([&](const Product& product) {
       const auto [first, last] = part(product, node);
@@ -137,7 +146,7 @@ class LinearCall {
       const std::int64_t begin = std::clamp<std::int64_t>(units.first - offset, 0, n_units);
       const std::int64_t end = std::clamp<std::int64_t>(units.second - offset, 0, n_units);
       if (begin < end)
-        multiply(product, first + begin * kUnitPanels, std::min(first + end * kUnitPanels, last), thread_idx);
+        multiply(product, first + begin * kUnitPanels, std::min(first + end * kUnitPanels, last), worker);
       offset += n_units;
     });
   }
@@ -211,9 +220,9 @@ class LinearCall {
     }
   }
 
-  void multiply(const Product& product, std::int64_t panel_begin, std::int64_t panel_end, int thread_idx) {
+  void multiply(const Product& product, std::int64_t panel_begin, std::int64_t panel_end, Worker& worker) {
     const std::int64_t y_stride = product.w->n_out;
-    auto* temp = reinterpret_cast<float*>(exec_.thread_scratch(thread_idx) + kLinearScratchBytes);
+    auto* temp = reinterpret_cast<float*>(exec_.thread_scratch(worker.thread_idx) + kLinearScratchBytes);
     const bool plain = epilogue_ == Epilogue::kStore && product.bias == nullptr;
     for (std::int64_t row = 0; row < n_tokens_; row += kMaxRows) {
       const std::int64_t n_rows = std::min(kMaxRows, n_tokens_ - row);
@@ -223,13 +232,13 @@ class LinearCall {
         const std::int64_t first = p * kPanelRows, width = std::min(end * kPanelRows, y_stride) - first;
         float* y = product.y + row * y_stride + first;
         if (epilogue_ == Epilogue::kAdd) {
-          call_kernel(*product.w, p, end, row, n_rows, temp, width, thread_idx);
+          call_kernel(*product.w, p, end, row, n_rows, temp, width, worker);
           for (std::int64_t r = 0; r < n_rows; ++r) exec_.kernels().add(y + r * y_stride, temp + r * width, width);
           continue;
         }
-        call_kernel(*product.w, p, end, row, n_rows, y, y_stride, thread_idx);
+        call_kernel(*product.w, p, end, row, n_rows, y, y_stride, worker);
         if (epilogue_ == Epilogue::kSwiglu) {
-          call_kernel(*product.up, p, end, row, n_rows, temp, width, thread_idx);
+          call_kernel(*product.up, p, end, row, n_rows, temp, width, worker);
           for (std::int64_t r = 0; r < n_rows; ++r)
             exec_.kernels().swiglu(y + r * y_stride, temp + r * width, y + r * y_stride, width);
         } else if (product.bias != nullptr) {
@@ -246,7 +255,7 @@ class LinearCall {
 
   // Panels [begin, end) for tokens [row, row + n_rows); their first element goes to y[0].
   void call_kernel(const Weight& w, std::int64_t begin, std::int64_t end, std::int64_t row, std::int64_t n_rows,
-                   float* y, std::int64_t y_stride, int thread_idx) {
+                   float* y, std::int64_t y_stride, Worker& worker) {
     LinearArgs args{.weights = w.packed,
                     .panel_bytes = w.panel_bytes,
                     .panel_begin = begin,
@@ -260,7 +269,10 @@ class LinearCall {
                     // The kernel adds the element's index in the whole matrix.
                     .y = y - begin * kPanelRows,
                     .y_stride = y_stride,
-                    .scratch = exec_.thread_scratch(thread_idx)};
+                    .scratch = exec_.thread_scratch(worker.thread_idx),
+                    .same_x = worker.format == static_cast<int>(w.format) && worker.row == row};
+    worker.format = static_cast<int>(w.format);
+    worker.row = row;
     if (const std::int32_t block = activation_block(w.format); block != 0) {
       const ActivationBuffers& buffers = exec_.activations(block);
       args.x = {buffers.q + row * k_, buffers.scale + row * (k_ / block), buffers.sums + row * (k_ / 16), k_, block};

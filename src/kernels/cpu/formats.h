@@ -121,7 +121,7 @@ struct IQ4_XS : Format<8, 8, 255, false, 128, 32> {
 };
 
 struct Q4_K : Format<8, 8, 15, true, 0, 32> {
-  static constexpr int kSideBySide = 3;
+  static constexpr int kSideBySide = 2, kAskAhead = 1024;
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
     return field(quants, 8 * step + I, 4 * J, 15);
@@ -129,11 +129,11 @@ struct Q4_K : Format<8, 8, 15, true, 0, 32> {
 };
 
 struct Q5_K : Format<8, 8, 31, true, 0, 40> {
-  static constexpr int kSideBySide = 2;
+  static constexpr int kSideBySide = 2, kAskAhead = 1024;
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
-    const Bytes fifth = b_shift_right_by(b_load(quants + 64 * (32 + I)), 2 * step);
-    return b_or(field(quants, 8 * step + I, 4 * J, 15), bit<J, 4>(fifth));
+    const Bytes fifth = b_move_bit<4>(b_load(quants + 64 * (32 + I)), 2 * step + J);
+    return b_or(field(quants, 8 * step + I, 4 * J, 15), fifth);
   }
 };
 

@@ -286,6 +286,12 @@ STILL_INLINE Bytes b_shift_right_by(Bytes x, int n) {
   return {reinterpret_cast<__m256i>(reinterpret_cast<Words16>(x.a) >> n),
           reinterpret_cast<__m256i>(reinterpret_cast<Words16>(x.b) >> n)};
 }
+template <int kTo>
+STILL_INLINE Bytes b_move_bit(Bytes x, int from) {
+  const __m256i bit = _mm256_set1_epi8(static_cast<char>(1 << from)), to = _mm256_set1_epi8(1 << kTo);
+  return {_mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(x.a, bit), bit), to),
+          _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(x.b, bit), bit), to)};
+}
 STILL_INLINE Bytes b_lookup(const uint8_t (&table)[16], Bytes idx) {
   const __m256i lanes = _mm256_broadcastsi128_si256(load_half(table));
   return {_mm256_shuffle_epi8(lanes, idx.a), _mm256_shuffle_epi8(lanes, idx.b)};

@@ -216,6 +216,11 @@ typedef uint16_t Words16 __attribute__((vector_size(64), may_alias));
 STILL_INLINE Bytes b_shift_right_by(Bytes a, int n) {
   return reinterpret_cast<Bytes>(reinterpret_cast<Words16>(a) >> n);
 }
+// Bit `from` of each byte, moved to bit kTo.
+template <int kTo>
+STILL_INLINE Bytes b_move_bit(Bytes a, int from) {
+  return b_and(b_shift_right<-kTo>(b_shift_right_by(a, from)), 1 << kTo);
+}
 STILL_INLINE Bytes b_lookup(const uint8_t (&table)[16], Bytes idx) {
   const __m128i lane = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(lane), idx);

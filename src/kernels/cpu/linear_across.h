@@ -1,7 +1,8 @@
-// Many columns where registers are few (AVX2), for blocks of 256 whose weights are at most 6 bits wide: eight columns
-// lie across the lanes of a register and a row's weights are broadcast. Activations are then vpmaddubsw's operand in
-// memory: a word of weights for up to 64 columns takes one instruction besides a product and a sum for each eight of
-// them, where broadcast activations take two loads of weights and four broadcasts for each eight.
+// Many columns where registers are few (AVX2), for blocks of 256: eight columns lie across the lanes of a register and a
+// row's weights are broadcast. Activations are then vpmaddubsw's operand in memory: a word of weights for up to 64
+// columns takes one instruction besides a product and a sum for each eight of them, where broadcast activations take two
+// loads of weights and four broadcasts for each eight. Weights above 63 (IQ4_XS) are multiplied nibble by nibble, the
+// upper with 16 times the scale.
 // Groups of 64 columns, the rest of 32, 16 and 8: for each pass of kRegroupedPass rows, each block holds all its
 // groups, one after the other. Sums wait in L2 for the next block and are transposed into y with the last one.
 #pragma once
@@ -12,7 +13,10 @@ namespace still {
 namespace {
 
 template <class F>
-constexpr bool kAcross = kFewRegisters && F::kBlock == 256 && F::Sub::kParts == 1 && (F::kHasMin || kOffsetInSums<F>);
+constexpr bool kAcross = kFewRegisters && F::kBlock == 256;
+// Sums of activations are multiplied by a block's minimums, or by its scales for the offset.
+template <class F>
+constexpr bool kTakesSums = F::kHasMin || !kOffsetInSums<F>;
 
 // Rows of a pass from which on it is faster: fewer are multiplied as in linear_many.h (measured).
 constexpr int64_t kAcrossFrom = 64;
@@ -53,7 +57,7 @@ template <class F>
 struct alignas(64) AcrossBlock {
   uint8_t weights[kPartBytes<F, true>];
   int32_t scales[F::kSubs][16];  // twice, as an int16 pair
-  int32_t min_factors[F::kHasMin ? F::kSubs / 2 : 1][16];
+  int32_t sum_factors[kTakesSums<F> ? F::kSubs / 2 : 1][16];
   float d[16], m[16];
 
   void set(const uint8_t* quants, const uint8_t* stored) {
@@ -61,11 +65,12 @@ struct alignas(64) AcrossBlock {
     for (int sub = 0; sub < F::kSubs; ++sub)
       b_store(reinterpret_cast<uint8_t*>(scales[sub]), scale_half(scale_pairs<F>(stored + sub / 2 * 32), sub % 2));
     f_store(d, f_from_f16(stored + F::kDAt));
-    if constexpr (F::kHasMin) {
+    if constexpr (kTakesSums<F>) {
+      const uint8_t* factors = stored + (F::kHasMin ? F::kMinAt : 0);
       for (int pair = 0; pair < F::kSubs / 2; ++pair)
-        b_store(reinterpret_cast<uint8_t*>(min_factors[pair]), scale_pairs<F>(stored + F::kMinAt + 32 * pair));
-      f_store(m, f_neg(f_from_f16(stored + F::kMAt)));  // -(dmin * s) = (-dmin) * s
+        b_store(reinterpret_cast<uint8_t*>(sum_factors[pair]), scale_pairs<F>(factors + 32 * pair));
     }
+    if constexpr (F::kHasMin) f_store(m, f_neg(f_from_f16(stored + F::kMAt)));  // -(dmin * s) = (-dmin) * s
   }
 };
 
@@ -80,6 +85,7 @@ __attribute__((noinline)) void multiply_across(const AcrossBlock<F>& block, cons
   const auto store = [&](int32_t* p, __m256i value) STILL_UNROLLED { *reinterpret_cast<__m256i*>(p) = value; };
   const int32_t *scale = x + Layout::kScaleAt * kColumns, *column_sums = x + Layout::kSumsAt * kColumns;
   constexpr int kSteps = !kOffsetInSums<F> && kInt16Steps<F::kMax> < F::kVectors ? kInt16Steps<F::kMax> : F::kVectors;
+  constexpr int kParts = F::Sub::kParts, kRuns = F::kVectors / kSteps;
   alignas(32) int32_t dots[16 * kColumns];
   for (int i = 0; i < 2 * kColumns; ++i) store(dots + 8 * i, _mm256_setzero_si256());
   const uint8_t* w = block.weights;
@@ -88,12 +94,13 @@ __attribute__((noinline)) void multiply_across(const AcrossBlock<F>& block, cons
     int32_t* to = dots;
     for (int row = 0; row < 16; ++row, w += 4, ++scales, to += kColumns) {
       asm("" : "+r"(q));  // else g++ loads the activations before this loop, which puts them on the stack
-      repeat<F::kVectors / kSteps>([&](auto run) STILL_UNROLLED {
+      repeat<kParts * kRuns>([&](auto pass) STILL_UNROLLED {
+        constexpr int kPart = decltype(pass)::value / kRuns, kRun = decltype(pass)::value % kRuns;
         __m256i run_sums[N];
         repeat<kSteps>([&](auto step) STILL_UNROLLED {
-          constexpr int kStep = decltype(step)::value, kVector = decltype(run)::value * kSteps + kStep;
+          constexpr int kStep = decltype(step)::value, kVector = kRun * kSteps + kStep;
           int32_t word;
-          __builtin_memcpy(&word, w + 64 * kVector, 4);
+          __builtin_memcpy(&word, w + 64 * (kPart * F::kVectors + kVector), 4);
           const __m256i weights = _mm256_set1_epi32(word);
           repeat<N>([&](auto v) STILL_UNROLLED {
             constexpr int V = decltype(v)::value;
@@ -108,14 +115,15 @@ __attribute__((noinline)) void multiply_across(const AcrossBlock<F>& block, cons
             asm("" : "+x"(run_sums[V]));  // else g++ adds as a tree, which needs registers
           });
         });
-        const __m256i factor = _mm256_set1_epi32(*scales);
+        __m256i factor = _mm256_set1_epi32(*scales);
+        if constexpr (kPart == 1) factor = _mm256_slli_epi16(factor, 4);  // of the upper nibbles
         repeat<N>([&](auto v) STILL_UNROLLED {
           constexpr int V = decltype(v)::value;
           store(to + 8 * V, _mm256_add_epi32(_mm256_madd_epi16(run_sums[V], factor), load(to + 8 * V)));
         });
       });
     }
-    w += F::kVectors * 64 - 64;
+    w += kParts * F::kVectors * 64 - 64;
     q += F::kVectors * kColumns;
     offsets += kColumns;
   }
@@ -123,26 +131,28 @@ __attribute__((noinline)) void multiply_across(const AcrossBlock<F>& block, cons
   for (int row = 0; row < 16; ++row, sums += kColumns, dot += kColumns) {
     const __m256 d = _mm256_set1_ps(block.d[row]);
     __m256 m;
-    __m256i min_factors[F::kSubs / 2];
-    if constexpr (F::kHasMin) {
-      m = _mm256_set1_ps(block.m[row]);
+    __m256i sum_factors[F::kSubs / 2];
+    if constexpr (F::kHasMin) m = _mm256_set1_ps(block.m[row]);
+    if constexpr (kTakesSums<F>) {
       repeat<F::kSubs / 2>([&](auto pair) STILL_UNROLLED {
-        min_factors[decltype(pair)::value] = _mm256_set1_epi32(block.min_factors[decltype(pair)::value][row]);
+        sum_factors[decltype(pair)::value] = _mm256_set1_epi32(block.sum_factors[decltype(pair)::value][row]);
       });
     }
     for (int v = 0; v < kColumns; v += 8) {
       const __m256 s = _mm256_load_ps(reinterpret_cast<const float*>(scale + v));
       const __m256 before = is_first ? _mm256_setzero_ps() : _mm256_load_ps(sums + v);
-      __m256 sum = _mm256_fmadd_ps(_mm256_mul_ps(d, s), _mm256_cvtepi32_ps(load(dot + v)), before);
-      if constexpr (F::kHasMin) {
-        __m256i min_dot = _mm256_madd_epi16(min_factors[0], load(column_sums + v));
+      __m256i all = load(dot + v), sum_dot;
+      if constexpr (kTakesSums<F>) {
+        sum_dot = _mm256_madd_epi16(sum_factors[0], load(column_sums + v));
         repeat<F::kSubs / 2 - 1>([&](auto pair) STILL_UNROLLED {
           constexpr int kPair = decltype(pair)::value + 1;
-          min_dot = _mm256_add_epi32(min_dot,
-                                     _mm256_madd_epi16(min_factors[kPair], load(column_sums + kPair * kColumns + v)));
+          sum_dot = _mm256_add_epi32(sum_dot,
+                                     _mm256_madd_epi16(sum_factors[kPair], load(column_sums + kPair * kColumns + v)));
         });
-        sum = _mm256_fmadd_ps(_mm256_mul_ps(m, s), _mm256_cvtepi32_ps(min_dot), sum);
+        if constexpr (!F::kHasMin) all = _mm256_sub_epi32(all, _mm256_slli_epi32(sum_dot, log2_of(F::kOffset)));
       }
+      __m256 sum = _mm256_fmadd_ps(_mm256_mul_ps(d, s), _mm256_cvtepi32_ps(all), before);
+      if constexpr (F::kHasMin) sum = _mm256_fmadd_ps(_mm256_mul_ps(m, s), _mm256_cvtepi32_ps(sum_dot), sum);
       _mm256_store_ps(sums + v, sum);
     }
   }

@@ -25,7 +25,7 @@ STILL_INLINE void ask_for_scales(const uint8_t* const* scales, int64_t n_blocks)
 
 // One block of each panel: acc[p] = fma(d * s, f32(dot), acc[p]) and the minimum's part.
 template <class F, int kPanels>
-STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_t* const* scales, const int32_t* x,
+STILL_INLINE void add_block_of_panels(const uint8_t* const* tiles, const uint8_t* const* scales, const int32_t* x,
                                       Floats* acc) {
   using Layout = ColumnLayout<F>;
   // Weights above 63 are multiplied as signed ones, and each product is widened; the offset has no part in it.
@@ -43,6 +43,12 @@ STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_
       constexpr int J = decltype(j)::value;
       const int sub = F::sub(step, J);
       const int32_t* q = x + sub * F::kVectors;
+      const uint8_t* quants[kPanels];
+      repeat<kPanels>([&](auto panel) STILL_UNROLLED {
+        quants[decltype(panel)::value] = tiles[decltype(panel)::value];
+        // Else g++ keeps what sub-blocks share on the stack: a store and a load instead of the load.
+        if constexpr (F::kSteps > 1) asm("" : "+r"(quants[decltype(panel)::value]));
+      });
       const auto factor = [&](int panel) STILL_UNROLLED {
         if constexpr (F::kBlock == 256) {
           return scale_half(scale_pairs<F>(scales[panel] + sub / 2 * 32), sub % 2);
@@ -91,6 +97,7 @@ STILL_INLINE void add_block_of_panels(const uint8_t* const* quants, const uint8_
         repeat<kPanels>([&](auto panel) STILL_UNROLLED {
           constexpr int kPanel = decltype(panel)::value;
           dots[kPanel] = p_dot(dots[kPanel], sums[kPanel], factor(kPanel));
+          p_keep(dots[kPanel]);
         });
       });
     });

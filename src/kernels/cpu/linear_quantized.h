@@ -398,7 +398,7 @@ void multiply_few(const LinearArgs& args) {
   const int64_t step = kLinearScratchBytes / kBlockBytes;
   for (int64_t block = 0; block < n_blocks; block += step) {
     const int64_t count = min_of(step, n_blocks - block);
-    regroup_columns<F, kColumns>(args.x, 0, args.n_rows, block, count, x);
+    if (!args.same_x || count < n_blocks) regroup_columns<F, kColumns>(args.x, 0, args.n_rows, block, count, x);
     const ColumnRange columns{args.n_rows, args.y_stride, block == 0};
     constexpr int kParts = kStreams<F, kColumns>;
     const int64_t part_panels = (args.panel_end - args.panel_begin) / kParts;
