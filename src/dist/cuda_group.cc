@@ -75,23 +75,33 @@ class CudaGroup::RankComm : public Comm {
     return ok();
   }
 
+  // When all ranks have their memory.
+  void set_exchange() {
+    for (std::size_t r = 0; r < group_.ranks_.size(); ++r) exchange_.inboxes[r] = group_.ranks_[r]->inbox_;
+    exchange_.slot_bytes = slot_bytes(group_.options_);
+    exchange_.state = state_;
+    exchange_.rank = rank_;
+    exchange_.n_ranks = size();
+  }
+
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(group_.options_.devices.size()); }
 
   float* part(std::int64_t n) override { return n <= max_part_ ? part_ : nullptr; }
   bool takes_bf16_parts() const override { return group_.has_peers_ && group_.options_.has_bf16_parts; }
-  void add_parts(void* stream, float* y, std::int64_t n_rows, std::int64_t k, bool is_new, bool is_bf16) override {
+  const CudaExchange* exchange() const override { return group_.has_peers_ ? &exchange_ : nullptr; }
+  void add_parts(void* stream, float* y, std::int64_t n_rows, std::int64_t k, bool is_new, PartKind kind) override {
     for (std::int64_t row = 0; row < n_rows; row += group_.sum_rows_) {
-      CudaSumArgs args = sum_args(k, row, is_bf16);
+      CudaSumArgs args = sum_args(k, row, kind);
       args.y = y + row * k;
       args.is_new = is_new;
       args.n_rows = static_cast<std::int32_t>(std::min(group_.sum_rows_, n_rows - row));
       cuda_kernels()->sum_parts(stream, args);
     }
   }
-  bool add_parts_and_norm(void* stream, float* y, bool is_new, bool is_bf16, const CudaNormArgs& norm) override {
+  bool add_parts_and_norm(void* stream, float* y, bool is_new, PartKind kind, const CudaNormArgs& norm) override {
     if (norm.n_rows > group_.sum_rows_ || norm.rows != nullptr) return false;
-    CudaSumArgs args = sum_args(norm.k, 0, is_bf16);
+    CudaSumArgs args = sum_args(norm.k, 0, kind);
     args.y = y;
     args.is_new = is_new;
     args.n_rows = norm.n_rows;
@@ -140,17 +150,14 @@ class CudaGroup::RankComm : public Comm {
   void set_logits(float* logits) { logits_ = logits; }
 
  private:
-  CudaSumArgs sum_args(std::int64_t k, std::int64_t row, bool is_bf16) const {
+  CudaSumArgs sum_args(std::int64_t k, std::int64_t row, PartKind kind) const {
     STILL_CHECK(k == group_.options_.hidden_size);
     CudaSumArgs args{};
-    for (std::size_t r = 0; r < group_.ranks_.size(); ++r) args.inboxes[r] = group_.ranks_[r]->inbox_;
-    args.slot_bytes = slot_bytes(group_.options_);
-    args.state = state_;
+    args.exchange = exchange_;
+    args.is_sent = kind == PartKind::kSent;
     args.is_bf16 = group_.options_.has_bf16_parts;
-    args.rank = rank_;
-    args.n_ranks = size();
     args.part = part_ + row * k;
-    if (is_bf16) args.part_bf16 = reinterpret_cast<const std::uint16_t*>(part_) + row * k;
+    if (kind == PartKind::kBF16) args.part_bf16 = reinterpret_cast<const std::uint16_t*>(part_) + row * k;
     args.k = static_cast<std::int32_t>(k);
     return args;
   }
@@ -165,6 +172,7 @@ class CudaGroup::RankComm : public Comm {
   float* logits_ = nullptr;
   float* received_ = nullptr;
   std::int64_t max_part_ = 0;
+  CudaExchange exchange_;
 };
 
 Result<std::unique_ptr<CudaGroup>> CudaGroup::create(const CudaGroupOptions& options) {
@@ -201,6 +209,7 @@ Result<std::unique_ptr<CudaGroup>> CudaGroup::create(const CudaGroupOptions& opt
     group->ranks_.push_back(std::make_unique<RankComm>(*group, static_cast<int>(r)));
     STILL_TRY_STATUS(group->ranks_.back()->create());
   }
+  for (const auto& rank : group->ranks_) rank->set_exchange();
   return group;
 }
 

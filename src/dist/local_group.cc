@@ -22,7 +22,7 @@ class LocalGroup::RankComm : public Comm {
     STILL_CHECK(n <= static_cast<std::int64_t>(part_.size()));
     return part_.data();
   }
-  void add_parts(void*, float* y, std::int64_t n_rows, std::int64_t k, bool is_new, bool /*is_bf16*/) override {
+  void add_parts(void*, float* y, std::int64_t n_rows, std::int64_t k, bool is_new, PartKind /*kind*/) override {
     group_.barrier_.arrive_and_wait();
     for (std::size_t i = 0; i < static_cast<std::size_t>(n_rows * k); ++i) {
       float sum = 0;
@@ -31,10 +31,10 @@ class LocalGroup::RankComm : public Comm {
     }
     group_.barrier_.arrive_and_wait();
   }
-  bool add_parts_and_norm(void*, float*, bool, bool, const CudaNormArgs&) override { return false; }
+  bool add_parts_and_norm(void*, float*, bool, PartKind, const CudaNormArgs&) override { return false; }
   void sum_in_place(void*, float* y, std::int64_t n) override {
     std::copy_n(y, n, part(n));
-    add_parts(nullptr, y, 1, n, true, false);
+    add_parts(nullptr, y, 1, n, true, PartKind::kF32);
   }
 
   float* columns() override { return columns_.data(); }

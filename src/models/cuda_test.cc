@@ -422,6 +422,64 @@ TEST_F(CudaTest, NormsOfARowAreTakenAlong) {
   }
 }
 
+// A product that sends its row to the ranks, here to itself alone, and the sum that takes it from there: the same bits
+// as what the product stores, call after call, in both turns of the inbox.
+TEST_F(CudaTest, SentRowsAreTheStoredOnes) {
+  Rng rng(26);
+  auto exec = cuda_exec();
+  CudaExec& gpu = *exec->cuda();
+  for (const PackedFormat format : kFormats) {
+    if (format == PackedFormat::kF32) continue;
+    // 72: half a panel at the end; 8472: blocks stay and take panel after panel.
+    for (const std::int64_t n_out : {72, 8472}) {
+      const std::int64_t k = 256 * 7, slot = (4 * n_out + 255) / 256 * 256;
+      const testing::PackedMatrix matrix = random_packed_matrix(rng, format, n_out, k);
+      const DeviceMatrix weights = to_device(gpu, matrix);
+      OnDevice x(gpu, random_tensor(rng, {1, k}).values, {1, k});
+      for (const bool is_bf16 : {false, true}) {
+        SCOPED_TRACE(fmt::format("format {}, {} rows, bf16 {}", static_cast<int>(format), n_out, is_bf16));
+        DeviceBuffer memory = std::move(*DeviceBuffer::create(2 * slot + 256, "test"));
+        gpu.stream().fill(memory.data(), 0xff, 2 * slot);
+        gpu.stream().fill(memory.data() + 2 * slot, 0, 256);
+        OnDevice stored(gpu, {1, n_out}, is_bf16 ? DType::kBF16 : DType::kF32), sum(gpu, {1, n_out});
+        CudaLinearArgs args{.format = format,
+                            .y_is_bf16 = is_bf16,
+                            .k = static_cast<std::int32_t>(k),
+                            .n_rows = 1,
+                            .x = {.f32 = x.view().f32()}};
+        args.products[0] = {.weights = weights.weight.packed,
+                            .n_out = static_cast<std::int32_t>(n_out),
+                            .y = stored.view().data,
+                            .y_stride = n_out};
+        gpu.kernels().linear(gpu.stream().handle(), args);
+        args.products[0].y = nullptr;
+        args.exchange = {.inboxes = {reinterpret_cast<std::uint8_t*>(memory.data())},
+                         .slot_bytes = slot,
+                         .state = reinterpret_cast<std::uint32_t*>(memory.data() + 2 * slot),
+                         .rank = 0,
+                         .n_ranks = 1};
+        CudaSumArgs sums{};
+        sums.exchange = args.exchange;
+        sums.is_sent = true;
+        sums.y = sum.view().f32();
+        sums.is_new = true;
+        sums.is_bf16 = is_bf16;
+        sums.n_rows = 1;
+        sums.k = static_cast<std::int32_t>(n_out);
+        const std::vector<float> part = stored.values();
+        std::vector<float> want(part.size(), 0.0f);
+        for (int call = 0; call < 5; ++call) {
+          gpu.kernels().linear(gpu.stream().handle(), args);
+          gpu.kernels().sum_parts(gpu.stream().handle(), sums);
+          sums.is_new = false;
+          for (std::size_t i = 0; i < part.size(); ++i) want[i] += part[i];
+        }
+        ASSERT_EQ(sum.values(), want);
+      }
+    }
+  }
+}
+
 TEST_F(CudaTest, NormsEqualTheCpus) {
   Rng rng(13);
   auto gpu = cuda_exec();

@@ -10,7 +10,11 @@
 
 namespace still {
 
+struct CudaExchange;
 struct CudaNormArgs;
+
+// A rank's part of a sum: floats or bf16 in part(), or a row that the product itself has sent (exchange()).
+enum class PartKind { kF32, kBF16, kSent };
 
 class Comm {
  public:
@@ -22,10 +26,12 @@ class Comm {
   virtual float* part(std::int64_t n) = 0;
   // Whether part() may hold bf16 instead.
   virtual bool takes_bf16_parts() const { return false; }
-  // y += the sum of all ranks' parts; is_new: y = the sum; is_bf16: of what part() holds. y: [n_rows, k]
-  virtual void add_parts(void* stream, float* y, std::int64_t n_rows, std::int64_t k, bool is_new, bool is_bf16) = 0;
+  // Where a product sends its one row, as bf16 if takes_bf16_parts(), f32 if not. Null: it does not.
+  virtual const CudaExchange* exchange() const { return nullptr; }
+  // y += the sum of all ranks' parts; is_new: y = the sum. y: [n_rows, k]
+  virtual void add_parts(void* stream, float* y, std::int64_t n_rows, std::int64_t k, bool is_new, PartKind kind) = 0;
   // The same and then the norm of y's rows, in one kernel. False: there is none for so many rows, nothing was done.
-  virtual bool add_parts_and_norm(void* stream, float* y, bool is_new, bool is_bf16, const CudaNormArgs& norm) = 0;
+  virtual bool add_parts_and_norm(void* stream, float* y, bool is_new, PartKind kind, const CudaNormArgs& norm) = 0;
   // y = the sum of all ranks' y. [n]
   virtual void sum_in_place(void* stream, float* y, std::int64_t n) = 0;
 

@@ -379,7 +379,7 @@ void CudaExec::embed(TensorView y, const EmbeddingTable& table) {
                   part != nullptr ? part : y.f32());
   forget_copies(nullptr);
   if (part != nullptr) {
-    sum_ = {y.f32(), y.rows(), table.row_size, true, false};
+    sum_ = {y.f32(), y.rows(), table.row_size, true, PartKind::kF32};
   } else if (table.is_part) {
     comm_->sum_in_place(stream_.handle(), y.f32(), n);
   }
@@ -387,7 +387,7 @@ void CudaExec::embed(TensorView y, const EmbeddingTable& table) {
 
 void CudaExec::add_parts() {
   if (sum_.y == nullptr) return;
-  comm_->add_parts(stream_.handle(), sum_.y, sum_.n_rows, sum_.k, sum_.is_new, sum_.is_bf16);
+  comm_->add_parts(stream_.handle(), sum_.y, sum_.n_rows, sum_.k, sum_.is_new, sum_.kind);
   sum_ = {};
 }
 
@@ -430,7 +430,7 @@ void CudaExec::launch_norm() {
     }
   }
   if (sum_.y != nullptr && sum_.y == norm_.x.data &&
-      comm_->add_parts_and_norm(stream_.handle(), sum_.y, sum_.is_new, sum_.is_bf16, args)) {
+      comm_->add_parts_and_norm(stream_.handle(), sum_.y, sum_.is_new, sum_.kind, args)) {
     sum_ = {};
     return;
   }
@@ -526,6 +526,7 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
     args.second_format = second;
     args.is_row_like_others = options_.reproducible;
     args.n_order_panels = n_panels;
+    if (exchange_ != nullptr) args.exchange = *exchange_;
     has_quantized_ |= is_cuda_quantized(args.format);
     if (can_take_norm(*weights[begin], x)) args.norm = norm_.w.f32(), args.eps = norm_.eps;
     for (std::size_t i = begin; i < end; ++i) args.products[i - begin] = products[i];
@@ -790,8 +791,16 @@ void CudaExec::linear_add(TensorView y, TensorView x, const Weight& w) {
     if (float* part = comm_->part(n); part != nullptr) {
       product.y = part;
       const bool is_bf16 = comm_->takes_bf16_parts() && w.format != PackedFormat::kF32;
+      // One row has a kernel of its own, which sends it.
+      const bool is_sent =
+          y.rows() == 1 && w.format != PackedFormat::kF32 && !options_.reproducible && comm_->exchange() != nullptr;
+      if (is_sent) exchange_ = comm_->exchange();
       multiply(CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, is_bf16);
-      sum_ = {y.f32(), y.rows(), w.n_out, false, is_bf16};
+      exchange_ = nullptr;
+      sum_ = {y.f32(), y.rows(), w.n_out, false,
+              is_sent   ? PartKind::kSent
+              : is_bf16 ? PartKind::kBF16
+                        : PartKind::kF32};
     } else {
       // The residual stream counts once in the sum.
       multiply(comm_->rank() == 0 ? CudaEpilogue::kAdd : CudaEpilogue::kStore, x, {&product, 1}, {&weight, 1}, false);

@@ -152,12 +152,14 @@ class CudaExec {
   struct PendingSum {
     float* y = nullptr;
     std::int64_t n_rows = 0, k = 0;
-    bool is_new = false, is_bf16 = false;
+    bool is_new = false;
+    PartKind kind = PartKind::kF32;
   };
 
   CudaOptions options_;
   Comm* comm_ = nullptr;
   PendingSum sum_;
+  const CudaExchange* exchange_ = nullptr;  // where the product that is launched sends its row
   const CudaKernels* kernels_ = nullptr;
   std::unique_ptr<CudaGemm> gemm_;
   const char* gemm_missing_ = nullptr;

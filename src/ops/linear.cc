@@ -313,7 +313,7 @@ void linear_add(Exec& exec, TensorView y, TensorView x, const Weight& w) {
     Comm& comm = *exec.comm();
     const TensorView part{comm.part(y.rows() * w.n_out), DType::kF32, y.shape};
     linear(exec, x, {{part, &w, {}}});
-    comm.add_parts(nullptr, y.f32(), y.rows(), w.n_out, false, false);
+    comm.add_parts(nullptr, y.f32(), y.rows(), w.n_out, false, PartKind::kF32);
     return;
   }
   LinearCall(exec, x, Epilogue::kAdd).run([&](auto&& take) { take(Product{y.f32(), &w, nullptr, nullptr}); });

@@ -29,6 +29,16 @@ constexpr std::int64_t cuda_image_bytes(std::int64_t n_rows, std::int64_t k) {
   return (n_rows + kCudaTileRows - 1) / kCudaTileRows * ((k + 255) / 256) * kCudaImageBytes;
 }
 
+// Where ranks leave one another their parts of a sum: each writes into the others' inboxes; words that are not all ones
+// have come.
+inline constexpr int kCudaMaxRanks = 16;
+struct CudaExchange {
+  std::uint8_t* inboxes[kCudaMaxRanks] = {};  // of each rank: [2 turns][n_ranks senders][slot_bytes], all ones
+  std::int64_t slot_bytes = 0;                // of most rows: 4 * rows * k, of bf16 2 * rows * k
+  std::uint32_t* state = nullptr;             // of this rank: the last call's number, blocks that are done; zeroed once
+  std::int32_t rank = 0, n_ranks = 0;
+};
+
 enum class CudaEpilogue : std::int32_t { kStore, kAdd, kSwiglu };
 
 // One matrix of a product and where its result goes.
@@ -65,6 +75,9 @@ struct CudaLinearArgs {
   // (16 rows of a matrix): of all products of one input, whose launches may differ with the number of rows.
   bool is_row_like_others = false;
   std::int32_t n_order_panels = 0;  // 0: the launch's own
+  // A single row of one product, stored, not like others: it is sent to all ranks instead, this one's own inbox
+  // included, for a sum_parts with is_sent. n_ranks 0: not sent.
+  CudaExchange exchange;
 };
 // Formats of which one launch computes both: Q4_K_M keeps half of its values' projections in Q6_K.
 constexpr bool cuda_can_mix(PackedFormat first, PackedFormat second) {
@@ -158,15 +171,11 @@ struct CudaAttentionArgs {
   CudaRopeKvArgs rope = {};
 };
 
-// A sum over ranks of [n_rows, k] floats through memory that all of them reach: each rank writes its part into the
-// others' inboxes and waits for theirs; words that are not all ones have come. is_bf16: parts are
-// rounded to bf16 on their way, each rank's own too.
-inline constexpr int kCudaMaxRanks = 16;
+// A sum over ranks of [n_rows, k] floats through memory that all of them reach: each rank sends its part to the others
+// and waits for theirs. is_bf16: parts are rounded to bf16 on their way, each rank's own too.
 struct CudaSumArgs {
-  std::uint8_t* inboxes[kCudaMaxRanks];  // of each rank: [2 turns][n_ranks senders][slot_bytes], all ones
-  std::int64_t slot_bytes;               // of most rows: 4 * rows * k, of bf16 2 * rows * k
-  std::uint32_t* state;                  // of this rank: the last call's number, blocks that are done; zeroed once
-  std::int32_t rank, n_ranks;
+  CudaExchange exchange;
+  bool is_sent;                    // the product before has sent its row, also to this rank: there is no part
   const float* part;               // [n_rows, k]
   const std::uint16_t* part_bf16;  // is_bf16: the same as bf16, or null
   float* y;                        // [n_rows, k]

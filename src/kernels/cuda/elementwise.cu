@@ -227,16 +227,17 @@ __global__ void __launch_bounds__(1024) sum_parts_kernel(const CudaSumArgs args)
   const int tid = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x), k = args.k;
   float w[kTurns][8];
   if (args.has_norm) load_norm_weights(args.norm, w);
+  const CudaExchange& exchange = args.exchange;
   // The next may start at once: it waits for this whole kernel before it looks at anything.
   allow_next();
-  wait_for_previous();
-  const std::uint32_t call = next_call(args.state);
+  if (!args.is_sent) wait_for_previous();
+  const std::uint32_t call = next_call(exchange.state);
   std::uint32_t part[kTurns][kWords<kIsBf16>];
   float v[kTurns][8];
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
     const int at = 8 * (turn * n_threads + tid);
-    if (at >= k) break;
+    if (at >= k || args.is_sent) break;
     const std::int64_t from = static_cast<std::int64_t>(blockIdx.x) * k + at;
     if (kIsBf16 && args.part_bf16 != nullptr) {
       const uint4 words = *reinterpret_cast<const uint4*>(args.part_bf16 + from);
@@ -248,8 +249,8 @@ __global__ void __launch_bounds__(1024) sum_parts_kernel(const CudaSumArgs args)
     }
 #pragma unroll
     for (std::uint32_t& word : part[turn]) word = word == kNotHere ? kOtherNan : word;
-    for (int i = 1; i < args.n_ranks; ++i)
-      send_eight<kIsBf16>(args, call, (args.rank + i) % args.n_ranks, at / 8, part[turn]);
+    for (int i = 1; i < exchange.n_ranks; ++i)
+      send_eight<kIsBf16>(args, call, (exchange.rank + i) % exchange.n_ranks, at / 8, part[turn]);
   }
   // Under way while the others' parts are waited for.
 #pragma unroll
@@ -266,14 +267,22 @@ __global__ void __launch_bounds__(1024) sum_parts_kernel(const CudaSumArgs args)
     if (at >= k) continue;
     float* y = args.y + static_cast<std::int64_t>(blockIdx.x) * k + at;
     float total[8] = {};
-    for (int rank = 0; rank < args.n_ranks; ++rank) {
-      if (rank == args.rank) {
+    for (int rank = 0; rank < exchange.n_ranks;) {
+      if (rank == exchange.rank && !args.is_sent) {
         add_words<kIsBf16>(part[turn], total);
-        continue;
+        ++rank;
+      } else if (args.is_sent && rank + 2 <= exchange.n_ranks) {
+        std::uint32_t words[2][kWords<kIsBf16>];
+        receive_eight<kIsBf16, 2>(args, call, rank, at / 8, words);
+        add_words<kIsBf16>(words[0], total);
+        add_words<kIsBf16>(words[1], total);
+        rank += 2;
+      } else {
+        std::uint32_t words[1][kWords<kIsBf16>];
+        receive_eight<kIsBf16, 1>(args, call, rank, at / 8, words);
+        add_words<kIsBf16>(words[0], total);
+        ++rank;
       }
-      std::uint32_t words[kWords<kIsBf16>];
-      receive_eight<kIsBf16>(args, call, rank, at / 8, words);
-      add_words<kIsBf16>(words, total);
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -283,9 +292,11 @@ __global__ void __launch_bounds__(1024) sum_parts_kernel(const CudaSumArgs args)
     *reinterpret_cast<float4*>(y) = make_float4(v[turn][0], v[turn][1], v[turn][2], v[turn][3]);
     *reinterpret_cast<float4*>(y + 4) = make_float4(v[turn][4], v[turn][5], v[turn][6], v[turn][7]);
   }
-  __syncthreads();  // all have read the call's number
-  if (tid == 0) end_call(args.state, call);
   if (args.has_norm) finish_norm(args.norm, w, v, sum);
+  __syncthreads();  // all have read the call's number
+  if (tid == 0) end_call(exchange.state, call);
+  // The product has sent all that it had to; who comes after this kernel counts on its end.
+  if (args.is_sent) wait_for_previous();
 }
 
 __global__ void gather_kernel(const std::uint32_t* x, int words, const std::int32_t* rows, std::uint32_t* y) {

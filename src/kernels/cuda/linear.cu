@@ -11,6 +11,7 @@
 // One row has its own kernel (weights.cuh says how the tensor core is used): it makes the row's form itself, and takes
 // the RMSNorm before the product along: the row times the norm's weights is multiplied, the squares are summed on the
 // way, and the results are divided by the root at the end.
+#include "kernels/cuda/comm.cuh"
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/skinny.cuh"
 
@@ -104,6 +105,16 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
 
 constexpr int kMostWarps = kMostParts;
 
+// What a kernel of one row does between its first loads and its first look at the row. The number of the call that its
+// results are sent in, where they are.
+__device__ __forceinline__ std::uint32_t begin_row(const SkinnyArgs& args) {
+  const bool is_sent = args.exchange.n_ranks > 0;
+  if (!is_sent) allow_next();
+  wait_for_previous();
+  if (is_sent) allow_next();
+  return is_sent ? next_call(args.exchange.state) : 0;
+}
+
 // One row's share of a lane: four elements and four more of a chunk; and an RMSNorm's weights there.
 template <class Format>
 struct RowShare {
@@ -192,8 +203,7 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
       Format::load_single(slots[s], panels[kMatrices == 2 ? s : 0], chunk_of(warp, s), lane);
   RowShare<Format> share;
   if (args.norm != nullptr && warp < n_chunks) share.load_norm(args, warp, lane);
-  allow_next();
-  wait_for_previous();
+  const std::uint32_t call = begin_row(args);
   if (warp < n_chunks) share.load_raw(args, warp, lane);
   const int out_row = 16 * panel_idx + static_cast<int>(threadIdx.x);
   float old = 0;
@@ -243,6 +253,12 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) v[m] = scaled<Format>(panels[m], static_cast<int>(threadIdx.x), v[m]) * factor;
   const float result = kMatrices == 2 ? swiglu(v[0], v[kMatrices - 1]) : v[0] + old;
+  if (kMatrices == 1 && args.exchange.n_ranks > 0) {
+    // The row is a multiple of 8 long.
+    const unsigned mask = product.n_out - 16 * panel_idx >= 16 ? 0xffffu : 0xffu;
+    send_result(args.exchange, call, mask, out_row, true, args.y_is_bf16, result);
+    return;
+  }
   store(args, product, 0, out_row, result);
 }
 
@@ -291,8 +307,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) stream_kernel(const __grid
 #pragma unroll
   for (int s = 0; s < 2; ++s) load(static_cast<int>(blockIdx.x), s);
   if (args.norm != nullptr) share.load_norm(args, warp, lane);
-  allow_next();
-  wait_for_previous();
+  const std::uint32_t call = begin_row(args);
   share.load_raw(args, warp, lane);
   float sum_of_squares = 0;
   const typename Format::Column column = share.column(args.norm != nullptr, lane, sum_of_squares);
@@ -328,6 +343,8 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) stream_kernel(const __grid
     if constexpr (kMatrices == 2) {
       const float up = __shfl_down_sync(0xffffffffu, v, 16);
       if (lane < 16 && is_inside) store(args, product, 0, row, swiglu(v, up));
+    } else if (args.exchange.n_ranks > 0) {
+      send_result(args.exchange, call, 0xffffffffu, row, is_inside, args.y_is_bf16, v);
     } else if (is_inside) {
       if (args.epilogue == CudaEpilogue::kAdd) {
         v += static_cast<const float*>(product.y)[row];
@@ -464,6 +481,7 @@ void linear(void* stream, const CudaLinearArgs& in) {
     launch(f32_kernel, dim3(ceil_div(most, 4), ceil_div(in.n_rows, 8), n_z), 128, 0, stream, args);
     return;
   }
+  args.exchange = in.exchange;
   args.norm = in.norm;
   args.eps = in.eps;
   args.panel_bytes = cuda_panel_bytes(in.format, in.k);

@@ -23,6 +23,7 @@ struct SkinnyArgs {
   std::int32_t n_parts;  // of a row's sum
   CudaEpilogue epilogue;
   bool y_is_bf16, has_own_kernel;
+  CudaExchange exchange;  // where the row is sent instead of stored (comm.cuh); n_ranks 0: nowhere
 };
 
 // A panel of a matrix; FP8 has its scales after the matrix. kIsSecond: of the second format.
