@@ -23,7 +23,7 @@ constexpr std::int64_t kBlock = 32;
 // Heads below this are not worth a second parallel region.
 constexpr std::int64_t kLeastHeadBytes = std::int64_t{4} << 20;
 // Wider rows would need more scratch while the copy is made.
-constexpr std::int64_t kMostK = 16384;
+constexpr std::int64_t kMostK = 8192;
 // The copy is made in this many steps.
 constexpr std::int64_t kBuildSteps = 16;
 // A step that is left with more panels than this saves little: beyond it on average, kRestSteps go the full way.
@@ -93,7 +93,7 @@ inline int count_below(const float* values, const float* norms, float factor, fl
 }
 
 std::int64_t copy_k(std::int64_t k) {
-  return k + ScreenedHead::kTwiceColumns;
+  return k + ScreenedHead::twice_columns(k);
 }
 }  // namespace
 
@@ -106,7 +106,7 @@ bool ScreenedHead::can_screen(PackedFormat format, std::int64_t k) {
     case PackedFormat::kBF16:
     case PackedFormat::kQ8_0:
     case PackedFormat::kQ6_K:
-      return k % kBlock == 0 && k >= kTwiceColumns && k <= kMostK;
+      return k % kBlock == 0 && k >= twice_columns(k) && k <= kMostK;
     default:
       return false;
   }
@@ -132,6 +132,7 @@ Result<ScreenedHead> ScreenedHead::create(std::int64_t n_out, std::int64_t k) {
   STILL_TRY(head.arena_, Arena::create(bytes(n_out, k), "the output head's coarse copy"));
   head.n_out_ = n_out;
   head.k_ = k;
+  head.n_twice_ = twice_columns(k);
   head.packed_ = reinterpret_cast<std::uint8_t*>(head.arena_.allocate(packed_bytes(kCopy, n_out, copy_k(k))));
   head.row_norms_ = head.arena_.allocate_array<float>(n_out);
   head.panel_norms_ = head.arena_.allocate_array<PanelNorms>(head.n_panels());
@@ -156,37 +157,41 @@ void ScreenedHead::begin_build(TensorView norm) {
       return (std::isnan(x) ? 0 : x) > (std::isnan(y) ? 0 : y);
     });
   }
-  std::copy_n(order.begin(), kTwiceColumns, columns_);
+  std::copy_n(order.begin(), n_twice_, columns_);
 }
 
-// scratch: 16 rows of the copy as in a file, then a row of floats and what is left of it.
+// scratch: 16 rows of the copy as in a file, then 16 of floats, then what is left of one.
 void ScreenedHead::build_panel(const CpuKernels& kernels, const Weight& head, std::int64_t panel,
                                float* scratch) const {
-  const std::int64_t n_blocks = k_ / kBlock, row_blocks = n_blocks + 1;
+  const std::int64_t n_blocks = k_ / kBlock, row_blocks = copy_k(k_) / kBlock;
   auto* blocks = reinterpret_cast<BlockQ4_0*>(scratch);
-  float* row = scratch + (kPanelRows * row_blocks * static_cast<std::int64_t>(sizeof(BlockQ4_0)) + 3) / 4;
-  float* left = row + k_;
+  float* rows = scratch + (kPanelRows * row_blocks * static_cast<std::int64_t>(sizeof(BlockQ4_0)) + 3) / 4;
+  float* left = rows + kPanelRows * k_;
+  decode_packed_panel(head.format, head.packed + panel * head.panel_bytes, k_, rows);
   const std::int64_t n_rows = std::min<std::int64_t>(kPanelRows, n_out_ - panel * kPanelRows);
   PanelNorms norms{};
   for (std::int64_t r = 0; r < n_rows; ++r) {
     const std::int64_t out = panel * kPanelRows + r;
-    decode_packed_row(head.format, head.packed, head.panel_bytes, k_, out, row);
+    const float* row = rows + r * k_;
     double row_sum = 0, copy_sum = 0, left_sum = 0;
     for (std::int64_t b = 0; b < n_blocks; ++b) {
       copy_sum += quantize_block(row + b * kBlock, blocks[r * row_blocks + b], left + b * kBlock);
       row_sum += static_cast<double>(sum_of_squares(row + b * kBlock));
     }
-    float twice[kTwiceColumns], still_left[kTwiceColumns];
-    for (std::int64_t i = 0; i < kTwiceColumns; ++i) {
+    float twice[kMostTwice], still_left[kMostTwice];
+    for (std::int64_t i = 0; i < n_twice_; ++i) {
       twice[i] = left[columns_[i]];
       left[columns_[i]] = 0;
     }
-    const double second_sum = quantize_block(twice, blocks[r * row_blocks + n_blocks], still_left);
+    double second_sum = 0, twice_sum = 0;
+    for (std::int64_t b = 0; b < n_twice_ / kBlock; ++b) {
+      second_sum += quantize_block(twice + b * kBlock, blocks[r * row_blocks + n_blocks + b], still_left + b * kBlock);
+      twice_sum += static_cast<double>(sum_of_squares(still_left + b * kBlock));
+    }
     copy_sum += second_sum;
     for (std::int64_t b = 0; b < n_blocks; ++b) left_sum += static_cast<double>(sum_of_squares(left + b * kBlock));
     row_norms_[out] = norm_of(left_sum);
-    const float here[] = {norm_of(static_cast<double>(sum_of_squares(still_left))), norm_of(second_sum),
-                          norm_of(std::max(row_sum, copy_sum))};
+    const float here[] = {norm_of(twice_sum), norm_of(second_sum), norm_of(std::max(row_sum, copy_sum))};
     float* most[] = {&norms.left, &norms.second, &norms.row};
     // Weights that are not finite: the panel is always multiplied.
     for (int i = 0; i < 3; ++i)
@@ -225,7 +230,7 @@ void ScreenedHead::multiply_coarse(Exec& exec, TensorView y, TensorView x) {
   for (std::int64_t r = 0; r < x.rows(); ++r) {
     float* row = extended_ + r * copy_k(k_);
     std::memcpy(row, x.f32() + r * k_, static_cast<std::size_t>(k_) * sizeof(float));
-    for (std::int64_t i = 0; i < kTwiceColumns; ++i) row[k_ + i] = row[columns_[i]];
+    for (std::int64_t i = 0; i < n_twice_; ++i) row[k_ + i] = row[columns_[i]];
   }
   linear(exec, {extended_, DType::kF32, {x.rows(), copy_k(k_)}}, {{.y = y, .w = &copy_, .bias = {}}});
 }
@@ -255,7 +260,7 @@ ScreenedHead::Factors ScreenedHead::factors_of(Exec& exec, const float* x, const
     all_exact += b * b;
     difference += (a - b) * (a - b);
   }
-  for (std::int64_t i = 0; i < kTwiceColumns; ++i) {
+  for (std::int64_t i = 0; i < n_twice_; ++i) {
     const double a = seen(columns_[i]), b = seen(k_ + i);
     twice += a * a;
     second += b * b;
@@ -281,12 +286,12 @@ void ScreenedHead::coarse(Exec& exec, TensorView y, TensorView x, const Weight& 
   }
 }
 
-void ScreenedHead::multiply_exact(Exec& exec, float* y, TensorView x, const Weight& head, std::int64_t panel,
-                                  std::int64_t row, std::int64_t n_rows, int thread_idx) const {
+void ScreenedHead::multiply_exact(Exec& exec, float* y, TensorView x, const Weight& head, std::int64_t begin,
+                                  std::int64_t end, std::int64_t row, std::int64_t n_rows, int thread_idx) const {
   LinearArgs args{.weights = head.packed,
                   .panel_bytes = head.panel_bytes,
-                  .panel_begin = panel,
-                  .panel_end = panel + 1,
+                  .panel_begin = begin,
+                  .panel_end = end,
                   .n_out = n_out_,
                   .k = k_,
                   .x = {},
@@ -294,7 +299,7 @@ void ScreenedHead::multiply_exact(Exec& exec, float* y, TensorView x, const Weig
                   .x_stride = k_,
                   .n_rows = n_rows,
                   // The kernel adds the element's index in the whole matrix.
-                  .y = y - panel * kPanelRows,
+                  .y = y - begin * kPanelRows,
                   .y_stride = n_out_,
                   .scratch = exec.thread_scratch(thread_idx)};
   if (const std::int32_t block = activation_block(head.format); block != 0) {
@@ -351,7 +356,7 @@ bool ScreenedHead::best_only(Exec& exec, TensorView y, TensorView x, const Weigh
     if (!std::isfinite(row[top])) return full();
     float values[kPanelRows];
     const std::int64_t panel = top / kPanelRows;
-    multiply_exact(exec, values, x, head, panel, r, 1, 0);
+    multiply_exact(exec, values, x, head, panel, panel + 1, r, 1, 0);
     thresholds[r] = values[top % kPanelRows];
   }
 
@@ -381,16 +386,24 @@ bool ScreenedHead::best_only(Exec& exec, TensorView y, TensorView x, const Weigh
     }
     counts_[static_cast<std::size_t>(thread_idx)] = n_left;
     exec.threads().barrier();
-    // The lists of all threads, a few panels at a time.
-    constexpr std::int64_t kTask = 4;
+    // The lists of all threads, some panels at a time; those that follow one another together.
+    constexpr std::int64_t kTask = 8;
     const std::int64_t n_all = std::accumulate(counts_.begin(), counts_.end(), std::int64_t{0});
     for (std::int64_t at = next.fetch_add(kTask); at < n_all; at = next.fetch_add(kTask)) {
-      std::int64_t owner = 0, offset = at;
+      std::int64_t owner = 0, offset = at, begin = 0, end = 0;
+      const auto multiply = [&] {
+        if (begin < end) multiply_exact(exec, y.f32() + begin * kPanelRows, x, head, begin, end, 0, n_rows, thread_idx);
+      };
       for (std::int64_t i = at; i < std::min(at + kTask, n_all); ++i, ++offset) {
         while (offset >= counts_[static_cast<std::size_t>(owner)]) offset -= counts_[static_cast<std::size_t>(owner++)];
         const std::int64_t panel = survivors_[first_of(owner) + offset];
-        multiply_exact(exec, y.f32() + panel * kPanelRows, x, head, panel, 0, n_rows, thread_idx);
+        if (panel != end) {
+          multiply();
+          begin = panel;
+        }
+        end = panel + 1;
       }
+      multiply();
     }
   });
   const std::int64_t n_left = std::accumulate(counts_.begin(), counts_.end(), std::int64_t{0});

@@ -24,8 +24,10 @@ struct ScreenStats {
 class ScreenedHead {
  public:
   static constexpr std::int64_t kMaxRows = 4;
-  // Columns that the coarse copy has twice, the second time what the first left of them.
-  static constexpr std::int64_t kTwiceColumns = 32;
+  // Columns that the coarse copy has twice, the second time what the first left of them. Of short rows the bound is
+  // wider beside the logits.
+  static constexpr std::int64_t kMostTwice = 64;
+  static constexpr std::int64_t twice_columns(std::int64_t k) { return k < 768 ? kMostTwice : 32; }
 
   // Whether the copy can be made and is small beside the head; false where STILL_SCREEN=off, true wherever it can be
   // made where STILL_SCREEN=on.
@@ -66,20 +68,21 @@ class ScreenedHead {
     const PanelNorms& norms = panel_norms_[panel];
     return norms.left * f.left + norms.second * f.second + norms.row * f.all + 1e-30f;
   }
-  // y: of the panel's first element of row `row`; rows [row, row + n_rows) of x, which are quantised already.
-  void multiply_exact(Exec& exec, float* y, TensorView x, const Weight& head, std::int64_t panel, std::int64_t row,
-                      std::int64_t n_rows, int thread_idx) const;
+  // Panels [begin, end); y: of their first element of row `row`; rows [row, row + n_rows) of x, which are quantised
+  // already.
+  void multiply_exact(Exec& exec, float* y, TensorView x, const Weight& head, std::int64_t begin, std::int64_t end,
+                      std::int64_t row, std::int64_t n_rows, int thread_idx) const;
   std::int64_t n_panels() const { return (n_out_ + kPanelRows - 1) / kPanelRows; }
 
   Arena arena_;
-  std::int64_t n_out_ = 0, k_ = 0, n_built_ = 0;  // n_built_: panels
+  std::int64_t n_out_ = 0, k_ = 0, n_twice_ = 0, n_built_ = 0;  // n_built_: panels
   Weight copy_;
   std::uint8_t* packed_ = nullptr;
   float* row_norms_ = nullptr;  // [n_out]: of what the copy leaves, but of the columns that are there twice
   PanelNorms* panel_norms_ = nullptr;
-  float* extended_ = nullptr;          // [kMaxRows, k + kTwiceColumns]
+  float* extended_ = nullptr;          // [kMaxRows, k + twice_columns(k)]
   std::int32_t* survivors_ = nullptr;  // [n_panels]
-  std::int32_t columns_[kTwiceColumns] = {};
+  std::int32_t columns_[kMostTwice] = {};
   // The share of panels that were left lately; above kMostLeft it rests for kRestSteps.
   double share_left_ = 0;
   std::vector<std::int64_t> counts_;  // of panels left, by thread

@@ -63,7 +63,7 @@ TEST(ScreenedHead, BestLogitsAreTheFullProductsOnEveryTableAndThreadCount) {
   SCOPED_TRACE(seed);
   Rng rng(seed);
   ExecOptions options;
-  options.max_k = 1024 + ScreenedHead::kTwiceColumns;
+  options.max_k = 1024 + ScreenedHead::kMostTwice;
   const auto execs = all_execs(options);
   std::int64_t n_panels = 0, n_exact = 0;
   for (const PackedFormat format : kFormats) {

@@ -208,7 +208,8 @@ ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const Me
                       .max_attention_parts = split_seqs * config.n_heads * ceil_div(settings.context, kKvSegment),
                       .head_dim = config.head_dim,
                       .n_heads = config.n_heads};
-  if (settings.screens_head) options.max_k = std::max(options.max_k, config.hidden_size + ScreenedHead::kTwiceColumns);
+  if (settings.screens_head)
+    options.max_k = std::max(options.max_k, config.hidden_size + ScreenedHead::twice_columns(config.hidden_size));
   if (settings.draft != nullptr) {
     const ModelConfig& draft = settings.draft->config;
     options.max_k = std::max(options.max_k, settings.draft->max_k);
