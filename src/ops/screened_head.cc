@@ -35,48 +35,53 @@ constexpr double kNormSlack = 1 + 0x1p-12;
 constexpr double kUnderflow = 0x1p-60;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// A block's sum of squares in a fixed order that compilers turn into vectors.
+// Loops over locals of constant length, which compilers turn into vectors.
 float sum_of_squares(const float* x) {
-  float sums[8] = {};
-  for (std::int64_t i = 0; i < kBlock; i += 8)
-    for (std::int64_t j = 0; j < 8; ++j) sums[j] += x[i + j] * x[i + j];
+  float v[kBlock], sums[8];
+  std::memcpy(v, x, sizeof v);
+  for (int i = 0; i < 8; ++i)
+    sums[i] = (v[i] * v[i] + v[i + 8] * v[i + 8]) + (v[i + 16] * v[i + 16] + v[i + 24] * v[i + 24]);
   return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+}
+
+inline float larger(float a, float b) {
+  return a > b ? a : b;  // b where a is a NaN
 }
 
 // Rounds a block to Q4_0; `left` gets what that leaves of it. Returns the copy's sum of squares.
 double quantize_block(const float* x, BlockQ4_0& block, float* left) {
+  float v[kBlock], high[8], low[8];
+  std::memcpy(v, x, sizeof v);
+  for (int i = 0; i < 8; ++i) {
+    high[i] = larger(larger(v[i], larger(v[i + 8], 0)), larger(v[i + 16], larger(v[i + 24], 0)));
+    low[i] = larger(larger(-v[i], larger(-v[i + 8], 0)), larger(-v[i + 16], larger(-v[i + 24], 0)));
+  }
   float largest = 0, smallest = 0;
-  {
-    float high[8] = {}, low[8] = {};
-    for (std::int64_t i = 0; i < kBlock; i += 8) {
-      for (std::int64_t j = 0; j < 8; ++j) {
-        high[j] = x[i + j] > high[j] ? x[i + j] : high[j];
-        low[j] = x[i + j] < low[j] ? x[i + j] : low[j];
-      }
-    }
-    for (std::int64_t j = 0; j < 8; ++j) {
-      largest = std::max(largest, high[j]);
-      smallest = std::min(smallest, low[j]);
-    }
+  for (int i = 0; i < 8; ++i) {
+    largest = larger(high[i], largest);
+    smallest = larger(low[i], smallest);
   }
   // -8 is the larger side's end.
-  const float wanted = largest > -smallest ? -largest / 8 : -smallest / 8;
+  const float wanted = largest > smallest ? -largest / 8 : smallest / 8;
   block.d = std::fabs(wanted) < 60000.0f ? f32_to_f16(wanted) : 0;
   const float d = f16_to_f32(block.d);
   const float inverse = d != 0 ? 1 / d : 0;
-  std::int32_t q[kBlock];
-  for (std::int64_t i = 0; i < kBlock; ++i) {
+  float rounded[kBlock], copy[kBlock];
+  for (int i = 0; i < kBlock; ++i) {
     // A NaN becomes a number here and stays in `left`.
-    const float scaled = x[i] * inverse + 8.5f;
-    const float low = scaled > 0 ? scaled : 0;
-    q[i] = static_cast<std::int32_t>(low < 15 ? low : 15);
+    const float scaled = larger(v[i] * inverse + 8.5f, 0);
+    rounded[i] = scaled < 15 ? scaled : 15;
   }
-  float copy[kBlock];
-  for (std::int64_t i = 0; i < kBlock; ++i) {
+  std::int32_t q[kBlock];
+  for (int i = 0; i < kBlock; ++i) {
+    q[i] = static_cast<std::int32_t>(rounded[i]);
     copy[i] = d * static_cast<float>(q[i] - 8);
-    left[i] = x[i] - copy[i];
+    v[i] -= copy[i];
   }
-  for (std::int64_t i = 0; i < 16; ++i) block.qs[i] = static_cast<std::uint8_t>(q[i] | q[16 + i] << 4);
+  std::uint8_t bytes[16];
+  for (int i = 0; i < 16; ++i) bytes[i] = static_cast<std::uint8_t>(q[i] | q[16 + i] << 4);
+  std::memcpy(block.qs, bytes, sizeof bytes);
+  std::memcpy(left, v, sizeof v);
   return static_cast<double>(sum_of_squares(copy));
 }
 
