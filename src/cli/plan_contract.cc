@@ -65,7 +65,7 @@ std::string fill(Engine& engine, std::int64_t fill_tokens) {
   const EngineSettings& settings = engine.plan().settings;
   // With a draft model some tokens more, so that it has steps to compute what it is behind; the coarse copy of the head
   // is made in as many.
-  const std::int64_t n_gen = settings.draft != nullptr || settings.screens_head ? 24 : 2;
+  const std::int64_t n_gen = settings.screens_head ? 88 : settings.draft != nullptr ? 24 : 2;
   const std::int64_t each = std::min(
       {settings.context - n_gen, settings.kv_tokens / settings.max_seqs - n_gen, fill_tokens / settings.max_seqs});
   const std::int64_t vocab_size = std::min(engine.model().config().vocab_size, engine.model().tokenizer().vocab_size());

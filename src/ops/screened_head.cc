@@ -20,8 +20,10 @@ namespace still {
 namespace {
 constexpr PackedFormat kCopy = PackedFormat::kQ4_0;
 constexpr std::int64_t kBlock = 32;
-// Heads below this are not worth a second parallel region.
-constexpr std::int64_t kLeastHeadBytes = std::int64_t{4} << 20;
+// Smaller heads gained nothing (docs/cpu-kernels.md).
+constexpr std::int64_t kLeastHeadBytes = std::int64_t{64} << 20;
+// Making the copy costs what it saves in about as many steps: short answers do without.
+constexpr std::int64_t kWaitSteps = 64;
 // Wider rows would need more scratch while the copy is made.
 constexpr std::int64_t kMostK = 8192;
 // The copy is made in this many steps.
@@ -325,6 +327,10 @@ bool ScreenedHead::best_only(Exec& exec, TensorView y, TensorView x, const Weigh
   };
   if (n_rows > kMaxRows) return full();
   if (n_built_ < n_panels()) {
+    if (n_waited_ < kWaitSteps) {
+      ++n_waited_;
+      return full();
+    }
     if (n_built_ == 0) begin_build(norm);
     const std::int64_t end = std::min(n_panels(), n_built_ + (n_panels() + kBuildSteps - 1) / kBuildSteps);
     build_panels(exec, head, n_built_, end);

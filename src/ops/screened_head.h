@@ -1,7 +1,8 @@
 // ScreenedHead: the largest logit of a row without reading the whole output head. A coarse copy of the head (Q4_0)
 // gives every logit within a proven bound; only panels of rows that could hold the largest are multiplied exactly, by
 // the same kernels, so the largest logit and whatever equals it are the full product's bit by bit, and all others
-// become -infinity (docs/cpu-kernels.md has the proof). The copy is made in the first steps that could have used it.
+// become -infinity (docs/cpu-kernels.md has the proof). The copy is made in steps that could have used it, after the
+// first 64.
 #pragma once
 
 #include <cstdint>
@@ -85,6 +86,7 @@ class ScreenedHead {
   std::int32_t columns_[kMostTwice] = {};
   // The share of panels that were left lately; above kMostLeft it rests for kRestSteps.
   double share_left_ = 0;
+  std::int64_t n_waited_ = 0;
   std::vector<std::int64_t> counts_;  // of panels left, by thread
   std::int64_t n_rest_ = 0;
   ScreenStats stats_;
