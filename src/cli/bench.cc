@@ -213,6 +213,12 @@ Status bench(const BenchOptions& options, const Context& context) {
   if (limits.macs_per_s > 0) fmt::print(", {:.0f} G int8 multiply-accumulates/s", limits.macs_per_s * 1e-9);
   fmt::print("\n\n");
   print_rows(rows);
+  const EngineStats stats = engine->stats();
+  if (const std::int64_t n = stats.screened_rows + stats.unscreened_rows; n > 0 && stats.screened_panels > 0) {
+    fmt::print("\noutput head: {:.0f} % of {} rows of logits from its coarse copy and {:.1f} % of its exact rows\n",
+               100.0 * static_cast<double>(stats.screened_rows) / static_cast<double>(n), n,
+               100.0 * static_cast<double>(stats.exact_panels) / static_cast<double>(stats.screened_panels));
+  }
   return ok();
 }
 

@@ -63,8 +63,9 @@ class LastEvent : public EventSink {
 // Every sequence prefills and ends together with the others, so that their KV lies side by side.
 std::string fill(Engine& engine, std::int64_t fill_tokens) {
   const EngineSettings& settings = engine.plan().settings;
-  // With a draft model some tokens more, so that it has steps to compute what it is behind.
-  const std::int64_t n_gen = settings.draft != nullptr ? 24 : 2;
+  // With a draft model some tokens more, so that it has steps to compute what it is behind; the coarse copy of the head
+  // is made in as many.
+  const std::int64_t n_gen = settings.screens_head ? 88 : settings.draft != nullptr ? 24 : 2;
   const std::int64_t each = std::min(
       {settings.context - n_gen, settings.kv_tokens / settings.max_seqs - n_gen, fill_tokens / settings.max_seqs});
   const std::int64_t vocab_size = std::min(engine.model().config().vocab_size, engine.model().tokenizer().vocab_size());
@@ -180,6 +181,7 @@ Result<ContractRun> run_contract(const std::filesystem::path& path, const Engine
           .config = drafting.config, .weight_bytes = drafting.weights.arena_bytes, .max_k = drafting.weights.max_k});
       run.mapped_max += drafting.weights.mapped_bytes;
     }
+    wanted.screens_head = model.weights.screens_head;
     STILL_TRY(run.plan, plan_memory(model.config, model.weights.arena_bytes, model.weights.max_k, wanted));
   }
   int ends[2];

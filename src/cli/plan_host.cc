@@ -146,7 +146,9 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
     return error(Code::kInvalidArgument, "--kv {}: the engine keeps f16, f32 or int8 on this machine", *o.kv);
   const Machine machine = detect_machine(world.data.devices);
   STILL_TRY(const HostWeights weights, plan_host_weights(shape, q));
-  STILL_TRY(const MemoryPlan plan, plan_memory(shape.config, weights.arena_bytes, weights.max_k, engine_settings(o)));
+  EngineSettings settings = engine_settings(o);
+  settings.screens_head = weights.screens_head;
+  STILL_TRY(const MemoryPlan plan, plan_memory(shape.config, weights.arena_bytes, weights.max_k, settings));
   std::optional<HostSpeed> speed;
   if (o.calibrate) {
     ProgressLine line(context.err, std::chrono::milliseconds(0));
@@ -180,6 +182,7 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
                       {"kv_bytes", plan.kv_bytes},
                       {"workspace_bytes", plan.workspace_bytes},
                       {"rope_bytes", plan.rope_bytes},
+                      {"screen_bytes", plan.screen_bytes},
                       {"runtime_bytes", plan.runtime_bytes},
                       {"mapped_bytes", weights.mapped_bytes},
                       {"total_bytes", plan.total_bytes()},
@@ -225,6 +228,9 @@ Status plan_here(const Context& context, const PlanOptions& o, const PlanWorld& 
       message("activations of {} tokens, {} rows of logits, scratch of {} threads", s.chunk_tokens, plan.max_logit_rows,
               s.n_threads));
   add("rope", plan.rope_bytes, message("cosine and sine of {} positions, f32", s.context));
+  if (plan.screen_bytes > 0)
+    add(say("coarse output head"), plan.screen_bytes,
+        message("4 bits a weight, for greedy answers; where memory is left"));
   add(say("runtime (estimate)"), plan.runtime_bytes,
       message("program, tokenizer of {} words, bookkeeping", shape.config.vocab_size));
   add(say("all"), plan.total_bytes(), message("sum"));

@@ -49,6 +49,8 @@ EngineCore::EngineCore(const CoreOptions& options, Vocab vocab, std::unique_ptr<
   slots_.reserve(max_seqs);
   in_forward_.reserve(max_seqs);
   n_prompt_rows_.reserve(max_seqs);
+  banned_begin_.reserve(max_seqs + 1);
+  banned_.reserve(max_seqs * kCudaMaxBanned);
   admitted_.reserve(max_seqs);
   token_event_ = TokenEvent{};
   prompt_token_event_ = PromptTokenEvent{};
@@ -137,7 +139,7 @@ Status EngineCore::run_forward(bool& is_abandoned) {
       if (command.is_cancel) std::erase(in_forward_, command.id);
     is_abandoned_ = in_forward_.empty() || is_stopping_;
   }
-  Status ran = runner_.run(&is_abandoned_);
+  Status ran = runner_.run(&is_abandoned_, list_best());
   std::lock_guard lock(mutex_);
   in_forward_.clear();
   is_abandoned = is_abandoned_;
@@ -350,6 +352,25 @@ std::optional<CudaSampleRow> EngineCore::draw_row(const Sequence& sequence, std:
   ban(sequence.thinking.banned_tag());
   if (!fits) return std::nullopt;
   return row;
+}
+
+// Where every row of logits that the step gives is looked at for its largest alone.
+BestOnly EngineCore::list_best() {
+  banned_begin_.assign(1, 0);
+  banned_.clear();
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    const Sequence& sequence = *slots_[i].sequence;
+    if (n_prompt_rows_[i] > 0) return {};
+    if (!slots_[i].is_complete()) continue;
+    if (!sequence.draft.empty()) return {};
+    // What the device's sampler can be told is all that there is to a choice.
+    const std::optional<CudaSampleRow> row = draw_row(sequence, 0);
+    if (!row || !is_greedy(sequence.request.sampling)) return {};
+    banned_.insert(banned_.end(), row->banned, row->banned + row->n_banned);
+    banned_begin_.push_back(static_cast<std::int32_t>(banned_.size()));
+  }
+  if (banned_begin_.size() == 1) return {};
+  return {.banned_begin = banned_begin_, .banned = banned_};
 }
 
 // First tokens of all slots, in parallel: each depends on its own row and request alone.
@@ -572,6 +593,11 @@ void EngineCore::publish_counters() {
   const ForwardPass::DeviceTimes times = forward_->device_times();
   counters_.device_busy_s = times.busy;
   counters_.device_idle_s = times.idle;
+  const ScreenStats screened = forward_->screen_stats();
+  counters_.screened_rows = screened.n_screened;
+  counters_.unscreened_rows = screened.n_full;
+  counters_.screened_panels = screened.n_panels;
+  counters_.exact_panels = screened.n_exact_panels;
   std::lock_guard lock(mutex_);
   counters_.n_rejected = published_.n_rejected;
   counters_.n_waiting += static_cast<std::int64_t>(incoming_.size());

@@ -99,6 +99,7 @@ class EngineCore {
   };
 
   Status run_forward(bool& is_abandoned);
+  BestOnly list_best();
   void take_incoming();
   void begin(Sequence& sequence);
   void tell_positions();
@@ -150,6 +151,7 @@ class EngineCore {
   TimePoint last_finished_;       // when the last step's tokens were there
   std::vector<StepSlot> slots_;   // of this step, before sequences move on
   std::vector<std::int64_t> n_prompt_rows_;
+  std::vector<std::int32_t> banned_begin_, banned_;  // of list_best()
   StepCounts step_counts_;
   Event token_event_, prompt_token_event_, progress_event_;  // reused: their strings keep their memory
   TimePoint now_;

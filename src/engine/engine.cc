@@ -25,8 +25,15 @@ class ModelForward : public ForwardPass {
     options.kernels = kernels;
     options.topology = topology;
     STILL_TRY(std::shared_ptr<Exec> exec, Exec::create(options));
-    return create_with(std::move(exec), std::move(model), plan, plan.settings.chunk_tokens, plan.max_logit_rows,
-                       plan.settings.context);
+    STILL_TRY(std::unique_ptr<ModelForward> forward,
+              create_with(std::move(exec), std::move(model), plan, plan.settings.chunk_tokens, plan.max_logit_rows,
+                          plan.settings.context));
+    if (plan.settings.screens_head) {
+      const ModelConfig& config = forward->model_->config();
+      STILL_TRY(forward->screen_, ScreenedHead::create(config.vocab_size, config.hidden_size));
+      forward->buffers_.screen = &forward->screen_;
+    }
+    return forward;
   }
   // The draft model's, which runs between the other's steps on the same threads and scratch.
   Result<std::unique_ptr<ModelForward>> create_draft(std::shared_ptr<const Model> draft, const MemoryPlan& plan) const {
@@ -41,6 +48,7 @@ class ModelForward : public ForwardPass {
   ThreadPool* threads() override { return &exec_->threads(); }
   bool can_copy_blocks() const override { return true; }
   void copy_block(std::int32_t from, std::int32_t to) override { cache_.copy_block(from, to); }
+  ScreenStats screen_stats() const override { return screen_.stats(); }
 
  private:
   ModelForward() = default;
@@ -63,6 +71,7 @@ class ModelForward : public ForwardPass {
   Arena arena_;
   StepBuffers buffers_;
   RopeTable rope_;
+  ScreenedHead screen_;
 };
 
 // The same on a GPU: what the plan counted lies there, logits stay there.
@@ -216,6 +225,7 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
   settings.cuda_device = model->cuda_device();
   settings.has_f32_activations = model->has_f32_activations();
   settings.n_host_layers = model->n_host_layers();
+  settings.screens_head = !on_cuda && options.screens_head && model->screens_head();
   STILL_TRY_STATUS(check_kv_type(settings.kv_type, on_cuda));
   if (settings.n_host_layers > 0) STILL_TRY_STATUS(check_kv_type(settings.kv_type, false));
   if (on_cuda && settings.n_host_layers == 0) settings.chunk_tokens = cuda_chunk_tokens(settings);

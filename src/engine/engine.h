@@ -38,6 +38,7 @@ struct EngineOptions {
   // after the last. Who sends what sinks say to many wakes its own thread once so. May be empty.
   std::function<void(bool begins)> around_step_ends;
   // For tests: other answers must not come of these.
+  bool screens_head = true;               // on the CPU: where only the largest logit is wanted (ops/screened_head.h)
   bool run_ahead = true;                  // on a GPU: steps overlap (core.h)
   bool preempt_every_step = false;        // each sequence that got a token is preempted
   const CpuKernels* kernels = nullptr;    // null: default_cpu_kernels()

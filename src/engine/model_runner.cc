@@ -76,9 +76,10 @@ RaggedBatch ModelRunner::batch() const {
           .n_answer_seqs = limits_.answers_come_first ? n_answer_seqs_ : -1};
 }
 
-Status ModelRunner::run(const std::atomic<bool>* is_abandoned) {
+Status ModelRunner::run(const std::atomic<bool>* is_abandoned, const BestOnly& best) {
   RaggedBatch wanted = batch();
   wanted.is_abandoned = is_abandoned;
+  wanted.best = best;
   STILL_TRY(logits_, forward_.run(wanted));
   return ok();
 }

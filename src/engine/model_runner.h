@@ -14,6 +14,7 @@
 #include "engine/scheduler.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "ops/attention.h"
+#include "ops/screened_head.h"
 
 namespace still {
 
@@ -45,6 +46,7 @@ class ForwardPass {
     double busy = 0, idle = 0;  // seconds inside steps and between them
   };
   virtual DeviceTimes device_times() const { return {}; }
+  virtual ScreenStats screen_stats() const { return {}; }
 
  private:
   static Status on_host() { return error(Code::kUnsupported, "the logits are on the host"); }
@@ -63,8 +65,9 @@ class ModelRunner {
 
   // Makes the step's batch: row_of() is known then. Tokens below 0 are passed on as they are.
   void prepare(std::span<const StepSlot> slots);
-  Status run(const std::atomic<bool>* is_abandoned = nullptr);  // on the host
-  Status launch(std::span<const CudaSampleRow> draws);          // on a device
+  // best: what of the wanted rows is read, until the pass has run.
+  Status run(const std::atomic<bool>* is_abandoned = nullptr, const BestOnly& best = {});  // on the host
+  Status launch(std::span<const CudaSampleRow> draws);                                     // on a device
 
   // Rows of slot s: first those of the prompt's log-probabilities (see n_prompt_rows), then, where the slot is
   // complete, that of its last token and those of its draft.

@@ -16,6 +16,10 @@ constexpr float kGreedyTemperature = 1e-4f;
 constexpr std::int32_t kInPrompt = 1 << 24;
 }  // namespace
 
+bool is_greedy(const SamplingParams& params) {
+  return params.temperature < kGreedyTemperature || params.top_k == 1;
+}
+
 // Keeps up to 2k candidates above a rising threshold; a cut to the k best raises it. Later equals have higher ids and
 // lose.
 void Sampler::select_best(std::span<const float> values, std::int64_t k, bool sort) {
@@ -130,7 +134,7 @@ TokenId Sampler::draw(const SampleInput& input) {
   const auto best = static_cast<TokenId>(kernels_->argmax(input.logits.data(), n));
   const float max = input.logits[static_cast<std::size_t>(best)];
   if (!std::isfinite(max)) return -1;
-  if (params.temperature < kGreedyTemperature || params.top_k == 1) return best;
+  if (is_greedy(params)) return best;
 
   const double u =
       to_unit(input.random.value_or(counter_random(input.seed, static_cast<std::uint64_t>(input.tokens.size()))));

@@ -14,6 +14,9 @@
 
 namespace still {
 
+// The best token is chosen, whatever the random number.
+bool is_greedy(const SamplingParams& params);
+
 struct SampleInput {
   std::span<float> logits;  // [vocab_size], overwritten; a draft model's may be fewer than there are ids
   const SamplingParams* params = nullptr;

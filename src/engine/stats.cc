@@ -26,8 +26,9 @@ void EngineStats::add_counters(const EngineStats& other) {
   for (const auto member :
        {&EngineStats::prompt_tokens, &EngineStats::cached_tokens, &EngineStats::queried_tokens,
         &EngineStats::completion_tokens, &EngineStats::reasoning_tokens, &EngineStats::recomputed_tokens,
-        &EngineStats::drafted_tokens, &EngineStats::accepted_tokens, &EngineStats::n_steps, &EngineStats::n_preemptions,
-        &EngineStats::n_rejected})
+        &EngineStats::drafted_tokens, &EngineStats::accepted_tokens, &EngineStats::screened_rows,
+        &EngineStats::unscreened_rows, &EngineStats::screened_panels, &EngineStats::exact_panels, &EngineStats::n_steps,
+        &EngineStats::n_preemptions, &EngineStats::n_rejected})
     this->*member += other.*member;
   for (std::size_t i = 0; i < n_finished.size(); ++i) n_finished[i] += other.n_finished[i];
   device_busy_s += other.device_busy_s;

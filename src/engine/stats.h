@@ -41,6 +41,9 @@ struct EngineStats {
   std::int64_t reasoning_tokens = 0;
   std::int64_t recomputed_tokens = 0;  // after preemptions
   std::int64_t drafted_tokens = 0, accepted_tokens = 0;
+  // Rows of logits of which only the largest was wanted: those found by a ScreenedHead, and others; of the former's
+  // products panels in all, and those that were multiplied exactly.
+  std::int64_t screened_rows = 0, unscreened_rows = 0, screened_panels = 0, exact_panels = 0;
   // Events.
   std::int64_t n_steps = 0, n_preemptions = 0, n_rejected = 0;
   std::array<std::int64_t, 5> n_finished{};              // by FinishReason

@@ -11,6 +11,7 @@
 #include "models/config.h"
 #include "ops/attention.h"
 #include "ops/exec.h"
+#include "ops/screened_head.h"
 #include "ops/weight.h"
 #include "tensor/cuda.h"
 
@@ -64,16 +65,17 @@ struct ActivationLayout {
 struct StepBuffers {
   std::int64_t max_tokens = 0, max_logit_rows = 0;
   ActivationLayout layout;
-  std::int64_t qkv_stride = 0;  // elements from row to row of q, k and v; 0: their widths
-  float* hidden = nullptr;      // [max_tokens, hidden_size], the residual stream
-  void* normed = nullptr;       // [max_tokens, hidden_size]
-  float* q = nullptr;           // [max_tokens, n_heads * head_dim]
-  float* k = nullptr;           // [max_tokens, n_kv_heads * head_dim]
-  float* v = nullptr;           // [max_tokens, n_kv_heads * head_dim]
-  void* attn = nullptr;         // [max_tokens, n_heads * head_dim]
-  void* ffn = nullptr;          // [max_tokens, intermediate_size]
-  void* gathered = nullptr;     // [max_logit_rows, hidden_size]
-  float* logits = nullptr;      // [max_logit_rows, vocab_size]
+  std::int64_t qkv_stride = 0;     // elements from row to row of q, k and v; 0: their widths
+  float* hidden = nullptr;         // [max_tokens, hidden_size], the residual stream
+  void* normed = nullptr;          // [max_tokens, hidden_size]
+  float* q = nullptr;              // [max_tokens, n_heads * head_dim]
+  float* k = nullptr;              // [max_tokens, n_kv_heads * head_dim]
+  float* v = nullptr;              // [max_tokens, n_kv_heads * head_dim]
+  void* attn = nullptr;            // [max_tokens, n_heads * head_dim]
+  void* ffn = nullptr;             // [max_tokens, intermediate_size]
+  void* gathered = nullptr;        // [max_logit_rows, hidden_size]
+  float* logits = nullptr;         // [max_logit_rows, vocab_size]
+  ScreenedHead* screen = nullptr;  // for the largest logits alone; null: none
   // On a GPU that has the last layers only: the residual stream that the host's layers give, in pinned memory.
   const float* input = nullptr;  // [max_tokens, hidden_size]
 

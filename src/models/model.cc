@@ -44,6 +44,14 @@ Status check_slice(const TensorSpec& spec, const TensorSlice& slice, DType type,
 
 }  // namespace
 
+bool screens_head(const WeightLayout& layout) {
+  for (const WeightLayout::Item& item : layout.items)
+    if (item.source != nullptr && item.spec.role == TensorRole::kMatrix && item.spec.share == Share::kVocabulary &&
+        !item.is_on_cuda)
+      return ScreenedHead::pays(item.format, item.spec.shape[0], item.spec.shape[1]);
+  return false;
+}
+
 Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint,
                                    const WeightPlacement& placement) {
   WeightLayout layout;
@@ -261,6 +269,7 @@ Status Model::load_on_host(const WeightLayout& layout, const LoadOptions& option
                                  .is_part = parts_.is_sum(item.spec)});
     const bool is_head = item.spec.share == Share::kVocabulary;
     (is_head ? head_macs_ : macs_per_token_) += n_out * k;
+    if (is_head) screens_head_ = ScreenedHead::pays(format, n_out, k);
     bytes_per_token_ += item.bytes;
     max_k_ = std::max(max_k_, k);
     const std::int64_t* row_map = nullptr;

@@ -51,6 +51,9 @@ struct WeightPlacement {
 Result<WeightLayout> weight_layout(const Arch& arch, const ModelConfig& config, const Checkpoint& checkpoint,
                                    const WeightPlacement& placement = {});
 
+// Whether the matrix that makes logits, in host memory, is one for a ScreenedHead.
+bool screens_head(const WeightLayout& layout);
+
 struct LoadOptions {
   int n_threads = 0;
   const CpuKernels* kernels = nullptr;                                  // null: default_cpu_kernels()
@@ -107,6 +110,8 @@ class Model {
   std::int64_t macs_per_token() const { return macs_per_token_; }
   std::int64_t head_macs() const { return head_macs_; }
   std::int64_t max_k() const { return max_k_; }
+  // On the CPU: whether an engine may keep a ScreenedHead.
+  bool screens_head() const { return screens_head_; }
 
   // One step of the layers that are where `exec` computes; positions must lie below rope's max_seq_len.
   // On a GPU it is under way when this returns; an error ends the batch's requests.
@@ -129,7 +134,7 @@ class Model {
   std::string chat_template_;
   Arena arena_;
   std::int32_t cuda_device_ = -1, n_host_layers_ = 0;
-  bool has_f32_activations_ = true;
+  bool has_f32_activations_ = true, screens_head_ = false;
   DeviceBuffer device_memory_;
   WeightSet weights_;
   std::unique_ptr<ArchWeights> bound_;

@@ -16,6 +16,13 @@ namespace still {
 
 // One step's tokens of all sequences, flattened. Sequence s has tokens [q_start[s], q_start[s+1]), which stand at
 // positions [kv_len[s] - q_len, kv_len[s]); its blocks are block_tables[s * max_blocks ...].
+// Wanted rows of logits of which only the largest is read, and of row i not those of ids
+// banned[banned_begin[i], banned_begin[i + 1]). banned_begin empty: all logits are wanted.
+struct BestOnly {
+  std::span<const std::int32_t> banned_begin;  // [n_rows + 1]
+  std::span<const std::int32_t> banned;
+};
+
 struct RaggedBatch {
   std::span<const TokenId> ids;                // [n_tokens]
   std::span<const std::int32_t> positions;     // [n_tokens]
@@ -24,6 +31,7 @@ struct RaggedBatch {
   std::span<const std::int32_t> block_tables;  // [n_seqs, max_blocks]
   std::int64_t max_blocks = 0;
   std::span<const std::int32_t> logit_rows;  // tokens whose logits are wanted, indices into ids
+  BestOnly best;                             // of these
   // The states of all tokens are read afterwards (StepBuffers::normed), not the logits alone.
   bool wants_all_states = false;
   // The first so many sequences compute one token of an answer each, the others tokens of prompts; -1: not told. Only a

@@ -40,4 +40,18 @@ void logits(Exec& exec, TensorView y, TensorView x, const Weight& head, std::spa
   linear(exec, input, {{.y = y, .w = &head, .bias = {}}});
 }
 
+void best_logits(Exec& exec, TensorView y, TensorView x, const Weight& head, std::span<const std::int32_t> rows,
+                 TensorView gathered, const Screening& screening) {
+  STILL_DCHECK(exec.cuda() == nullptr && exec.comm() == nullptr);
+  const std::int64_t n_rows = y.rows();
+  if (n_rows == 0) return;
+  TensorView input = x;
+  if (!rows.empty()) {
+    input = {gathered.data, DType::kF32, {n_rows, x.row_size()}};
+    take_rows(exec, input, x, rows);
+  }
+  if (screening.head.best_only(exec, y, input, head, screening.norm, screening.best)) return;
+  linear(exec, input, {{.y = y, .w = &head, .bias = {}}});
+}
+
 }  // namespace still

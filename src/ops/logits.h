@@ -3,7 +3,9 @@
 
 #include <span>
 
+#include "ops/attention.h"
 #include "ops/exec.h"
+#include "ops/screened_head.h"
 #include "ops/weight.h"
 
 namespace still {
@@ -15,5 +17,15 @@ void take_rows(Exec& exec, TensorView y, TensorView x, std::span<const std::int3
 // scratch [n, hidden_size] f32.
 void logits(Exec& exec, TensorView y, TensorView x, const Weight& head, std::span<const std::int32_t> rows,
             TensorView gathered);
+
+// Where only the largest logits are wanted: as above, or by `screen` (not empty), which leaves the others at -infinity.
+// norm [hidden_size]: see ScreenedHead.
+struct Screening {
+  ScreenedHead& head;
+  TensorView norm;
+  BestOnly best;
+};
+void best_logits(Exec& exec, TensorView y, TensorView x, const Weight& head, std::span<const std::int32_t> rows,
+                 TensorView gathered, const Screening& screening);
 
 }  // namespace still

@@ -209,13 +209,16 @@ Result<HostWeights> plan_host_weights(const ModelShape& shape, const Quantisatio
     if (!format) return error(Code::kUnsupported, "{}: the engine does not compute {} yet", q.name, dtype_name(type));
     weights.arena_bytes += Arena::rounded(packed_bytes(*format, t.rows, t.cols));
     weights.max_k = std::max(weights.max_k, t.cols);
+    if (is_table || t.part == TensorPart::kOutput) weights.screens_head = ScreenedHead::pays(*format, t.rows, t.cols);
   }
   return weights;
 }
 
 Result<MemoryPlan> plan_host_memory(const ModelShape& shape, const Quantisation& q, const EngineSettings& settings) {
   STILL_TRY(const HostWeights weights, plan_host_weights(shape, q));
-  return plan_memory(shape.config, weights.arena_bytes, weights.max_k, settings);
+  EngineSettings wanted = settings;
+  wanted.screens_head = weights.screens_head;
+  return plan_memory(shape.config, weights.arena_bytes, weights.max_k, wanted);
 }
 
 }  // namespace still

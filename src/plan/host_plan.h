@@ -40,6 +40,7 @@ struct HostWeights {
   std::int64_t arena_bytes = 0;   // packed matrices and f32 vectors: what WeightLayout::arena_bytes will be
   std::int64_t mapped_bytes = 0;  // embedding rows, read in the file
   std::int64_t max_k = 0;
+  bool screens_head = false;  // as Model::screens_head() will say
 };
 // kUnsupported where the engine does not run this architecture or a type of the mixture.
 Result<HostWeights> plan_host_weights(const ModelShape& shape, const Quantisation& quantisation);

@@ -62,6 +62,8 @@ MemoryPlan with_blocks(const ModelConfig& config, std::int64_t weight_bytes, std
   if (settings.cuda_device >= 0 && !settings.rank_devices.empty())
     plan.workspace_bytes += Arena::reserved(CudaGroup::bytes(group_options(config, settings, plan.max_logit_rows), 0));
   plan.rope_bytes = RopeTable::bytes(config.rope, settings.context);
+  if (settings.screens_head)
+    plan.screen_bytes = Arena::reserved(ScreenedHead::bytes(config.vocab_size, config.hidden_size));
   plan.runtime_bytes =
       settings.cuda_device >= 0 ? kCudaRuntimeBytes : kRuntimeBytes + kRuntimeBytesOfWord * config.vocab_size;
   if (settings.cuda_device >= 0 && !settings.rank_devices.empty()) plan.runtime_bytes += kNcclBytes;
@@ -206,6 +208,8 @@ ExecOptions exec_options(const ModelConfig& config, std::int64_t max_k, const Me
                       .max_attention_parts = split_seqs * config.n_heads * ceil_div(settings.context, kKvSegment),
                       .head_dim = config.head_dim,
                       .n_heads = config.n_heads};
+  if (settings.screens_head)
+    options.max_k = std::max(options.max_k, config.hidden_size + ScreenedHead::twice_columns(config.hidden_size));
   if (settings.draft != nullptr) {
     const ModelConfig& draft = settings.draft->config;
     options.max_k = std::max(options.max_k, settings.draft->max_k);
@@ -246,6 +250,7 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
     return error(Code::kInvalidArgument, "context {}: this model was made for at most {} tokens", settings.context,
                  config.max_seq_len);
   settings.chunk_tokens = std::max(settings.chunk_tokens, settings.max_seqs);
+  settings.screens_head = false;  // until all else fits
   if (settings.memory_limit <= 0) settings.memory_limit = available_memory();
 
   const std::int64_t longest = longest_context(config, weight_bytes, max_k, settings, settings.memory_limit);
@@ -296,6 +301,12 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
         longest >= kMinContext ? fmt::format("the longest context that fits is {}", longest)
                                : std::string("choose a smaller model or quantisation"));
   }
+  if (wanted.screens_head && settings.cuda_device < 0 && settings.draft == nullptr) {
+    settings.screens_head = true;
+    const MemoryPlan with_screen = with_blocks(config, weight_bytes, max_k, settings);
+    settings.screens_head = with_screen.total_bytes() <= settings.memory_limit;
+    if (settings.screens_head) plan = with_screen;
+  }
   if (wanted.kv_tokens == 0 && settings.max_seqs > 1) {
     // Room for every sequence's whole context, or as much of it as fits.
     const std::int64_t block_bytes = all_block_bytes(config, settings);
@@ -313,6 +324,7 @@ Result<MemoryPlan> plan_host_part(const ModelConfig& config, std::int64_t weight
   EngineSettings settings = gpu_settings;
   settings.cuda_device = -1;
   settings.is_host_part = true;
+  settings.screens_head = false;
   settings.memory_limit = memory_limit;
   const MemoryPlan plan = with_blocks(config, weight_bytes, max_k, settings);
   if (plan.total_bytes() <= memory_limit) return plan;

@@ -30,6 +30,8 @@ struct EngineSettings {
   bool has_f32_activations = true;  // on a GPU: Model::has_f32_activations()
   // On a GPU: answers do not depend on what else is computed at the time, bit by bit (the CPU's never do).
   bool reproducible = false;
+  // On the CPU: a ScreenedHead is kept where memory is left for it; in a plan, whether it is (Model::screens_head()).
+  bool screens_head = false;
   bool measure_idle = false;  // on a GPU: EngineStats::device_idle_s is kept
   // With a GPU: the first layers, which the CPU computes; the bytes are then of the GPU's part, or of the host's
   // (plan_host_part).
@@ -50,6 +52,7 @@ struct MemoryPlan {
   std::int64_t kv_bytes = 0;
   std::int64_t workspace_bytes = 0;  // activations, logits, kernels' scratch
   std::int64_t rope_bytes = 0;
+  std::int64_t screen_bytes = 0;  // of the output head's coarse copy
   // The draft model's: weights; keys and values, in blocks of the same number; activations and rope.
   std::int64_t draft_weight_bytes = 0, draft_kv_bytes = 0, draft_workspace_bytes = 0;
   std::int64_t runtime_bytes = 0;  // tokenizer, stacks, the program itself: an estimate, the only one here
@@ -58,7 +61,7 @@ struct MemoryPlan {
   std::int64_t max_logit_rows = 0;
   std::int64_t draft_bytes() const { return draft_weight_bytes + draft_kv_bytes + draft_workspace_bytes; }
   std::int64_t total_bytes() const {
-    return weight_bytes + kv_bytes + workspace_bytes + rope_bytes + draft_bytes() + runtime_bytes;
+    return weight_bytes + kv_bytes + workspace_bytes + rope_bytes + screen_bytes + draft_bytes() + runtime_bytes;
   }
 };
 

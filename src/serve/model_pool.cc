@@ -63,6 +63,7 @@ struct Headers {
   std::shared_ptr<const Checkpoint> checkpoint;
   ModelConfig config;
   std::int64_t weight_bytes = 0, max_k = 0;
+  bool screens_head = false;  // on the CPU
   // On a GPU, or on the fullest of those that share the model.
   ModelConfig gpu_config;
   std::int64_t gpu_weight_bytes = 0;
@@ -83,6 +84,7 @@ Result<Headers> read_headers(const std::filesystem::path& path, std::int32_t n_r
   STILL_TRY(headers.config, arch->read_config(headers.checkpoint->config()));
   STILL_TRY(const WeightLayout layout, weight_layout(*arch, headers.config, *headers.checkpoint));
   headers.weight_bytes = layout.arena_bytes;
+  headers.screens_head = screens_head(layout);
   for (const WeightLayout::Item& item : layout.items) {
     if (!item.source || item.spec.role == TensorRole::kEmbedding || item.spec.role == TensorRole::kVector) continue;
     headers.max_k = std::max(headers.max_k, item.source->shape[1]);
@@ -558,6 +560,7 @@ Result<MemoryPlan> PoolState::make_room(std::unique_lock<std::mutex>& lock, cons
     if (!has_waiter(name)) return error(Code::kCancelled, "nobody waits for {} any more", name);
     EngineSettings wanted = on_gpu ? settings_on_gpu(options.engine, *gpu, headers) : options.engine;
     if (const std::int64_t own = modelfile_context(entries.at(name).source); own > 0) wanted.context = own;
+    wanted.screens_head = headers.screens_head && !on_gpu;
     if (headers.draft != nullptr && !on_gpu) {
       wanted.draft = std::make_shared<const DraftShape>(DraftShape{
           .config = headers.draft->config, .weight_bytes = headers.draft->weight_bytes, .max_k = headers.draft->max_k});

@@ -102,9 +102,15 @@ void decoder_forward(const ForwardArgs& args) {
   if (args.layer_end < config.n_layers) return;
   if (n_wanted == 0) return;
   rms_norm(args.exec, normed, hidden, weights.final_norm, config.rms_norm_eps);
-  logits(args.exec, {args.buffers.logits, DType::kF32, {n_wanted, config.vocab_size}}, normed, *weights.head,
-         has_all_rows ? args.batch.logit_rows : std::span<const std::int32_t>(),
-         {args.buffers.gathered, args.buffers.layout.type, {n_wanted, config.hidden_size}});
+  const TensorView y{args.buffers.logits, DType::kF32, {n_wanted, config.vocab_size}};
+  const TensorView gathered{args.buffers.gathered, args.buffers.layout.type, {n_wanted, config.hidden_size}};
+  const auto rows = has_all_rows ? args.batch.logit_rows : std::span<const std::int32_t>();
+  if (args.buffers.screen != nullptr && !args.batch.best.banned_begin.empty()) {
+    best_logits(args.exec, y, normed, *weights.head, rows, gathered,
+                {.head = *args.buffers.screen, .norm = weights.final_norm, .best = args.batch.best});
+    return;
+  }
+  logits(args.exec, y, normed, *weights.head, rows, gathered);
 }
 
 }  // namespace still
