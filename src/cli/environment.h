@@ -1,4 +1,5 @@
-// Environment: all environment variables that still reads (STILL_ISA, in kernels/, and STILL_SCREEN, in ops/, are the exceptions), read once.
+// Environment: all environment variables that still reads (STILL_ISA, in kernels/, and STILL_SCREEN, in ops/, are the
+// exceptions), read once.
 #pragma once
 
 #include <filesystem>

@@ -60,20 +60,14 @@ class LastEvent : public EventSink {
   std::string problem;
 };
 
-// Every sequence prefills and ends together with the others, so that their KV lies side by side.
-std::string fill(Engine& engine, std::int64_t fill_tokens) {
-  const EngineSettings& settings = engine.plan().settings;
-  // With a draft model some tokens more, so that it has steps to compute what it is behind; the coarse copy of the head
-  // is made in as many.
-  const std::int64_t n_gen = settings.screens_head ? 88 : settings.draft != nullptr ? 24 : 2;
-  const std::int64_t each = std::min(
-      {settings.context - n_gen, settings.kv_tokens / settings.max_seqs - n_gen, fill_tokens / settings.max_seqs});
+// Runs n sequences of n_prompt random tokens and n_gen greedy ones at once. Returns the first one's problem.
+std::string run_sequences(Engine& engine, std::int64_t n, std::int64_t n_prompt, std::int64_t n_gen) {
   const std::int64_t vocab_size = std::min(engine.model().config().vocab_size, engine.model().tokenizer().vocab_size());
   std::vector<std::shared_ptr<LastEvent>> sinks;
-  for (std::int64_t i = 0; i < settings.max_seqs; ++i) {
+  for (std::int64_t i = 0; i < n; ++i) {
     Request request;
     Rng rng(static_cast<std::uint64_t>(i) + 1);
-    for (std::int64_t j = 0; j < std::max<std::int64_t>(1, each); ++j)
+    for (std::int64_t j = 0; j < std::max<std::int64_t>(1, n_prompt); ++j)
       request.prompt.push_back(static_cast<TokenId>(rng.below(vocab_size)));
     request.max_tokens = n_gen;
     request.sampling.temperature = 0;
@@ -87,6 +81,21 @@ std::string fill(Engine& engine, std::int64_t fill_tokens) {
   for (const auto& sink : sinks)
     if (!sink->problem.empty()) return sink->problem;
   return {};
+}
+
+// Every sequence prefills and ends together with the others, so that their KV lies side by side.
+std::string fill(Engine& engine, std::int64_t fill_tokens) {
+  const EngineSettings& settings = engine.plan().settings;
+  // The coarse copy of the head is made while few sequences decode for a while.
+  if (settings.screens_head)
+    if (std::string problem = run_sequences(engine, 1, 1, std::min<std::int64_t>(88, settings.context - 1));
+        !problem.empty())
+      return problem;
+  // With a draft model some tokens more, so that it has steps to compute what it is behind.
+  const std::int64_t n_gen = settings.draft != nullptr ? 24 : 2;
+  const std::int64_t each = std::min(
+      {settings.context - n_gen, settings.kv_tokens / settings.max_seqs - n_gen, fill_tokens / settings.max_seqs});
+  return run_sequences(engine, settings.max_seqs, each, n_gen);
 }
 
 // What the child writes through the pipe.

@@ -1,10 +1,10 @@
-// Many columns where registers are few (AVX2), for blocks of 256: eight columns lie across the lanes of a register and a
-// row's weights are broadcast. Activations are then vpmaddubsw's operand in memory: a word of weights for up to 64
-// columns takes one instruction besides a product and a sum for each eight of them, where broadcast activations take two
-// loads of weights and four broadcasts for each eight. Weights above 63 (IQ4_XS) are multiplied nibble by nibble, the
-// upper with 16 times the scale.
-// Groups of 64 columns, the rest of 32, 16 and 8: for each pass of kRegroupedPass rows, each block holds all its
-// groups, one after the other. Sums wait in L2 for the next block and are transposed into y with the last one.
+// Many columns where registers are few (AVX2), for blocks of 256: eight columns lie across the lanes of a register and
+// a row's weights are broadcast. Activations are then vpmaddubsw's operand in memory: a word of weights for up to 64
+// columns takes one instruction besides a product and a sum for each eight of them, where broadcast activations take
+// two loads of weights and four broadcasts for each eight. Weights above 63 (IQ4_XS) are multiplied nibble by nibble,
+// the upper with 16 times the scale. Groups of 64 columns, the rest of 32, 16 and 8: for each pass of kRegroupedPass
+// rows, each block holds all its groups, one after the other. Sums wait in L2 for the next block and are transposed
+// into y with the last one.
 #pragma once
 
 #include "kernels/cpu/linear_many.h"
