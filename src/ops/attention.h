@@ -14,8 +14,6 @@
 
 namespace still {
 
-// One step's tokens of all sequences, flattened. Sequence s has tokens [q_start[s], q_start[s+1]), which stand at
-// positions [kv_len[s] - q_len, kv_len[s]); its blocks are block_tables[s * max_blocks ...].
 // Wanted rows of logits of which only the largest is read, and of row i not those of ids
 // banned[banned_begin[i], banned_begin[i + 1]). banned_begin empty: all logits are wanted.
 struct BestOnly {
@@ -23,6 +21,8 @@ struct BestOnly {
   std::span<const std::int32_t> banned;
 };
 
+// One step's tokens of all sequences, flattened. Sequence s has tokens [q_start[s], q_start[s+1]), which stand at
+// positions [kv_len[s] - q_len, kv_len[s]); its blocks are block_tables[s * max_blocks ...].
 struct RaggedBatch {
   std::span<const TokenId> ids;                // [n_tokens]
   std::span<const std::int32_t> positions;     // [n_tokens]

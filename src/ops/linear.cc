@@ -23,7 +23,7 @@ constexpr std::int64_t kInlineQuantize = 16 * 1024;
 // Shares are counted in units of this many panels: more, and the last unit of long panels (100 to 200 KB) lets the
 // other threads wait; fewer, and kernels that read panels of one token side by side could not. What a thread takes at
 // once is at least kLeastBytes of weights, 6 to 10 us of one core, and for more than a few tokens kLeastUnits: the
-// kernel regroups their activations each time.
+// kernel regroups their activations each time, but where it is told that they are the last call's (same_x).
 constexpr std::int64_t kUnitPanels = 2, kLeastBytes = 96 * 1024, kLeastUnits = 8, kFewTokens = 4;
 // Second operands of the epilogues lie behind the kernel's part of a thread's scratch.
 constexpr std::int64_t kTempFloats = (kAttentionScratchBytes - kLinearScratchBytes) / 4;

@@ -119,11 +119,14 @@ bool ScreenedHead::can_screen(PackedFormat format, std::int64_t k) {
   }
 }
 
-bool ScreenedHead::pays(PackedFormat format, std::int64_t n_out, std::int64_t k) {
+static std::string_view wanted_screen() {
   const char* wanted = std::getenv("STILL_SCREEN");
-  if (wanted != nullptr && std::string_view(wanted) == "off") return false;
-  if (!can_screen(format, k)) return false;
-  return (wanted != nullptr && std::string_view(wanted) == "on") || packed_bytes(format, n_out, k) >= kLeastHeadBytes;
+  return wanted != nullptr ? wanted : "";
+}
+
+bool ScreenedHead::pays(PackedFormat format, std::int64_t n_out, std::int64_t k) {
+  if (wanted_screen() == "off" || !can_screen(format, k)) return false;
+  return wanted_screen() == "on" || packed_bytes(format, n_out, k) >= kLeastHeadBytes;
 }
 
 std::int64_t ScreenedHead::bytes(std::int64_t n_out, std::int64_t k) {
@@ -140,6 +143,7 @@ Result<ScreenedHead> ScreenedHead::create(std::int64_t n_out, std::int64_t k) {
   head.n_out_ = n_out;
   head.k_ = k;
   head.n_twice_ = twice_columns(k);
+  if (wanted_screen() == "on") head.n_waited_ = kWaitSteps;
   head.packed_ = reinterpret_cast<std::uint8_t*>(head.arena_.allocate(packed_bytes(kCopy, n_out, copy_k(k))));
   head.row_norms_ = head.arena_.allocate_array<float>(n_out);
   head.panel_norms_ = head.arena_.allocate_array<PanelNorms>(head.n_panels());

@@ -301,12 +301,6 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
         longest >= kMinContext ? fmt::format("the longest context that fits is {}", longest)
                                : std::string("choose a smaller model or quantisation"));
   }
-  if (wanted.screens_head && settings.cuda_device < 0 && settings.draft == nullptr) {
-    settings.screens_head = true;
-    const MemoryPlan with_screen = with_blocks(config, weight_bytes, max_k, settings);
-    settings.screens_head = with_screen.total_bytes() <= settings.memory_limit;
-    if (settings.screens_head) plan = with_screen;
-  }
   if (wanted.kv_tokens == 0 && settings.max_seqs > 1) {
     // Room for every sequence's whole context, or as much of it as fits.
     const std::int64_t block_bytes = all_block_bytes(config, settings);
@@ -315,6 +309,12 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
     const std::int64_t all_blocks = ceil_div(settings.context, settings.block_size) * settings.max_seqs;
     settings.kv_tokens = std::min(all_blocks, plan.n_blocks + spare_blocks) * settings.block_size;
     plan = with_blocks(config, weight_bytes, max_k, settings);
+  }
+  if (wanted.screens_head && settings.cuda_device < 0 && settings.draft == nullptr) {
+    settings.screens_head = true;
+    const MemoryPlan with_screen = with_blocks(config, weight_bytes, max_k, settings);
+    settings.screens_head = with_screen.total_bytes() <= settings.memory_limit;
+    if (settings.screens_head) plan = with_screen;
   }
   return plan;
 }

@@ -49,6 +49,31 @@ TEST(PlanMemory, TooManySequencesAreToldTheTokensThatFit) {
   EXPECT_FALSE(plan_memory(small_config(), 1 << 20, 128, settings_of(32768, 64, fitting + 65536)));
 }
 
+// The copy of the output head is taken only where every sequence's keys and values have their room.
+TEST(PlanMemory, TheCopyOfTheHeadComesLast) {
+  ModelConfig config = small_config();
+  config.vocab_size = 100'000;
+  EngineSettings settings = settings_of(4096, 8, 0);
+  const auto without = plan_memory(config, 1 << 20, 128, settings);
+  ASSERT_TRUE(without) << without.error().message;
+  EXPECT_EQ(without->screen_bytes, 0);
+  settings.screens_head = true;
+  const auto with = plan_memory(config, 1 << 20, 128, settings);
+  ASSERT_TRUE(with) << with.error().message;
+  EXPECT_TRUE(with->settings.screens_head);
+  EXPECT_GT(with->screen_bytes, 4 << 20);
+  EXPECT_EQ(with->n_blocks, without->n_blocks);
+  EXPECT_EQ(with->total_bytes() - with->screen_bytes - (with->workspace_bytes - without->workspace_bytes),
+            without->total_bytes());
+  // Where the limit leaves less than the copy, there is none, and not one block less.
+  settings.memory_limit = without->total_bytes() + (2 << 20);
+  const auto tight = plan_memory(config, 1 << 20, 128, settings);
+  ASSERT_TRUE(tight) << tight.error().message;
+  EXPECT_FALSE(tight->settings.screens_head);
+  EXPECT_EQ(tight->screen_bytes, 0);
+  EXPECT_EQ(tight->n_blocks, without->n_blocks);
+}
+
 // What is left for more sequences is shared by both models' caches.
 TEST(PlanMemory, ADraftModelsKeysAndValuesAreCountedForAllSequences) {
   EngineSettings settings = settings_of(32768, 64, 0);

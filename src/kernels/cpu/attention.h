@@ -514,6 +514,7 @@ void attention(const AttentionArgs& args) {
   const int64_t head_dim = args.kv.head_dim;
   if (args.kv.type == KvType::kF32 || head_dim % 8 != 0 || head_dim > kMaxHeadDim || args.group > kMaxGroup)
     return kRefKernels.attention(args);
+  if (args.n_q == 0) return;
   const int64_t padded_dim = (head_dim + 15) / 16 * 16;
   TileScratch s = attention_scratch(args.scratch, head_dim, padded_dim, head_dim / group_dims(head_dim));
   if (padded_dim != head_dim) zero_floats(s.v, 32 * padded_dim);

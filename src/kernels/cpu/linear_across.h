@@ -86,6 +86,7 @@ __attribute__((noinline)) void multiply_across(const AcrossBlock<F>& block, cons
   const int32_t *scale = x + Layout::kScaleAt * kColumns, *column_sums = x + Layout::kSumsAt * kColumns;
   constexpr int kSteps = !kOffsetInSums<F> && kInt16Steps<F::kMax> < F::kVectors ? kInt16Steps<F::kMax> : F::kVectors;
   constexpr int kParts = F::Sub::kParts, kRuns = F::kVectors / kSteps;
+  static_assert(kParts == 1 || !kOffsetInSums<F>);  // the offset would be added with each part
   alignas(32) int32_t dots[16 * kColumns];
   for (int i = 0; i < 2 * kColumns; ++i) store(dots + 8 * i, _mm256_setzero_si256());
   const uint8_t* w = block.weights;
