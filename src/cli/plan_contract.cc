@@ -12,6 +12,7 @@
 
 #include "base/rng.h"
 #include "engine/engine.h"
+#include "ops/screened_head.h"
 #include "plan/host_plan.h"
 
 namespace still {
@@ -88,7 +89,8 @@ std::string fill(Engine& engine, std::int64_t fill_tokens) {
   const EngineSettings& settings = engine.plan().settings;
   // The coarse copy of the head is made while few sequences decode for a while.
   if (settings.screens_head)
-    if (std::string problem = run_sequences(engine, 1, 1, std::min<std::int64_t>(88, settings.context - 1));
+    if (std::string problem = run_sequences(
+            engine, 1, 1, std::min(ScreenedHead::kWaitSteps + ScreenedHead::kBuildSteps + 8, settings.context - 1));
         !problem.empty())
       return problem;
   // With a draft model some tokens more, so that it has steps to compute what it is behind.

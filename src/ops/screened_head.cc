@@ -22,12 +22,8 @@ constexpr PackedFormat kCopy = PackedFormat::kQ4_0;
 constexpr std::int64_t kBlock = 32;
 // Smaller heads gained nothing (docs/cpu-kernels.md).
 constexpr std::int64_t kLeastHeadBytes = std::int64_t{64} << 20;
-// Making the copy costs what it saves in about as many steps: short answers do without.
-constexpr std::int64_t kWaitSteps = 64;
 // Wider rows would need more scratch while the copy is made.
 constexpr std::int64_t kMostK = 8192;
-// The copy is made in this many steps.
-constexpr std::int64_t kBuildSteps = 16;
 // A step that is left with more panels than this saves little: beyond it on average, kRestSteps go the full way.
 constexpr double kMostLeft = 0.25;
 constexpr std::int64_t kRestSteps = 64;
@@ -102,6 +98,11 @@ inline int count_below(const float* values, const float* norms, float factor, fl
 std::int64_t copy_k(std::int64_t k) {
   return k + ScreenedHead::twice_columns(k);
 }
+
+std::string_view wanted_screen() {
+  const char* wanted = std::getenv("STILL_SCREEN");
+  return wanted != nullptr ? wanted : "";
+}
 }  // namespace
 
 // Formats without minimums, whose terms are products of two vectors' blocks: the bound of their rounding is the row's
@@ -117,11 +118,6 @@ bool ScreenedHead::can_screen(PackedFormat format, std::int64_t k) {
     default:
       return false;
   }
-}
-
-static std::string_view wanted_screen() {
-  const char* wanted = std::getenv("STILL_SCREEN");
-  return wanted != nullptr ? wanted : "";
 }
 
 bool ScreenedHead::pays(PackedFormat format, std::int64_t n_out, std::int64_t k) {

@@ -25,6 +25,9 @@ struct ScreenStats {
 class ScreenedHead {
  public:
   static constexpr std::int64_t kMaxRows = 4;
+  // Steps that could use the copy before it is begun, since making it costs what it saves in about as many, and in
+  // which it is made.
+  static constexpr std::int64_t kWaitSteps = 64, kBuildSteps = 16;
   // Columns that the coarse copy has twice, the second time what the first left of them. Of short rows the bound is
   // wider beside the logits.
   static constexpr std::int64_t kMostTwice = 64;

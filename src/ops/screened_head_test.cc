@@ -27,6 +27,13 @@ Case make_case(Rng& rng, PackedFormat format, std::int64_t n_out, std::int64_t k
   return c;
 }
 
+// With its copy of the head made.
+ScreenedHead built_screen(Exec& exec, Case& c) {
+  ScreenedHead screen = *ScreenedHead::create(c.head.n_out, c.head.k);
+  screen.build(exec, c.head, c.norm.view());
+  return screen;
+}
+
 std::uint64_t test_seed() {
   const char* given = std::getenv("STILL_TEST_SEED");
   return given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device()();
@@ -74,8 +81,7 @@ TEST(ScreenedHead, BestLogitsAreTheFullProductsOnEveryTableAndThreadCount) {
       Case c = make_case(rng, format, n_out, k);
       for (const auto& exec : execs) {
         SCOPED_TRACE(std::string(exec->kernels().name) + " threads " + std::to_string(exec->n_threads()));
-        ScreenedHead screen = *ScreenedHead::create(n_out, k);
-        screen.build(*exec, c.head, c.norm.view());
+        ScreenedHead screen = built_screen(*exec, c);
         for (std::int64_t n_rows = 1; n_rows <= ScreenedHead::kMaxRows; ++n_rows) {
           FloatTensor x = random_tensor(rng, {n_rows, k});
           // Like a state that the head knows: near one of its rows.
@@ -103,8 +109,7 @@ TEST(ScreenedHead, BannedRowsAreNotTheBest) {
   Rng rng(5);
   Case c = make_case(rng, PackedFormat::kQ8_0, 1000, 256);
   const auto exec = make_exec(*default_cpu_kernels(), 2);
-  ScreenedHead screen = *ScreenedHead::create(1000, 256);
-  screen.build(*exec, c.head, c.norm.view());
+  ScreenedHead screen = built_screen(*exec, c);
   FloatTensor x({2, 256});
   const std::vector<float> row = c.matrix.decoded_row(700);
   for (std::size_t i = 0; i < 512; ++i) x.values[i] = 30 * row[i % 256] + 0.1f * static_cast<float>(rng.below(100));
@@ -141,8 +146,7 @@ TEST(ScreenedHead, TiesStay) {
                                                                .panel_end = c.matrix.n_panels(),
                                                                .packed = c.matrix.packed.data(),
                                                                .panel_bytes = c.matrix.panel_bytes});
-  ScreenedHead screen = *ScreenedHead::create(n_out, k);
-  screen.build(*exec, c.head, c.norm.view());
+  ScreenedHead screen = built_screen(*exec, c);
   FloatTensor x({1, k}, 0.0f), full({1, n_out}), screened({1, n_out});
   const std::vector<float> row = c.matrix.decoded_row(100);
   for (std::size_t i = 0; i < row.size(); ++i) x.values[i] = 30 * row[i];
@@ -182,8 +186,7 @@ TEST(ScreenedHead, BoundHoldsAgainstActivationsThatReachIt) {
     SCOPED_TRACE(static_cast<int>(format));
     Case c = make_case(rng, format, n_out, k);
     const auto exec = make_exec(*default_cpu_kernels(), 1, options);
-    ScreenedHead screen = *ScreenedHead::create(n_out, k);
-    screen.build(*exec, c.head, c.norm.view());
+    ScreenedHead screen = built_screen(*exec, c);
     FloatTensor coarse({1, n_out}), full({1, n_out});
     std::vector<float> bounds(static_cast<std::size_t>(n_out));
     std::vector<std::vector<float>> left(static_cast<std::size_t>(n_out));
@@ -224,8 +227,7 @@ TEST(ScreenedHead, ActivationsThatAreNotFiniteGoTheFullWay) {
   Rng rng(7);
   Case c = make_case(rng, PackedFormat::kQ8_0, 100, 256);
   const auto exec = make_exec(*default_cpu_kernels(), 2);
-  ScreenedHead screen = *ScreenedHead::create(100, 256);
-  screen.build(*exec, c.head, c.norm.view());
+  ScreenedHead screen = built_screen(*exec, c);
   FloatTensor y({1, 100});
   const auto begin = no_bans(1);
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
@@ -248,8 +250,7 @@ TEST(ScreenedHead, WeightsThatAreNotFiniteStay) {
   weights[3 * kPanelRows] = std::numeric_limits<float>::infinity();                            // row 0
   weights[5 * kPanelRows * k + 7 * kPanelRows + 2] = std::numeric_limits<float>::quiet_NaN();  // row 82
   const auto exec = make_exec(*default_cpu_kernels(), 2);
-  ScreenedHead screen = *ScreenedHead::create(n_out, k);
-  screen.build(*exec, c.head, c.norm.view());
+  ScreenedHead screen = built_screen(*exec, c);
   FloatTensor x({1, k}, 1.0f), full({1, n_out}), screened({1, n_out});
   linear(*exec, x.view(), {{full.view(), &c.head, {}}});
   const auto begin = no_bans(1);

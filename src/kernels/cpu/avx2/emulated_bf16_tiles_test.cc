@@ -2,20 +2,14 @@
 // for bf16_tiles_test.cc: everything but the instructions themselves is tested where there is no AMX.
 // clang-format off: what comes later is written in the terms of what comes before
 #include "kernels/cpu/cpu_kernels.h"
-#include "kernels/cpu/common.h"
+#include "kernels/cpu/emulated_tiles.h"
 #include "kernels/cpu/linear_bf16_tiles.h"
 // clang-format on
 
 namespace still {
 
 namespace {
-struct EmulatedBf16Tiles {
-  static inline uint8_t config[64];
-  static inline uint8_t tiles[8][16][64];
-
-  static int rows(int tile) { return config[48 + tile]; }
-  static int row_bytes(int tile) { return config[16 + 2 * tile] | config[17 + 2 * tile] << 8; }
-
+struct EmulatedBf16Tiles : EmulatedTileFile {
   static float from_bits(uint32_t bits) {
     float value;
     __builtin_memcpy(&value, &bits, 4);
@@ -41,11 +35,6 @@ struct EmulatedBf16Tiles {
     return flushed(from_bits(static_cast<uint32_t>(half) << 16));
   }
 
-  static void configure(const uint8_t* bytes) {
-    __builtin_memcpy(config, bytes, 64);
-    __builtin_memset(tiles, 0, sizeof tiles);
-  }
-  static void release() { __builtin_memset(config, 0, 64); }
   static void split(const float* x, uint8_t* high, uint8_t* low) {
     for (int i = 0; i < 32; ++i) {
       const uint16_t h = to_bf16(x[i]);
@@ -53,23 +42,6 @@ struct EmulatedBf16Tiles {
       const uint16_t l = to_bf16(x[i] - from_bits(static_cast<uint32_t>(h) << 16));
       __builtin_memcpy(low + 2 * i, &l, 2);
     }
-  }
-  template <int kTile>
-  static void zero() {
-    __builtin_memset(tiles[kTile], 0, sizeof tiles[kTile]);
-  }
-  template <int kTile>
-  static void load(const void* from, int64_t stride) {
-    zero<kTile>();
-    for (int r = 0; r < rows(kTile); ++r)
-      __builtin_memcpy(tiles[kTile][r], static_cast<const uint8_t*>(from) + r * stride,
-                       static_cast<uint64_t>(row_bytes(kTile)));
-  }
-  template <int kTile>
-  static void store(void* to, int64_t stride) {
-    for (int r = 0; r < rows(kTile); ++r)
-      __builtin_memcpy(static_cast<uint8_t*>(to) + r * stride, tiles[kTile][r],
-                       static_cast<uint64_t>(row_bytes(kTile)));
   }
   template <int kSums, int kActivations, int kWeights>
   static void multiply() {
