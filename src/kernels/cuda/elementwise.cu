@@ -141,9 +141,8 @@ __global__ void repeat_bias_kernel(const float* bias, int n_out, float* y, std::
     y[blockIdx.x * y_stride + i] = bias[i];
 }
 
-constexpr int kTurns = 2;
-
 // A thread's norm weights, which nobody writes: asked for before the predecessor has ended.
+template <int kTurns>
 __device__ __forceinline__ void load_norm_weights(const CudaNormArgs& args, float (&w)[kTurns][8]) {
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
@@ -153,11 +152,13 @@ __device__ __forceinline__ void load_norm_weights(const CudaNormArgs& args, floa
   }
 }
 // From a row's values and each thread's sum of their squares to the result.
+template <int kTurns>
 __device__ __forceinline__ void finish_norm(const CudaNormArgs& args, const float (&w)[kTurns][8],
                                             float (&v)[kTurns][8], float sum);
 
 // A block takes a row; its values stay in registers between the sum and the result (up to 16 of a thread, which is
 // 16384 of a row). Squares are summed in f32: 8 of a thread, then a tree.
+template <int kTurns>
 __global__ void __launch_bounds__(1024) rms_norm_kernel(const CudaNormArgs args) {
   const int tid = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x), k = args.k;
   float w[kTurns][8];
@@ -185,6 +186,7 @@ __global__ void __launch_bounds__(1024) rms_norm_kernel(const CudaNormArgs args)
   finish_norm(args, w, v, sum);
 }
 
+template <int kTurns>
 __device__ __forceinline__ void finish_norm(const CudaNormArgs& args, const float (&w)[kTurns][8],
                                             float (&v)[kTurns][8], float sum) {
   __shared__ float warp_sums[32];
@@ -222,7 +224,7 @@ __device__ __forceinline__ void finish_norm(const CudaNormArgs& args, const floa
 }
 
 // A block takes a row, as above, and eight values of a thread; what the other ranks sent of them is waited for here.
-template <bool kIsBf16>
+template <bool kIsBf16, bool kIsSent, int kTurns>
 __global__ void __launch_bounds__(1024) sum_parts_kernel(const CudaSumArgs args) {
   const int tid = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x), k = args.k;
   float w[kTurns][8];
@@ -230,14 +232,14 @@ __global__ void __launch_bounds__(1024) sum_parts_kernel(const CudaSumArgs args)
   const CudaExchange& exchange = args.exchange;
   // The next may start at once: it waits for this whole kernel before it looks at anything.
   allow_next();
-  if (!args.is_sent) wait_for_previous();
+  if (!kIsSent) wait_for_previous();
   const std::uint32_t call = next_call(exchange.state);
   std::uint32_t part[kTurns][kWords<kIsBf16>];
   float v[kTurns][8];
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
     const int at = 8 * (turn * n_threads + tid);
-    if (at >= k || args.is_sent) break;
+    if (at >= k || kIsSent) break;
     const std::int64_t from = static_cast<std::int64_t>(blockIdx.x) * k + at;
     if (kIsBf16 && args.part_bf16 != nullptr) {
       const uint4 words = *reinterpret_cast<const uint4*>(args.part_bf16 + from);
@@ -268,10 +270,10 @@ __global__ void __launch_bounds__(1024) sum_parts_kernel(const CudaSumArgs args)
     float* y = args.y + static_cast<std::int64_t>(blockIdx.x) * k + at;
     float total[8] = {};
     for (int rank = 0; rank < exchange.n_ranks;) {
-      if (rank == exchange.rank && !args.is_sent) {
+      if (rank == exchange.rank && !kIsSent) {
         add_words<kIsBf16>(part[turn], total);
         ++rank;
-      } else if (args.is_sent && rank + 2 <= exchange.n_ranks) {
+      } else if (kIsSent && rank + 2 <= exchange.n_ranks) {
         std::uint32_t words[2][kWords<kIsBf16>];
         receive_eight<kIsBf16, 2>(args, call, rank, at / 8, words);
         add_words<kIsBf16>(words[0], total);
@@ -292,11 +294,19 @@ __global__ void __launch_bounds__(1024) sum_parts_kernel(const CudaSumArgs args)
     *reinterpret_cast<float4*>(y) = make_float4(v[turn][0], v[turn][1], v[turn][2], v[turn][3]);
     *reinterpret_cast<float4*>(y + 4) = make_float4(v[turn][4], v[turn][5], v[turn][6], v[turn][7]);
   }
+  // A number is counted when all have read it: of many blocks before the norm, which hides the atomic addition; the one
+  // block of a sent row only stores it, behind the norm (1 % of a step there).
+  if (!kIsSent) {
+    __syncthreads();
+    if (tid == 0) end_call(exchange.state, call);
+  }
   if (args.has_norm) finish_norm(args.norm, w, v, sum);
-  __syncthreads();  // all have read the call's number
-  if (tid == 0) end_call(exchange.state, call);
+  if (kIsSent) {
+    __syncthreads();
+    if (tid == 0) store_volatile(exchange.state, call);
+  }
   // The product has sent all that it had to; who comes after this kernel counts on its end.
-  if (args.is_sent) wait_for_previous();
+  if (kIsSent) wait_for_previous();
 }
 
 __global__ void gather_kernel(const std::uint32_t* x, int words, const std::int32_t* rows, std::uint32_t* y) {
@@ -486,20 +496,39 @@ void repeat_bias(void* stream, const float* bias, std::int32_t n_rows, std::int3
   launch(repeat_bias_kernel, static_cast<unsigned>(n_rows), 256, 0, stream, bias, n_out, y, y_stride);
 }
 
+// Threads of a block that takes a row of k: 8 elements each, and a second turn where k > kOneTurn.
+constexpr int kOneTurn = 8192;
+int row_threads(int k) {
+  return k >= kOneTurn ? 1024 : (k + 255) / 256 * 32;
+}
+
 void rms_norm(void* stream, const CudaNormArgs& args) {
-  const int threads = args.k >= 8192 ? 1024 : (args.k + 255) / 256 * 32;
-  launch(rms_norm_kernel, static_cast<unsigned>(args.n_rows), static_cast<unsigned>(threads), 0, stream, args);
+  launch(args.k > kOneTurn ? rms_norm_kernel<2> : rms_norm_kernel<1>, static_cast<unsigned>(args.n_rows),
+         static_cast<unsigned>(row_threads(args.k)), 0, stream, args);
 }
 
+template <bool kIsBf16, bool kIsSent>
+void launch_sum(void* stream, const CudaSumArgs& args) {
+  launch(args.k > kOneTurn ? sum_parts_kernel<kIsBf16, kIsSent, 2> : sum_parts_kernel<kIsBf16, kIsSent, 1>,
+         static_cast<unsigned>(args.n_rows), static_cast<unsigned>(row_threads(args.k)), 0, stream, args);
+}
 void sum_parts(void* stream, const CudaSumArgs& args) {
-  const int threads = args.k >= 8192 ? 1024 : (args.k + 255) / 256 * 32;
-  launch(args.is_bf16 ? sum_parts_kernel<true> : sum_parts_kernel<false>, static_cast<unsigned>(args.n_rows),
-         static_cast<unsigned>(threads), 0, stream, args);
+  if (args.is_sent)
+    args.is_bf16 ? launch_sum<true, true>(stream, args) : launch_sum<false, true>(stream, args);
+  else
+    args.is_bf16 ? launch_sum<true, false>(stream, args) : launch_sum<false, false>(stream, args);
 }
 
+template <bool kIsBf16>
+void load_sums() {
+  load_kernel(sum_parts_kernel<kIsBf16, false, 1>);
+  load_kernel(sum_parts_kernel<kIsBf16, false, 2>);
+  load_kernel(sum_parts_kernel<kIsBf16, true, 1>);
+  load_kernel(sum_parts_kernel<kIsBf16, true, 2>);
+}
 void load_sum_kernels() {
-  load_kernel(sum_parts_kernel<false>);
-  load_kernel(sum_parts_kernel<true>);
+  load_sums<false>();
+  load_sums<true>();
 }
 
 void gather(void* stream, const void* x, std::int64_t row_bytes, const std::int32_t* rows, std::int32_t n_rows,
