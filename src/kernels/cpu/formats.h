@@ -129,7 +129,7 @@ struct Q4_K : Format<8, 8, 15, true, 0, 32> {
 };
 
 struct Q5_K : Format<8, 8, 31, true, 0, 40> {
-  static constexpr int kSideBySide = 2, kAskAhead = 1024;
+  static constexpr int kSideBySide = 2, kAskAhead = 4096;
   template <int J, int I>
   static STILL_INLINE Bytes vector(const uint8_t* quants, int step) {
     const Bytes fifth = b_move_bit<4>(b_load(quants + 64 * (32 + I)), 2 * step + J);
