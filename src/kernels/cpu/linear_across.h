@@ -1,10 +1,15 @@
 // Many columns where registers are few (AVX2), for blocks of 256: eight columns lie across the lanes of a register and
 // a row's weights are broadcast. Activations are then vpmaddubsw's operand in memory: a word of weights for up to 64
 // columns takes one instruction besides a product and a sum for each eight of them, where broadcast activations take
-// two loads of weights and four broadcasts for each eight. Weights above 63 (IQ4_XS) are multiplied nibble by nibble,
-// the upper with 16 times the scale. Groups of 64 columns, the rest of 32, 16 and 8: for each pass of kRegroupedPass
-// rows, each block holds all its groups, one after the other. Sums wait in L2 for the next block and are transposed
-// into y with the last one.
+// two loads of weights and four broadcasts for each eight. Groups of 64 columns, the rest of 32, 16 and 8: for each
+// pass of kRegroupedPass rows, each block holds all its groups, one after the other. Sums wait in L2 for the next block
+// and are transposed into y with the last one.
+//
+// Weights above 63 (IQ4_XS) are multiplied as int16, which holds them times their sub-block's scale as well: so there
+// is nothing to do between the sub-blocks, and a block's sums stay in registers, two rows of 32 columns at a time. With
+//   w0 q0 + w1 q1 = (w0 + q1) (w1 + q0) - w0 w1 - q0 q1
+// (Winograd's inner product) half of the multiplications become additions, which more units can do; what is taken off
+// is summed once for a row and once for a column. Integers wrap on the way, the result does not.
 #pragma once
 
 #include "kernels/cpu/linear_many.h"
@@ -14,16 +19,18 @@ namespace {
 
 template <class F>
 constexpr bool kAcross = kFewRegisters && F::kBlock == 256;
-// Sums of activations are multiplied by a block's minimums, or by its scales for the offset.
 template <class F>
-constexpr bool kTakesSums = F::kHasMin || !kOffsetInSums<F>;
+constexpr bool kScaledWeights = kWide<F, 8>;
+template <class F>
+constexpr int64_t kAcrossWords = ColumnLayout<F, 8>::kWords;
 
 // Rows of a pass from which on it is faster: fewer are multiplied as in linear_many.h (measured).
 constexpr int64_t kAcrossFrom = 64;
 
 // Columns of the group that begins where `left` are left, a multiple of 8.
+template <class F>
 STILL_INLINE int64_t across_columns(int64_t left) {
-  return left >= 64 ? 64 : left >= 32 ? 32 : left >= 16 ? 16 : 8;
+  return left >= 64 && !kScaledWeights<F> ? 64 : left >= 32 ? 32 : left >= 16 ? 16 : 8;
 }
 STILL_INLINE int64_t across_rows_of_pass(int64_t n_rows, int64_t pass) {
   return (min_of(kRegroupedPass, n_rows - pass) + 7) / 8 * 8;
@@ -31,33 +38,33 @@ STILL_INLINE int64_t across_rows_of_pass(int64_t n_rows, int64_t pass) {
 
 template <class F>
 void regroup_across(const RegroupArgs& args) {
-  constexpr int64_t kWords = ColumnLayout<F>::kWords;
+  constexpr int64_t kWords = kAcrossWords<F>;
   const int64_t n_blocks = args.x.k / F::kBlock;
   for (int64_t row = args.row_begin; row < args.row_end; row += 8) {
     const int64_t pass = row / kRegroupedPass * kRegroupedPass, n = across_rows_of_pass(args.n_rows, pass);
     if (n < kAcrossFrom) {
       RegroupArgs rest = args;
       rest.row_begin = row;
+      rest.out += pass * n_blocks * (kWords - kGroupBlockWords<F> / kGroup);  // where this pass begins
       return regroup<F>(rest);
     }
     int64_t group = 0;
-    while (group + across_columns(n - group) <= row - pass) group += across_columns(n - group);
+    while (group + across_columns<F>(n - group) <= row - pass) group += across_columns<F>(n - group);
     int32_t* out = args.out + pass * n_blocks * kWords + group * kWords + (row - pass - group);
-    regroup_columns<F, 8>(args.x, row, min_of(8, args.n_rows - row), 0, n_blocks, out, across_columns(n - group),
+    regroup_columns<F, 8>(args.x, row, min_of(8, args.n_rows - row), 0, n_blocks, out, across_columns<F>(n - group),
                           n * kWords);
   }
 }
 
 template <class F>
-constexpr Regrouping kAcrossRegrouping = {regroup_across<F>, F::kBlock,
-                                          static_cast<int32_t>(ColumnLayout<F>::kWords * 4)};
+constexpr Regrouping kAcrossRegrouping = {regroup_across<F>, F::kBlock, static_cast<int32_t>(kAcrossWords<F> * 4)};
 
 // A block of a panel: a word for each of the 16 rows, time and again.
-template <class F>
+template <class F, bool = kScaledWeights<F>>
 struct alignas(64) AcrossBlock {
   uint8_t weights[kPartBytes<F, true>];
   int32_t scales[F::kSubs][16];  // twice, as an int16 pair
-  int32_t sum_factors[kTakesSums<F> ? F::kSubs / 2 : 1][16];
+  int32_t minimums[F::kHasMin ? F::kSubs / 2 : 1][16];
   float d[16], m[16];
 
   void set(const uint8_t* quants, const uint8_t* stored) {
@@ -65,12 +72,48 @@ struct alignas(64) AcrossBlock {
     for (int sub = 0; sub < F::kSubs; ++sub)
       b_store(reinterpret_cast<uint8_t*>(scales[sub]), scale_half(scale_pairs<F>(stored + sub / 2 * 32), sub % 2));
     f_store(d, f_from_f16(stored + F::kDAt));
-    if constexpr (kTakesSums<F>) {
-      const uint8_t* factors = stored + (F::kHasMin ? F::kMinAt : 0);
+    if constexpr (F::kHasMin) {
       for (int pair = 0; pair < F::kSubs / 2; ++pair)
-        b_store(reinterpret_cast<uint8_t*>(sum_factors[pair]), scale_pairs<F>(factors + 32 * pair));
+        b_store(reinterpret_cast<uint8_t*>(minimums[pair]), scale_pairs<F>(stored + F::kMinAt + 32 * pair));
     }
     if constexpr (F::kHasMin) f_store(m, f_neg(f_from_f16(stored + F::kMAt)));  // -(dmin * s) = (-dmin) * s
+  }
+};
+
+// Of signed weights times their scales: the pairs of kWide, and minus the sum of their products.
+template <class F>
+struct alignas(64) AcrossBlock<F, true> {
+  int32_t weights[F::kBlock / 2][16];
+  int32_t minus_products[16];
+  float d[16];
+
+  void set(const uint8_t* quants, const uint8_t* stored) {
+    static_assert(128 * 32 + 127 < 32768);  // weights by scales of 6 bits, plus an activation
+    __m256i minus[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int step = 0; step < F::kSteps; ++step) {
+      repeat<F::kStepSubs>([&](auto j) STILL_UNROLLED {
+        constexpr int J = decltype(j)::value;
+        const int sub = F::sub(step, J);
+        alignas(64) int32_t scales[16], bytes[16];
+        b_store(reinterpret_cast<uint8_t*>(scales), scale_half(scale_pairs<F>(stored + sub / 2 * 32), sub % 2));
+        repeat<F::kVectors>([&](auto i) STILL_UNROLLED {
+          constexpr int I = decltype(i)::value;
+          b_store(reinterpret_cast<uint8_t*>(bytes), F::template signed_vector<J, I>(quants, step));
+          int32_t* out = weights[2 * (sub * F::kVectors + I)];
+          for (int half = 0; half < 2; ++half) {
+            const __m256i scale = *reinterpret_cast<const __m256i*>(scales + 8 * half);
+            const __m256i all = *reinterpret_cast<const __m256i*>(bytes + 8 * half);
+            const __m256i even = _mm256_mullo_epi16(_mm256_srai_epi16(_mm256_slli_epi16(all, 8), 8), scale);
+            const __m256i odd = _mm256_mullo_epi16(_mm256_srai_epi16(all, 8), scale);
+            *reinterpret_cast<__m256i*>(out + 8 * half) = even;
+            *reinterpret_cast<__m256i*>(out + 16 + 8 * half) = odd;
+            minus[half] = _mm256_sub_epi32(minus[half], _mm256_madd_epi16(even, odd));
+          }
+        });
+      });
+    }
+    for (int half = 0; half < 2; ++half) *reinterpret_cast<__m256i*>(minus_products + 8 * half) = minus[half];
+    f_store(d, f_from_f16(stored + F::kDAt));
   }
 };
 
@@ -85,8 +128,8 @@ __attribute__((noinline)) void multiply_across(const AcrossBlock<F>& block, cons
   const auto store = [&](int32_t* p, __m256i value) STILL_UNROLLED { *reinterpret_cast<__m256i*>(p) = value; };
   const int32_t *scale = x + Layout::kScaleAt * kColumns, *column_sums = x + Layout::kSumsAt * kColumns;
   constexpr int kSteps = !kOffsetInSums<F> && kInt16Steps<F::kMax> < F::kVectors ? kInt16Steps<F::kMax> : F::kVectors;
-  constexpr int kParts = F::Sub::kParts, kRuns = F::kVectors / kSteps;
-  static_assert(kParts == 1 || !kOffsetInSums<F>);  // the offset would be added with each part
+  constexpr int kRuns = F::kVectors / kSteps;
+  static_assert(F::Sub::kParts == 1 && (F::kHasMin || kOffsetInSums<F>));
   alignas(32) int32_t dots[16 * kColumns];
   for (int i = 0; i < 2 * kColumns; ++i) store(dots + 8 * i, _mm256_setzero_si256());
   const uint8_t* w = block.weights;
@@ -95,13 +138,13 @@ __attribute__((noinline)) void multiply_across(const AcrossBlock<F>& block, cons
     int32_t* to = dots;
     for (int row = 0; row < 16; ++row, w += 4, ++scales, to += kColumns) {
       asm("" : "+r"(q));  // else g++ loads the activations before this loop, which puts them on the stack
-      repeat<kParts * kRuns>([&](auto pass) STILL_UNROLLED {
-        constexpr int kPart = decltype(pass)::value / kRuns, kRun = decltype(pass)::value % kRuns;
+      repeat<kRuns>([&](auto run) STILL_UNROLLED {
+        constexpr int kRun = decltype(run)::value;
         __m256i run_sums[N];
         repeat<kSteps>([&](auto step) STILL_UNROLLED {
           constexpr int kStep = decltype(step)::value, kVector = kRun * kSteps + kStep;
           int32_t word;
-          __builtin_memcpy(&word, w + 64 * (kPart * F::kVectors + kVector), 4);
+          __builtin_memcpy(&word, w + 64 * kVector, 4);
           const __m256i weights = _mm256_set1_epi32(word);
           repeat<N>([&](auto v) STILL_UNROLLED {
             constexpr int V = decltype(v)::value;
@@ -116,15 +159,14 @@ __attribute__((noinline)) void multiply_across(const AcrossBlock<F>& block, cons
             asm("" : "+x"(run_sums[V]));  // else g++ adds as a tree, which needs registers
           });
         });
-        __m256i factor = _mm256_set1_epi32(*scales);
-        if constexpr (kPart == 1) factor = _mm256_slli_epi16(factor, 4);  // of the upper nibbles
+        const __m256i factor = _mm256_set1_epi32(*scales);
         repeat<N>([&](auto v) STILL_UNROLLED {
           constexpr int V = decltype(v)::value;
           store(to + 8 * V, _mm256_add_epi32(_mm256_madd_epi16(run_sums[V], factor), load(to + 8 * V)));
         });
       });
     }
-    w += kParts * F::kVectors * 64 - 64;
+    w += F::kVectors * 64 - 64;
     q += F::kVectors * kColumns;
     offsets += kColumns;
   }
@@ -132,30 +174,103 @@ __attribute__((noinline)) void multiply_across(const AcrossBlock<F>& block, cons
   for (int row = 0; row < 16; ++row, sums += kColumns, dot += kColumns) {
     const __m256 d = _mm256_set1_ps(block.d[row]);
     __m256 m;
-    __m256i sum_factors[F::kSubs / 2];
-    if constexpr (F::kHasMin) m = _mm256_set1_ps(block.m[row]);
-    if constexpr (kTakesSums<F>) {
+    __m256i minimums[F::kSubs / 2];
+    if constexpr (F::kHasMin) {
+      m = _mm256_set1_ps(block.m[row]);
       repeat<F::kSubs / 2>([&](auto pair) STILL_UNROLLED {
-        sum_factors[decltype(pair)::value] = _mm256_set1_epi32(block.sum_factors[decltype(pair)::value][row]);
+        minimums[decltype(pair)::value] = _mm256_set1_epi32(block.minimums[decltype(pair)::value][row]);
       });
     }
     for (int v = 0; v < kColumns; v += 8) {
       const __m256 s = _mm256_load_ps(reinterpret_cast<const float*>(scale + v));
       const __m256 before = is_first ? _mm256_setzero_ps() : _mm256_load_ps(sums + v);
-      __m256i all = load(dot + v), sum_dot;
-      if constexpr (kTakesSums<F>) {
-        sum_dot = _mm256_madd_epi16(sum_factors[0], load(column_sums + v));
+      __m256 sum = _mm256_fmadd_ps(_mm256_mul_ps(d, s), _mm256_cvtepi32_ps(load(dot + v)), before);
+      if constexpr (F::kHasMin) {
+        __m256i sum_dot = _mm256_madd_epi16(minimums[0], load(column_sums + v));
         repeat<F::kSubs / 2 - 1>([&](auto pair) STILL_UNROLLED {
           constexpr int kPair = decltype(pair)::value + 1;
-          sum_dot = _mm256_add_epi32(sum_dot,
-                                     _mm256_madd_epi16(sum_factors[kPair], load(column_sums + kPair * kColumns + v)));
+          sum_dot =
+              _mm256_add_epi32(sum_dot, _mm256_madd_epi16(minimums[kPair], load(column_sums + kPair * kColumns + v)));
         });
-        if constexpr (!F::kHasMin) all = _mm256_sub_epi32(all, _mm256_slli_epi32(sum_dot, log2_of(F::kOffset)));
+        sum = _mm256_fmadd_ps(_mm256_mul_ps(m, s), _mm256_cvtepi32_ps(sum_dot), sum);
       }
-      __m256 sum = _mm256_fmadd_ps(_mm256_mul_ps(d, s), _mm256_cvtepi32_ps(all), before);
-      if constexpr (F::kHasMin) sum = _mm256_fmadd_ps(_mm256_mul_ps(m, s), _mm256_cvtepi32_ps(sum_dot), sum);
       _mm256_store_ps(sums + v, sum);
     }
+  }
+}
+
+// The same with kScaledWeights. Meanwhile a part of the next group's activations, which begins at `ahead`, is asked for
+// into L2, one of kAcrossPanels panels a quarter of them: they come from L3 and the first panel would wait for them.
+constexpr int64_t kAcrossPanels = 4;
+template <class F, int N>
+__attribute__((noinline)) void multiply_scaled(const AcrossBlock<F>& block, const int32_t* x, float* sums,
+                                               bool is_first, const int32_t* ahead) {
+  using Layout = ColumnLayout<F, 8>;
+  constexpr int kColumns = 8 * N, kRows = 2;  // whose sums fill half of the registers
+  constexpr int64_t kAsks = kAcrossPanels * 16 / kRows;
+  constexpr int64_t kAskedLines = (kColumns * kAcrossWords<F> / 16 + kAsks - 1) / kAsks;
+  const auto load = [&](const int32_t* p) STILL_UNROLLED { return *reinterpret_cast<const __m256i*>(p); };
+  const float* scale = reinterpret_cast<const float*>(x + Layout::kScaleAt * kColumns);
+  const int32_t* products = x + Layout::kSumsAt * kColumns;
+  for (int row = 0; row < 16; row += kRows) {
+    repeat<kAskedLines>([&](auto i) STILL_UNROLLED { prefetch_l2(ahead + 16 * decltype(i)::value); });
+    ahead += 16 * kAskedLines;
+    __m256i dots[kRows][N];
+    repeat<kRows * N>([&](auto i) STILL_UNROLLED {
+      constexpr int R = decltype(i)::value / N, V = decltype(i)::value % N;
+      dots[R][V] = _mm256_sub_epi32(_mm256_set1_epi32(block.minus_products[row + R]), load(products + 8 * V));
+    });
+    const int32_t *w = block.weights[0] + row, *q = x;
+    constexpr int kUnrolled = 2;
+    for (int word = 0; word < F::kBlock / 4; word += kUnrolled, w += kUnrolled * 32, q += kUnrolled * 2 * kColumns) {
+      repeat<kUnrolled>([&](auto i) STILL_UNROLLED {
+        constexpr int I = decltype(i)::value;
+        __m256i even[kRows], odd[kRows];
+        repeat<kRows>([&](auto r) STILL_UNROLLED {
+          even[decltype(r)::value] = _mm256_set1_epi32(w[32 * I + decltype(r)::value]);
+          odd[decltype(r)::value] = _mm256_set1_epi32(w[32 * I + 16 + decltype(r)::value]);
+        });
+        repeat<N>([&](auto v) STILL_UNROLLED {
+          constexpr int V = decltype(v)::value;
+          __m256i q_even = load(q + 2 * I * kColumns + 8 * V), q_odd = load(q + (2 * I + 1) * kColumns + 8 * V);
+          // Else g++ loads all of them for each row: as many instructions less as loads more; best is some of both.
+          if constexpr (V > 0) asm("" : "+x"(q_even), "+x"(q_odd));
+          repeat<kRows>([&](auto r) STILL_UNROLLED {
+            constexpr int R = decltype(r)::value;
+            const __m256i x_even = _mm256_add_epi16(even[R], q_odd), x_odd = _mm256_add_epi16(odd[R], q_even);
+            dots[R][V] = _mm256_add_epi32(dots[R][V], _mm256_madd_epi16(x_even, x_odd));
+            asm("" : "+x"(dots[R][V]));  // else g++ adds as a tree, which needs registers
+          });
+        });
+      });
+    }
+    repeat<kRows>([&](auto r) STILL_UNROLLED {
+      const __m256 d = _mm256_set1_ps(block.d[row + decltype(r)::value]);
+      repeat<N>([&](auto v) STILL_UNROLLED {
+        constexpr int V = decltype(v)::value;
+        float* sum = sums + (row + decltype(r)::value) * kColumns + 8 * V;
+        const __m256 before = is_first ? _mm256_setzero_ps() : _mm256_load_ps(sum);
+        const __m256 factor = _mm256_mul_ps(d, _mm256_load_ps(scale + 8 * V));
+        _mm256_store_ps(sum, _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(dots[decltype(r)::value][V]), before));
+      });
+    });
+  }
+}
+
+template <class F>
+STILL_INLINE void multiply_across(int64_t n_columns, const AcrossBlock<F>& block, const int32_t* x, float* sums,
+                                  bool is_first, const int32_t* ahead) {
+  if constexpr (kScaledWeights<F>) {
+    const auto multiply = n_columns == 32   ? multiply_scaled<F, 4>
+                          : n_columns == 16 ? multiply_scaled<F, 2>
+                                            : multiply_scaled<F, 1>;
+    multiply(block, x, sums, is_first, ahead);
+  } else {
+    const auto multiply = n_columns == 64   ? multiply_across<F, 8>
+                          : n_columns == 32 ? multiply_across<F, 4>
+                          : n_columns == 16 ? multiply_across<F, 2>
+                                            : multiply_across<F, 1>;
+    multiply(block, x, sums, is_first);
   }
 }
 
@@ -199,8 +314,8 @@ __attribute__((noinline)) void store_across(const float* sums, int64_t n_columns
 
 template <class F>
 void multiply_all_across(const LinearArgs& args) {
-  constexpr int64_t kWords = ColumnLayout<F>::kWords, kPanels = 4;  // panels: for all of them a block is read once
-  constexpr int64_t kSums = kRegroupedPass * 16;                    // of a panel
+  constexpr int64_t kWords = kAcrossWords<F>, kPanels = kAcrossPanels;  // panels: for all of them a block is read once
+  constexpr int64_t kSums = kRegroupedPass * 16;                        // of a panel
   static_assert(kPanels * (sizeof(AcrossBlock<F>) + kSums * 4) <= kLinearScratchBytes);
   const int64_t n_blocks = args.k / F::kBlock;
   auto* blocks = reinterpret_cast<AcrossBlock<F>*>(args.scratch);
@@ -233,17 +348,15 @@ void multiply_all_across(const LinearArgs& args) {
           for (int64_t i = 0; i < F::kScaleBytes; i += 64) prefetch_l2(scales + i);
         }
         for (int64_t group = 0, columns; group < padded; group += columns, x += columns * kWords) {
-          columns = across_columns(padded - group);
+          columns = across_columns<F>(padded - group);
           for (int p = 0; p < n_panels; ++p) {
             PanelPart& part = parts[p];
             for (int64_t i = 0; i < part.ahead_lines && part.ahead < part.ahead_end; ++i, part.ahead += 64)
               prefetch_l2(part.ahead);
             float* group_sums = sums + p * kSums + group * 16;
-            const auto multiply = columns == 64   ? multiply_across<F, 8>
-                                  : columns == 32 ? multiply_across<F, 4>
-                                  : columns == 16 ? multiply_across<F, 2>
-                                                  : multiply_across<F, 1>;
-            multiply(blocks[p], x, group_sums, b == 0);
+            // The next group's activations.
+            const int32_t* ahead = x + columns * kWords + p * columns * kWords / kPanels;
+            multiply_across<F>(columns, blocks[p], x, group_sums, b == 0, ahead);
             if (is_last)
               store_across<Floats>(group_sums, columns, min_of(columns, n - group), part.n_lanes,
                                    part.y + group * args.y_stride, args.y_stride);

@@ -19,13 +19,15 @@ template <class F>
 constexpr bool kOffsetInSums =
     kFewRegisters && !F::kHasMin && F::kMax <= 63 && 2 * F::kVectors * F::kOffset * 127 < 32768;
 // kWide: a word of q is two int16 instead, [kBlock / 4][2][kColumns]: q[4v] and q[4v + 2], then q[4v + 1] and q[4v +
-// 3].
+// 3]. Of 256-wide formats those eight columns that linear_across.h takes; in place of all sums there is the sum of
+// q[2i] * q[2i + 1].
 template <class F, int kColumns>
-constexpr bool kWide = kFewRegisters && kColumns >= 4 && F::kBlock == 32 && F::kMax > 63;
+constexpr bool kWide = kFewRegisters && F::kMax > 63 && (F::kBlock == 32 ? kColumns >= 4 : kColumns == 8);
 template <class F, int kColumns = 1>
 struct ColumnLayout {
   static constexpr int kScaleAt = F::kBlock / (kWide<F, kColumns> ? 2 : 4), kSumsAt = kScaleAt + 1;
-  static constexpr int kWords = kSumsAt + (F::kBlock == 32 ? 1 : kOffsetInSums<F> ? F::kSubs : F::kSubs / 2);
+  static constexpr int kSums = F::kBlock == 32 || kWide<F, kColumns> ? 1 : kOffsetInSums<F> ? F::kSubs : F::kSubs / 2;
+  static constexpr int kWords = kSumsAt + kSums;
 };
 
 STILL_INLINE int32_t pair_word(int32_t low, int32_t high) {
@@ -82,8 +84,10 @@ STILL_INLINE void regroup_four(const uint8_t* const* q, int64_t offset, int32_t*
                               _mm_unpacklo_epi64(high01, high23), _mm_unpackhi_epi64(high01, high23)};
     for (int v = 0; v < 4; ++v) {
       if constexpr (kWide<F, kColumns>) {
-        put(2 * (4 * piece + v), _mm_srai_epi16(_mm_slli_epi16(words[v], 8), 8));
-        put(2 * (4 * piece + v) + 1, _mm_srai_epi16(words[v], 8));
+        const __m128i even = _mm_srai_epi16(_mm_slli_epi16(words[v], 8), 8), odd = _mm_srai_epi16(words[v], 8);
+        put(2 * (4 * piece + v), even);
+        put(2 * (4 * piece + v) + 1, odd);
+        if constexpr (F::kBlock == 256) pairs = _mm_add_epi32(pairs, _mm_madd_epi16(even, odd));
       } else {
         put(4 * piece + v, words[v]);
       }
@@ -96,6 +100,7 @@ STILL_INLINE void regroup_four(const uint8_t* const* q, int64_t offset, int32_t*
       pairs = _mm_setzero_si128();
     }
   }
+  if constexpr (F::kBlock == 256 && kWide<F, kColumns>) put(ColumnLayout<F, kColumns>::kSumsAt, pairs);
 }
 
 // Blocks [block, block + n_blocks) of the rows [row, row + n_rows); columns past n_rows repeat the last one. They may
@@ -131,7 +136,7 @@ STILL_INLINE void regroup_columns(const QuantizedRows& x, int64_t row, int64_t n
     }
     for (int c = 0; c < kColumns; ++c) {
       __builtin_memcpy(out + Layout::kScaleAt * stride + c, x.scale + rows[c] * blocks_of_row + b, 4);
-      if constexpr (!kOffsetInSums<F>)
+      if constexpr (!kOffsetInSums<F> && !(F::kBlock == 256 && kWide<F, kColumns>))
         regroup_sums<F>(x.sums + (rows[c] * x.k + b * F::kBlock) / 16, out + Layout::kSumsAt * stride + c, stride);
     }
   }
