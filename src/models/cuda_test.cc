@@ -480,6 +480,142 @@ TEST_F(CudaTest, SentRowsAreTheStoredOnes) {
   }
 }
 
+// Ranks that share a GPU, a stream each, launched by one thread: sums of parts (as f32, as bf16 on their way, as bf16
+// from the product), the norm behind them, and columns put side by side. The same bits on all ranks, and as added one
+// by one.
+TEST_F(CudaTest, RanksOnStreamsOfAGpuSumPartsAndGatherColumns) {
+  Rng rng(27);
+  enum class Part { kF32, kSentAsBF16, kBF16 };
+  for (const int n_ranks : {2, 3}) {
+    std::vector<std::unique_ptr<Exec>> execs;
+    for (int r = 0; r < n_ranks; ++r) execs.push_back(cuda_exec());
+    const CudaKernels& kernels = execs[0]->cuda()->kernels();
+    kernels.load_rank_kernels();  // a first launch would wait for the rank that polls
+    const auto gpu = [&](std::size_t r) -> CudaExec& { return *execs[r]->cuda(); };
+    const auto size = static_cast<std::size_t>(n_ranks);
+    const auto wait = [&] {
+      for (std::size_t r = 0; r < size; ++r) ASSERT_TRUE(gpu(r).wait("test"));
+    };
+    // 8200: a second turn of 1,024 threads.
+    for (const std::int64_t k : {72, 3584, 8200}) {
+      for (const std::int64_t n : {1, 5, 40}) {
+        for (const Part kind : {Part::kF32, Part::kSentAsBF16, Part::kBF16}) {
+          SCOPED_TRACE(fmt::format("{} ranks, {} rows of {}, kind {}", n_ranks, n, k, static_cast<int>(kind)));
+          const std::int64_t slot = (4 * n * k + 255) / 256 * 256, inbox = 2 * n_ranks * slot;
+          const FloatTensor residual = random_tensor(rng, {n, k}), w = random_tensor(rng, {k});
+          std::vector<DeviceBuffer> memory;
+          std::vector<OnDevice> part, y, norm, weights;
+          std::vector<FloatTensor> values;
+          std::vector<CudaSumArgs> args(size);
+          for (std::size_t r = 0; r < size; ++r) {
+            memory.push_back(std::move(*DeviceBuffer::create(inbox + 256, "test")));
+            gpu(r).stream().fill(memory[r].data(), 0xff, inbox);
+            gpu(r).stream().fill(memory[r].data() + inbox, 0, 256);
+            values.push_back(random_tensor(rng, {n, k}));
+            part.emplace_back(gpu(r), values[r].values, values[r].shape);
+            if (kind != Part::kF32) {
+              std::vector<std::uint16_t> bits;
+              for (float& v : values[r].values) bits.push_back(f32_to_bf16(v)), v = bf16_to_f32(bits.back());
+              if (kind == Part::kBF16)
+                gpu(r).stream().copy_to_device(part[r].memory.data(), bits.data(),
+                                               static_cast<std::int64_t>(bits.size()) * 2);
+              ASSERT_TRUE(gpu(r).wait("test"));
+            }
+            y.emplace_back(gpu(r), residual.values, residual.shape);
+            weights.emplace_back(gpu(r), w.values, w.shape);
+            norm.emplace_back(gpu(r), residual.shape);
+          }
+          wait();
+          for (std::size_t r = 0; r < size; ++r) {
+            for (std::size_t other = 0; other < size; ++other)
+              args[r].exchange.inboxes[other] = reinterpret_cast<std::uint8_t*>(memory[other].data());
+            args[r].exchange.slot_bytes = slot;
+            args[r].exchange.state = reinterpret_cast<std::uint32_t*>(memory[r].data() + inbox);
+            args[r].exchange.rank = static_cast<std::int32_t>(r);
+            args[r].exchange.n_ranks = n_ranks;
+            args[r].part = part[r].view().f32();
+            if (kind == Part::kBF16) args[r].part_bf16 = static_cast<const std::uint16_t*>(part[r].view().data);
+            args[r].y = y[r].view().f32();
+            args[r].is_bf16 = kind != Part::kF32;
+            args[r].n_rows = static_cast<std::int32_t>(n);
+            args[r].k = static_cast<std::int32_t>(k);
+            args[r].has_norm = true;
+            args[r].norm = {.w = weights[r].view().f32(),
+                            .y_f32 = norm[r].view().f32(),
+                            .n_rows = args[r].n_rows,
+                            .k = args[r].k,
+                            .eps = 1e-5f};
+          }
+          std::vector<float> want = residual.values;
+          for (int call = 0; call < 3; ++call) {
+            for (std::size_t r = 0; r < size; ++r) kernels.sum_parts(gpu(r).stream().handle(), args[r]);
+            wait();
+            for (std::size_t i = 0; i < want.size(); ++i) {
+              float total = 0;
+              for (const FloatTensor& of_rank : values) total += of_rank.values[i];
+              want[i] += total;
+            }
+          }
+          std::vector<float> normed(want.size());
+          for (std::size_t row = 0; row < static_cast<std::size_t>(n); ++row) {
+            const float* from = want.data() + row * static_cast<std::size_t>(k);
+            double squares = 0;
+            for (std::int64_t i = 0; i < k; ++i) squares += static_cast<double>(from[i]) * from[i];
+            const double scale = 1 / std::sqrt(squares / static_cast<double>(k) + 1e-5);
+            for (std::int64_t i = 0; i < k; ++i)
+              normed[row * static_cast<std::size_t>(k) + static_cast<std::size_t>(i)] =
+                  static_cast<float>(from[i] * scale * w.values[static_cast<std::size_t>(i)]);
+          }
+          for (std::size_t r = 0; r < size; ++r) {
+            ASSERT_EQ(y[r].values(), want);
+            EXPECT_LE(distance(norm[r].values(), normed), 1e-6);
+            ASSERT_EQ(norm[r].values(), norm[0].values());
+          }
+        }
+      }
+    }
+    // Widths of all ranks that four columns at a time divide, and others.
+    for (const std::int64_t width : {64, 37}) {
+      SCOPED_TRACE(fmt::format("{} ranks, {} columns", n_ranks, width));
+      const std::int64_t n = 7, stride = n_ranks * width;
+      std::vector<FloatTensor> values;
+      std::vector<OnDevice> columns, y;
+      std::vector<DeviceBuffer> memory;
+      for (std::size_t r = 0; r < size; ++r) {
+        values.push_back(random_tensor(rng, {n, width}));
+        columns.emplace_back(gpu(r), values[r].values, values[r].shape);
+        y.emplace_back(gpu(r), Shape{n, stride});
+        memory.push_back(std::move(*DeviceBuffer::create(256, "test")));
+        gpu(r).stream().fill(memory[r].data(), 0, 256);
+      }
+      wait();
+      for (int call = 0; call < 2; ++call) {
+        for (std::size_t r = 0; r < size; ++r) {
+          CudaGatherArgs args{.columns = columns[r].view().f32(),
+                              .y_stride = stride,
+                              .first_column = static_cast<std::int64_t>(r) * width,
+                              .n_columns = static_cast<std::int32_t>(width),
+                              .n_rows = static_cast<std::int32_t>(n),
+                              .state = reinterpret_cast<std::uint32_t*>(memory[r].data()),
+                              .rank = static_cast<std::int32_t>(r),
+                              .n_ranks = n_ranks};
+          for (std::size_t other = 0; other < size; ++other) {
+            args.y[other] = y[other].view().f32();
+            args.arrivals[other] = reinterpret_cast<std::uint32_t*>(memory[other].data()) + 2;
+          }
+          kernels.gather_columns(gpu(r).stream().handle(), args);
+        }
+        wait();
+      }
+      std::vector<float> want;
+      for (std::int64_t row = 0; row < n; ++row)
+        for (const FloatTensor& of_rank : values)
+          want.insert(want.end(), of_rank.values.begin() + row * width, of_rank.values.begin() + (row + 1) * width);
+      for (std::size_t r = 0; r < size; ++r) ASSERT_EQ(y[r].values(), want);
+    }
+  }
+}
+
 TEST_F(CudaTest, NormsEqualTheCpus) {
   Rng rng(13);
   auto gpu = cuda_exec();

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/arithmetic.h"
+#include "tensor/cuda.h"
 
 namespace still {
 
@@ -150,8 +151,10 @@ std::int64_t available_memory() {
 }
 
 std::int64_t cuda_chunk_tokens(const EngineSettings& settings) {
-  constexpr std::int64_t kTokens = 8192;
-  return settings.chunk_tokens == EngineSettings().chunk_tokens ? kTokens : settings.chunk_tokens;
+  if (settings.chunk_tokens != EngineSettings().chunk_tokens) return settings.chunk_tokens;
+  constexpr std::int64_t kTokens = 8192, kTokensOfLargeGpus = 16384, kLargeGpu = 60LL << 30;
+  const std::int64_t n_bytes = settings.gpu_memory > 0 ? settings.gpu_memory : cuda_total_memory(settings.cuda_device);
+  return n_bytes >= kLargeGpu ? kTokensOfLargeGpus : kTokens;
 }
 
 KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings) {

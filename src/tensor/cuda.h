@@ -22,6 +22,8 @@ struct CudaDeviceInfo {
 
 // Devices that this build can use; why there is none: `reason` (no CUDA in this build, no driver, no device).
 std::vector<CudaDeviceInfo> list_cuda_devices(std::string* reason = nullptr);
+// Bytes of a device's memory, without a change of the current device; 0: there is no such device.
+std::int64_t cuda_total_memory(std::int32_t index);
 
 // Makes the device current for the calling thread. kUnavailable where it cannot.
 Status use_cuda_device(std::int32_t index);

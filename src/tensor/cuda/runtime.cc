@@ -57,6 +57,14 @@ std::vector<CudaDeviceInfo> list_cuda_devices(std::string* reason) {
   return devices;
 }
 
+std::int64_t cuda_total_memory(std::int32_t index) {
+  cudaDeviceProp properties{};
+  if (cudaGetDeviceProperties(&properties, index) == cudaSuccess)
+    return static_cast<std::int64_t>(properties.totalGlobalMem);
+  (void)cudaGetLastError();
+  return 0;
+}
+
 Status use_cuda_device(std::int32_t index) {
   if (const cudaError_t code = cudaSetDevice(index); code != cudaSuccess)
     return cuda_error(fmt::format("GPU {}", index), code);

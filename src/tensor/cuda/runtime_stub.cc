@@ -14,6 +14,9 @@ std::vector<CudaDeviceInfo> list_cuda_devices(std::string* reason) {
   if (reason != nullptr) *reason = "this program was built without CUDA";
   return {};
 }
+std::int64_t cuda_total_memory(std::int32_t) {
+  return 0;
+}
 Status use_cuda_device(std::int32_t) {
   return no_cuda();
 }
