@@ -160,9 +160,11 @@ TEST_F(CudaTest, ProductsOfAllFormatsEqualTheCpus) {
           linear_add(*gpu, sum_gpu.view(), x_gpu.view(), device.weight);
           const bool is_dense = n > kCudaSkinnyRows && (activation_block(format) == 0 || n > 64) &&
                                 gpu->cuda()->gemm_missing() == nullptr && n_out % 8 == 0;
-          EXPECT_LE(distance(y.values(), want.values), bound(format, is_dense))
+          // Weights packed as Q8_0 are f16 in tiles, and so are the activations.
+          const double most = bound(format, is_dense || (n > kCudaSkinnyRows && cuda_f16_form(format) == kCudaQ8F16));
+          EXPECT_LE(distance(y.values(), want.values), most)
               << "format " << static_cast<int>(format) << ", " << n_out << " x " << k << ", " << n << " rows";
-          EXPECT_LE(distance(sum_gpu.values(), sum.values), bound(format, is_dense))
+          EXPECT_LE(distance(sum_gpu.values(), sum.values), most)
               << "sum: format " << static_cast<int>(format) << ", " << n_out << " x " << k << ", " << n << " rows";
         }
       }
@@ -202,7 +204,8 @@ TEST_F(CudaTest, GroupedAndGatedProductsEqualTheCpus) {
       for (std::int64_t row = 0; row < n; ++row)
         for (const FloatTensor* part : {&ya, &yb, &yc})
           for (std::int64_t i = 0; i < part->shape[1]; ++i) want.push_back(part->at(row, i));
-      const double most = format == PackedFormat::kBF16 ? 1.5e-2 : 1e-5;
+      const bool are_f16 = n > kCudaSkinnyRows && format == PackedFormat::kQ8_0;  // or bf16: against int8 activations
+      const double most = format == PackedFormat::kBF16 || are_f16 ? 1.5e-2 : 1e-5;
       EXPECT_LE(distance(joined.values(), want), most) << "format " << static_cast<int>(format) << ", " << n << " rows";
       EXPECT_LE(distance(gg.values(), gated.values), most + 1e-5) << "format " << static_cast<int>(format) << ", " << n;
     }
@@ -304,6 +307,74 @@ TEST_F(CudaTest, Fp8ProductsEqualDoubles) {
   }
 }
 
+// Q8_0 as f16: weights and activations are rounded once each (2^-12 of their size, at random), for the smallest and the
+// largest scales that files have; int8 activations would be ten times as far away.
+TEST_F(CudaTest, Q8ProductsAsF16EqualDoubles) {
+  Rng rng(27);
+  for (const bool is_reproducible : {true, false}) {
+    CudaOptions options = cuda_options();
+    options.reproducible = is_reproducible;
+    auto gpu = cuda_exec(options);
+    CudaExec& exec = *gpu->cuda();
+    struct Case {
+      PackedFormat format;
+      std::int64_t n_out, k;
+      float deviation;  // of weights: scales are about a seventieth of it
+    };
+    for (const Case& c : {Case{PackedFormat::kQ8_0, 16, 32, 0.05f}, Case{PackedFormat::kQ8_0, 41, 96, 1e-6f},
+                          Case{PackedFormat::kQ8_0, 72, 1056, 7e-5f}, Case{PackedFormat::kQ8_0, 104, 2848, 0.02f},
+                          Case{PackedFormat::kIQ4_NL, 56, 320, 7.0f}, Case{PackedFormat::kQ8_0, 200, 512, 1000.0f},
+                          Case{PackedFormat::kQ8_0, 8472, 1824, 0.05f}}) {
+      SCOPED_TRACE(fmt::format("format {}, {} x {}, {}, reproducible {}", static_cast<int>(c.format), c.n_out, c.k,
+                               c.deviation, is_reproducible));
+      const bool is_large = c.n_out > 1000;
+      if (is_large && !is_reproducible) continue;
+      const testing::PackedMatrix w = random_packed_matrix(rng, c.format, c.n_out, c.k, c.deviation),
+                                  up = random_packed_matrix(rng, c.format, c.n_out, c.k, c.deviation);
+      DeviceMatrix dw = to_device(exec, w), dup = to_device(exec, up);
+      const std::int64_t most_rows = is_large ? 2 : 256;
+      const FloatTensor x = random_tensor(rng, {most_rows, c.k});
+      FloatTensor bias = random_tensor(rng, {c.n_out}), old = random_tensor(rng, {most_rows, c.n_out});
+      for (float& v : bias.values) v *= c.deviation;
+      for (float& v : old.values) v *= c.deviation;
+      std::vector<float> want(old.values.size()), want_sum(want.size()), want_gated(want.size());
+      for (std::int64_t o = 0; o < c.n_out; ++o) {
+        const std::vector<float> values = w.decoded_row(o), ups = up.decoded_row(o);
+        for (std::int64_t row = 0; row < most_rows; ++row) {
+          double sum = 0, gate = 0;
+          for (std::int64_t i = 0; i < c.k; ++i) {
+            const double v = x.at(row, i);
+            sum += v * values[static_cast<std::size_t>(i)];
+            gate += v * ups[static_cast<std::size_t>(i)];
+          }
+          const auto at = static_cast<std::size_t>(row * c.n_out + o);
+          want[at] = static_cast<float>(sum + bias.values[static_cast<std::size_t>(o)]);
+          want_sum[at] = static_cast<float>(sum + old.values[at]);
+          want_gated[at] = static_cast<float>(sum / (1 + std::exp(-sum)) * gate);
+        }
+      }
+      for (const std::int64_t n : {1, 2, 8, 9, 16, 17, 64, 65, 96, 97, 128, 200, 256}) {
+        // Others: int8 activations, or more rows than tiles are for.
+        if (n > most_rows || (!is_reproducible && (n < 17 || n > 64))) continue;
+        if (!is_reproducible && !cuda_kernels()->has_tiles()) continue;
+        const auto rows = [&](const std::vector<float>& all, std::int64_t width) {
+          return std::vector<float>(all.begin(), all.begin() + n * width);
+        };
+        OnDevice gx(exec, rows(x.values, c.k), {n, c.k}), gb(exec, bias.values, bias.shape);
+        OnDevice y(exec, {n, c.n_out}), sum(exec, rows(old.values, c.n_out), {n, c.n_out}), gated(exec, {n, c.n_out});
+        exec.forget_copies(nullptr);
+        linear(*gpu, gx.view(), {{y.view(), &dw.weight, gb.view()}});
+        linear_add(*gpu, sum.view(), gx.view(), dw.weight);
+        linear_swiglu(*gpu, gated.view(), gx.view(), dw.weight, dup.weight);
+        const double most = 5e-4;
+        EXPECT_LE(distance(y.values(), rows(want, c.n_out)), most) << n << " rows";
+        EXPECT_LE(distance(sum.values(), rows(want_sum, c.n_out)), most) << n << " rows";
+        EXPECT_LE(distance(gated.values(), rows(want_gated, c.n_out)), 2 * most) << n << " rows";
+      }
+    }
+  }
+}
+
 // Of quantised weights and FP8 each row's bits are the same alone and among others, whichever kernels compute it.
 TEST_F(CudaTest, RowsDoNotDependOnTheirNumber) {
   Rng rng(24);
@@ -376,7 +447,7 @@ TEST_F(CudaTest, RowsDoNotDependOnTheirNumber) {
       };
       std::map<std::int64_t, std::vector<float>> alone;
       for (const std::int64_t row : {0, 4, 15, 16, 62, 64, 170, 199, 299}) alone[row] = products(row, 1)[0];
-      for (const std::int64_t n : {2, 5, 8, 9, 16, 17, 33, 64, 65, 180, 200, 300}) {
+      for (const std::int64_t n : {2, 5, 8, 9, 16, 17, 33, 64, 65, 96, 97, 128, 180, 200, 256, 300}) {
         if (n_out > 1000 && n != 5 && n != 17 && n < 180) continue;
         const auto together = products(0, n);
         for (const auto& [row, want] : alone)

@@ -454,21 +454,27 @@ const std::uint16_t* CudaExec::as_bf16(TensorView x) {
   return bf16_;
 }
 
+// How products in rows compute with `w`: of Q8_0 tiles make f16, and reproducible rows are the same in fewer.
+PackedFormat CudaExec::form_of(const Weight& w) const {
+  return options_.reproducible ? cuda_f16_form(w.format) : w.format;
+}
+
 // The form in which a skinny product, or one of tiles, with `w` reads x.
 CudaActivations CudaExec::activations(TensorView x, const Weight& w, bool in_tiles) {
   CudaActivations result;
+  const PackedFormat format = form_of(w);
   if (x.dtype == DType::kBF16) {
     result.bf16 = static_cast<const std::uint16_t*>(x.data);
   } else {
     result.f32 = x.f32();
   }
-  if (w.format == PackedFormat::kF32) return result;
+  if (format == PackedFormat::kF32) return result;
   if (in_tiles) {
-    const std::int32_t kind = kernels_->image_kind(w.format);
+    const std::int32_t kind = kernels_->image_kind(format);
     auto* images = reinterpret_cast<std::uint8_t*>(dense_);
     if (images_of_ != x.data || images_kind_ != kind) {
       kernels_->arrange_rows(stream_.handle(), result, static_cast<std::int32_t>(x.rows()),
-                             static_cast<std::int32_t>(x.row_size()), w.format, images);
+                             static_cast<std::int32_t>(x.row_size()), format, images);
       images_of_ = x.data;
       images_kind_ = kind;
     }
@@ -476,11 +482,11 @@ CudaActivations CudaExec::activations(TensorView x, const Weight& w, bool in_til
   }
   const std::int32_t block = activation_block(w.format);
   // Made what it must be by who reads it.
-  if (x.rows() == 1 && (!options_.reproducible || block != 0 || is_cuda_f8(w.format))) {
+  if (x.rows() == 1 && (!options_.reproducible || block != 0 || is_cuda_f8(format))) {
     if (can_take_norm(w, x)) return {.f32 = norm_.x.f32()};
     return result;
   }
-  if (is_cuda_f8(w.format)) {
+  if (is_cuda_f8(format) || format == kCudaQ8F16) {
     if (f8_of_ != x.data) {
       kernels_->scale_rows(stream_.handle(), result, static_cast<std::int32_t>(x.rows()),
                            static_cast<std::int32_t>(x.row_size()), bf16_, nullptr, f8_scale_);
@@ -515,7 +521,7 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
     const PackedFormat second = end < products.size() ? weights[end]->format : PackedFormat::kF32;
     if (x.rows() == 1 && epilogue == CudaEpilogue::kStore && cuda_can_mix(weights[begin]->format, second))
       while (end < products.size() && weights[end]->format == second) ++end;
-    CudaLinearArgs args{.format = weights[begin]->format,
+    CudaLinearArgs args{.format = form_of(*weights[begin]),
                         .epilogue = epilogue,
                         .n_products = static_cast<std::int32_t>(end - begin),
                         .y_is_bf16 = y_is_bf16,
