@@ -840,7 +840,8 @@ struct Q8F16 : Quant<8, 32, false, 32> {
   }
   // Half i of a word, twice.
   static __device__ __forceinline__ std::uint32_t twice(std::uint32_t word, int i) {
-    return __byte_perm(word, 0, i == 0 ? 0x1010 : 0x3232);
+    const __half2 two = *reinterpret_cast<const __half2*>(&word), v = i == 0 ? __low2half2(two) : __high2half2(two);
+    return *reinterpret_cast<const std::uint32_t*>(&v);
   }
 
   using Column = F8<false>::Column;
@@ -849,10 +850,11 @@ struct Q8F16 : Quant<8, 32, false, 32> {
   }
   static __device__ __forceinline__ void multiply_single(const Single& c, const Column& x, const Panel&, int, int lane,
                                                          float (&f)[4]) {
-    const int g = lane / 4, t = lane % 4;
+    const int t = lane % 4;
     float acc[4] = {};
     std::uint32_t scales[2];
-    // Tile j is multiplied in column j, which lane j / 2 of four has; so the chain goes from column to column.
+    // Tile j is multiplied in column j, which lane j / 2 of four has; so the chain goes from column to column. What the
+    // other columns gather (other tiles' activations) is overwritten or left.
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       if (j % 2 == 1) {
@@ -865,12 +867,11 @@ struct Q8F16 : Quant<8, 32, false, 32> {
         }
       }
       const std::uint32_t scale[2] = {twice(scales[0], j % 2), twice(scales[1], j % 2)};
-      const bool is_mine = g == j;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         std::uint32_t a[4];
         operand(c.low[4 * j + 2 * half], c.low[4 * j + 2 * half + 1], scale, a);
-        mma_f16(acc, a[0], a[1], a[2], a[3], is_mine ? x.words[2 * half] : 0, is_mine ? x.words[2 * half + 1] : 0);
+        mma_f16(acc, a[0], a[1], a[2], a[3], x.words[2 * half], x.words[2 * half + 1]);
       }
     }
     // Lane 3 of four has the sums of both rows; even lanes take row g, odd ones row g + 8.
