@@ -9,8 +9,8 @@
 // Quantised weights: integers up to 2048 times a sub-block's scale are exact in f16, activations are integers up to
 // 127, and sums below 2^24 are exact in f32 whatever their order: 128 products of Q4_K (at most 15 * 63 * 127 each).
 // Where weight times scale may be larger (5, 6 and 8 bits) the scale's two lowest bits are multiplied apart. Minimums
-// are a product too: with the sums of 16 activations. FP8: a chunk's products (where 128 have a scale, a half's) are
-// one chain of the tensor core's steps of sixteen, as there.
+// are a product too: with the sums of 16 activations. FP8 and Q8_0 as f16: a chunk's products (where 128 have a scale,
+// a half's) are one chain of the tensor core's steps of sixteen, as there.
 #include <algorithm>
 
 #include "kernels/cuda/linear.cuh"
@@ -834,12 +834,13 @@ __device__ __forceinline__ void tile_body(const SkinnyArgs& args, int n_split, u
   finish_tile<Format, false>(args, n_split, rank, tile, static_cast<int>(blockIdx.y), f, stages);
 }
 
-// FP8 with a scale for each row and more than 64 rows of activations: 96 or 128 of them (kColumns), so that weights are
-// read and made f16 once for all, and the tensor core has more to do for each. Stages are slices of 64 activations,
-// which a warp of its own brings. Weights come through shared memory too, by copies of which each thread reads its own,
-// a chunk ahead. Two warpgroups multiply: while one adds a chunk's sums, the tensor core works for the other. Blocks
-// that take whole rows stay: the next results' operands are on their way while these are finished. Of what is saved,
-// groups or parts of a group, there is room for one: where parts are several chunks, clusters share the groups.
+// FP8 with a scale for each row, Q8_0 as f16, and more than 64 rows of activations: 96 or 128 of them (kColumns), so
+// that weights are read and made f16 once for all, and the tensor core has more to do for each. Stages are slices of 64
+// activations, which a warp of its own brings. Weights come through shared memory too, by copies of which each thread
+// reads its own, a chunk ahead. Two warpgroups multiply: while one adds a chunk's sums, the tensor core works for the
+// other. Blocks that take whole rows stay: the next results' operands are on their way while these are finished. Of
+// what is saved, groups or parts of a group, there is room for one: where parts are several chunks, clusters share the
+// groups.
 __device__ __forceinline__ void copy_own(void* to, const std::uint8_t* from, bool is_inside) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(is_inside ? 16 : 0)
