@@ -303,10 +303,14 @@ __device__ __forceinline__ std::uint32_t byte_as_f16(std::uint32_t word, int i) 
   return *reinterpret_cast<const std::uint32_t*>(&v);
 }
 
-// One chunk of 256 of a warp's 16 rows times an image. `c` holds its first piece (a Format::Chunk) and afterwards that
-// of the chunk `next`, unless that is negative. f: sums of the part; is_alone: a part is a chunk, f sums parts.
+// One chunk of 256 of a warp's 16 rows times an image. `c` holds it, or the first of two pieces, and afterwards the
+// same of the chunk `next`, unless that is negative. f: sums of the part; is_alone: a part is a chunk, f sums parts.
 template <class Format>
 struct TileMath {
+  using Held = typename Format::Chunk;
+  static __device__ __forceinline__ void load(Held& c, const Panel& panel, int chunk, int lane) {
+    Format::load(c, panel, chunk * (256 / Format::kChunk), lane);
+  }
   // A operand of group j: two steps of 16. Of blocks of 256 weights are multiplied by their scales, `mask` of them.
   static __device__ __forceinline__ void operand(const typename Format::Chunk& c, int j, std::uint32_t mask,
                                                  std::uint32_t (&a)[8]) {
@@ -490,6 +494,10 @@ struct TileMath {
 template <bool kIsBlocks>
 struct TileMath<F8<kIsBlocks>> {
   using Format = F8<kIsBlocks>;
+  using Held = typename Format::Chunk;
+  static __device__ __forceinline__ void load(Held& c, const Panel& panel, int chunk, int lane) {
+    Format::load(c, panel, chunk, lane);
+  }
   static constexpr int kSlices = kIsBlocks ? 2 : 4;  // of a chain
   // Slice s into acc, whose chain is a chunk or, where halves have scales, half of one; its weights' registers take the
   // next chunk's.
@@ -550,24 +558,27 @@ struct TileMath<F8<kIsBlocks>> {
 
 template <>
 struct TileMath<Q8F16> {
-  static __device__ __forceinline__ void multiply(Q8F16::Chunk& c, const Panel& panel, int chunk, int next,
-                                                  const std::uint8_t* image, int lane, bool is_alone, float (&f)[32]) {
+  struct Held {
+    Q8F16::Chunk pieces[2];
+  };
+  static __device__ __forceinline__ void load(Held& c, const Panel& panel, int chunk, int lane) {
+#pragma unroll
+    for (int piece = 0; piece < 2; ++piece) Q8F16::load(c.pieces[piece], panel, 2 * chunk + piece, lane);
+  }
+  static __device__ __forceinline__ void multiply(Held& c, const Panel& panel, int, int next, const std::uint8_t* image,
+                                                  int lane, bool is_alone, float (&f)[32]) {
     std::uint32_t a[2][8];
     float sums[32];
 #pragma unroll
     for (int piece = 0; piece < 2; ++piece) {
-      Q8F16::Chunk later;
-      if (piece == 0) {
-        Q8F16::load(later, panel, 2 * chunk + 1, lane);
-      } else if (next >= 0) {
-        Q8F16::load(later, panel, 2 * next, lane);
-      }
+      Q8F16::Chunk& from = c.pieces[piece];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const std::uint32_t scale[2] = {Q8F16::twice(c.sub[0][j / 2], j % 2), Q8F16::twice(c.sub[1][j / 2], j % 2)};
+        const std::uint32_t scale[2] = {Q8F16::twice(from.sub[0][j / 2], j % 2),
+                                        Q8F16::twice(from.sub[1][j / 2], j % 2)};
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-          Q8F16::operand(c.low[4 * j + 2 * half], c.low[4 * j + 2 * half + 1], scale, a[j % 2] + 4 * half);
+          Q8F16::operand(from.low[4 * j + 2 * half], from.low[4 * j + 2 * half + 1], scale, a[j % 2] + 4 * half);
         const std::uint8_t* steps = image + 2 * (4 * piece + j) * kStepBytes;
         wgmma_fence();
         wgmma_step(sums, a[j % 2], step_descriptor(steps), piece + j > 0);
@@ -575,7 +586,8 @@ struct TileMath<Q8F16> {
         wgmma_commit();
         wgmma_wait<1>();
       }
-      c = later;
+      // Nearly a chunk ahead of its use.
+      if (next >= 0) Q8F16::load(from, panel, 2 * next + piece, lane);
     }
     wgmma_finish(sums);
 #pragma unroll
@@ -777,7 +789,6 @@ __device__ __forceinline__ void tile_body(const SkinnyArgs& args, int n_split, u
 
   float4* saved = reinterpret_cast<float4*>(stages + kStages * kImageBytes);  // groups
   float4* parts = saved + kSlotBytes / 16;                                    // parts of a group
-  constexpr int kPieces = 256 / Format::kChunk;
   ChunkWalk walk(begin_group, end_group, n_chunks, args.n_parts);
   float f[32] = {};
   // Thread 0 asks for images kAhead chunks before they are used, in stages that all warps left two chunks ago.
@@ -797,8 +808,8 @@ __device__ __forceinline__ void tile_body(const SkinnyArgs& args, int n_split, u
   };
   const bool is_alone = args.n_parts == n_chunks;
   bool is_first_part = true, is_first_group = true;
-  typename Format::Chunk c;
-  if (walk.is_inside()) Format::load(c, panel, walk.chunk * kPieces, lane);
+  typename TileMath<Format>::Held c;
+  if (walk.is_inside()) TileMath<Format>::load(c, panel, walk.chunk, lane);
   allow_next();
   wait_for_previous();
   if (thread == 0)
