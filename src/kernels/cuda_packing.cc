@@ -12,11 +12,15 @@
 namespace still {
 
 bool is_cuda_quantized(PackedFormat format) {
-  return !is_cuda_f8(format) && activation_block(format) != 0;
+  return !is_cuda_f8(format) && format != kCudaQ8F16 && activation_block(format) != 0;
 }
 
 bool is_cuda_f8(PackedFormat format) {
   return format == kCudaF8Row || format == kCudaF8Block;
+}
+
+PackedFormat cuda_f16_form(PackedFormat format) {
+  return format == PackedFormat::kQ8_0 || format == PackedFormat::kIQ4_NL ? kCudaQ8F16 : format;
 }
 
 PackedFormat cuda_f8_format(PackedFormat format, std::int64_t k) {

@@ -17,6 +17,8 @@ namespace still {
 // row, for each 128 x 128 weights.
 inline constexpr PackedFormat kCudaF8Row{kPackedFormatCount};
 inline constexpr PackedFormat kCudaF8Block{kPackedFormatCount + 1};
+// Another way to compute with weights packed as Q8_0, not one to pack them: they are made f16 (weights.cuh).
+inline constexpr PackedFormat kCudaQ8F16{kPackedFormatCount + 2};
 
 // The properties that the kernels are templates of.
 struct CudaQuantLayout {
@@ -37,6 +39,7 @@ constexpr int cuda_scale_place(int n_sub, bool has_min, bool is_min, int i) {
 
 bool is_cuda_quantized(PackedFormat format);  // integers with scales of sub-blocks: not floats, not FP8
 bool is_cuda_f8(PackedFormat format);
+PackedFormat cuda_f16_form(PackedFormat format);  // kCudaQ8F16 where weights are packed so, else what it is
 // What a matrix becomes where FP8 is wanted: kCudaF8Row if it holds floats and its rows suit, else what it is.
 PackedFormat cuda_f8_format(PackedFormat format, std::int64_t k);
 CudaQuantLayout cuda_quant_layout(PackedFormat format);  // of a quantised format

@@ -22,8 +22,10 @@ constexpr std::int64_t kDecodeBlocks = 264;  // of the decode attention, at once
 constexpr std::int64_t kTile = 16;           // tokens of a warp in prefill attention
 constexpr std::int64_t kGroupedRows = 64;
 // Rows from which the tile kernel is faster than the kernel of few rows, and up to which it is faster than the dense
-// products of quantised weights and of FP8.
-constexpr std::int64_t kTiledRows = 17, kMostTiledRows = 192, kMostTiledF8Rows = 64;
+// products of quantised weights, of those packed as Q8_0, and of FP8.
+constexpr std::int64_t kTiledRows = 17, kMostTiledRows = 192, kMostTiledQ8Rows = 384, kMostTiledF8Rows = 64;
+// Rows from which weights packed as Q8_0 are multiplied faster as f16.
+constexpr std::int64_t kQ8F16Rows = 9;
 // Decodes up to which the attention also turns and stores their keys: more are served better by a kernel of its own.
 constexpr std::int64_t kFusedRopeDecodes = 32;
 
@@ -454,21 +456,28 @@ const std::uint16_t* CudaExec::as_bf16(TensorView x) {
   return bf16_;
 }
 
+// How products in rows compute with `w`. Tiles make f16 of what is packed as Q8_0; reproducible rows are the same in
+// fewer.
+PackedFormat CudaExec::form_of(const Weight& w, std::int64_t n_rows) const {
+  return options_.reproducible || n_rows >= kQ8F16Rows ? cuda_f16_form(w.format) : w.format;
+}
+
 // The form in which a skinny product, or one of tiles, with `w` reads x.
 CudaActivations CudaExec::activations(TensorView x, const Weight& w, bool in_tiles) {
   CudaActivations result;
+  const PackedFormat format = form_of(w, x.rows());
   if (x.dtype == DType::kBF16) {
     result.bf16 = static_cast<const std::uint16_t*>(x.data);
   } else {
     result.f32 = x.f32();
   }
-  if (w.format == PackedFormat::kF32) return result;
+  if (format == PackedFormat::kF32) return result;
   if (in_tiles) {
-    const std::int32_t kind = kernels_->image_kind(w.format);
+    const std::int32_t kind = kernels_->image_kind(format);
     auto* images = reinterpret_cast<std::uint8_t*>(dense_);
     if (images_of_ != x.data || images_kind_ != kind) {
       kernels_->arrange_rows(stream_.handle(), result, static_cast<std::int32_t>(x.rows()),
-                             static_cast<std::int32_t>(x.row_size()), w.format, images);
+                             static_cast<std::int32_t>(x.row_size()), format, images);
       images_of_ = x.data;
       images_kind_ = kind;
     }
@@ -476,11 +485,11 @@ CudaActivations CudaExec::activations(TensorView x, const Weight& w, bool in_til
   }
   const std::int32_t block = activation_block(w.format);
   // Made what it must be by who reads it.
-  if (x.rows() == 1 && (!options_.reproducible || block != 0 || is_cuda_f8(w.format))) {
+  if (x.rows() == 1 && (!options_.reproducible || block != 0 || is_cuda_f8(format))) {
     if (can_take_norm(w, x)) return {.f32 = norm_.x.f32()};
     return result;
   }
-  if (is_cuda_f8(w.format)) {
+  if (is_cuda_f8(format) || format == kCudaQ8F16) {
     if (f8_of_ != x.data) {
       kernels_->scale_rows(stream_.handle(), result, static_cast<std::int32_t>(x.rows()),
                            static_cast<std::int32_t>(x.row_size()), bf16_, nullptr, f8_scale_);
@@ -515,7 +524,7 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
     const PackedFormat second = end < products.size() ? weights[end]->format : PackedFormat::kF32;
     if (x.rows() == 1 && epilogue == CudaEpilogue::kStore && cuda_can_mix(weights[begin]->format, second))
       while (end < products.size() && weights[end]->format == second) ++end;
-    CudaLinearArgs args{.format = weights[begin]->format,
+    CudaLinearArgs args{.format = form_of(*weights[begin], x.rows()),
                         .epilogue = epilogue,
                         .n_products = static_cast<std::int32_t>(end - begin),
                         .y_is_bf16 = y_is_bf16,
@@ -673,9 +682,11 @@ bool CudaExec::can_tile(std::span<const Weight* const> weights) const {
 // Whether it is the fastest for so many rows.
 bool CudaExec::is_tiled(std::int64_t n, std::span<const Weight* const> weights) const {
   if (!can_tile(weights) || n < kTiledRows) return false;
-  const bool has_f8 =
-      std::any_of(weights.begin(), weights.end(), [](const Weight* w) { return is_cuda_f8(w->format); });
-  return n <= (has_f8 ? kMostTiledF8Rows : kMostTiledRows);
+  return std::all_of(weights.begin(), weights.end(), [&](const Weight* w) {
+    return n <= (is_cuda_f8(w->format)                    ? kMostTiledF8Rows
+                 : cuda_f16_form(w->format) == kCudaQ8F16 ? kMostTiledQ8Rows
+                                                          : kMostTiledRows);
+  });
 }
 
 void CudaExec::multiply(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,

@@ -141,6 +141,7 @@ class CudaExec {
   // Sizes of steps that come again and again: decodes of the ladder, full chunks of prompts.
   bool is_recurring(std::int64_t n_rows) const { return batch_.is_plain || n_rows == options_.max_tokens; }
   void add_parts();  // takes the sum that is still to be taken
+  PackedFormat form_of(const Weight& w, std::int64_t n_rows) const;
   CudaActivations activations(TensorView x, const Weight& w, bool in_tiles);
   const std::uint16_t* as_bf16(TensorView x);
   bool can_take_norm(const Weight& w, TensorView x) const;

@@ -105,6 +105,12 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
 
 constexpr int kMostWarps = kMostParts;
 
+// Rows that are computed as among others come after their norm: the kernel of Q8_0 as f16 has no registers for one.
+template <class Format>
+__device__ __forceinline__ bool takes_norm(const SkinnyArgs& args) {
+  return !std::is_same_v<Format, Q8F16> && args.norm != nullptr;
+}
+
 // What a kernel of one row does between its first loads and its first look at the row. The number of the call that its
 // results are sent in, where they are.
 __device__ __forceinline__ std::uint32_t begin_row(const SkinnyArgs& args) {
@@ -202,7 +208,7 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
     if (chunk_of(warp, s) < n_chunks)
       Format::load_single(slots[s], panels[kMatrices == 2 ? s : 0], chunk_of(warp, s), lane);
   RowShare<Format> share;
-  if (args.norm != nullptr && warp < n_chunks) share.load_norm(args, warp, lane);
+  if (takes_norm<Format>(args) && warp < n_chunks) share.load_norm(args, warp, lane);
   const std::uint32_t call = begin_row(args);
   if (warp < n_chunks) share.load_raw(args, warp, lane);
   const int out_row = 16 * panel_idx + static_cast<int>(threadIdx.x);
@@ -224,10 +230,10 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
       const int chunk = chunk_of(base, s);
       if (chunk >= n_chunks) break;
       if (kMatrices == 1 || s == 0) {
-        column = share.column(args.norm != nullptr, lane, sum_of_squares);
+        column = share.column(takes_norm<Format>(args), lane, sum_of_squares);
         if (chunk + n_warps < n_chunks) {
           share.load_raw(args, chunk + n_warps, lane);
-          if (args.norm != nullptr) share.load_norm(args, chunk + n_warps, lane);
+          if (takes_norm<Format>(args)) share.load_norm(args, chunk + n_warps, lane);
         }
       }
       const Panel& panel = panels[kMatrices == 2 ? s : 0];
@@ -237,7 +243,7 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
   }
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) add_lanes<Format>(f[m], lane, parts[m][warp]);
-  if (args.norm != nullptr) {
+  if (takes_norm<Format>(args)) {
     sum_of_squares = warp_sum(sum_of_squares);
     if (lane == 0) squares[warp] = sum_of_squares;
   }
@@ -247,9 +253,9 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
   float v[kMatrices], r = 0;
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) v[m] = sum_of_parts(n_warps, [&](int w) { return parts[m][w][threadIdx.x]; });
-  if (args.norm != nullptr)
+  if (takes_norm<Format>(args))
     for (int w = 0; w < n_warps; ++w) r += squares[w];
-  const float factor = args.norm != nullptr ? 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps) : 1.0f;
+  const float factor = takes_norm<Format>(args) ? 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps) : 1.0f;
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) v[m] = scaled<Format>(panels[m], static_cast<int>(threadIdx.x), v[m]) * factor;
   const float result = kMatrices == 2 ? swiglu(v[0], v[kMatrices - 1]) : v[0] + old;
@@ -306,12 +312,12 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) stream_kernel(const __grid
   RowShare<Format> share;
 #pragma unroll
   for (int s = 0; s < 2; ++s) load(static_cast<int>(blockIdx.x), s);
-  if (args.norm != nullptr) share.load_norm(args, warp, lane);
+  if (takes_norm<Format>(args)) share.load_norm(args, warp, lane);
   const std::uint32_t call = begin_row(args);
   share.load_raw(args, warp, lane);
   float sum_of_squares = 0;
-  const typename Format::Column column = share.column(args.norm != nullptr, lane, sum_of_squares);
-  if (args.norm != nullptr) {
+  const typename Format::Column column = share.column(takes_norm<Format>(args), lane, sum_of_squares);
+  if (takes_norm<Format>(args)) {
     sum_of_squares = warp_sum(sum_of_squares);
     if (lane == 0) squares[warp] = sum_of_squares;
   }
@@ -335,7 +341,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) stream_kernel(const __grid
     const int row = 16 * in_matrix + lane % 16;
     const bool is_inside = panel_idx < n_panels && row < product.n_out;
     float v = sum_of_parts(n_warps, [&](int w) { return parts[turn % 2][s][w][lane % 16]; }), r = 0;
-    if (args.norm != nullptr) {
+    if (takes_norm<Format>(args)) {
       for (int w = 0; w < n_warps; ++w) r += squares[w];
       v *= 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps);
     }
@@ -484,12 +490,13 @@ void linear(void* stream, const CudaLinearArgs& in) {
   args.exchange = in.exchange;
   args.norm = in.norm;
   args.eps = in.eps;
-  args.panel_bytes = cuda_panel_bytes(in.format, in.k);
+  const PackedFormat packed = in.format == kCudaQ8F16 ? PackedFormat::kQ8_0 : in.format;
+  args.panel_bytes = cuda_panel_bytes(packed, in.k);
   if (is_float) {
     launch_skinny<Bf16>(stream, args, n_order);
     return;
   }
-  if (is_cuda_quantized(in.format)) args.n_tiles = in.k / cuda_quant_layout(in.format).block;
+  if (is_cuda_quantized(packed)) args.n_tiles = in.k / cuda_quant_layout(packed).block;
   if (in.x.images != nullptr) {
     launch_tiles(stream, in.format, args, n_order);
     return;
@@ -504,6 +511,10 @@ void linear(void* stream, const CudaLinearArgs& in) {
     const int n_warps = parts_of(args.n_tiles, n_order);
     launch(mixed_kernel<First, Second>, static_cast<unsigned>(n_blocks), static_cast<unsigned>(32 * n_warps), 0, stream,
            args);
+    return;
+  }
+  if (in.format == kCudaQ8F16) {
+    launch_skinny<Q8F16>(stream, args, n_order);
     return;
   }
   with_quant(in.format, [&](auto quant) { launch_skinny<decltype(quant)>(stream, args, n_order); });

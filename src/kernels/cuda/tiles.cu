@@ -9,8 +9,8 @@
 // Quantised weights: integers up to 2048 times a sub-block's scale are exact in f16, activations are integers up to
 // 127, and sums below 2^24 are exact in f32 whatever their order: 128 products of Q4_K (at most 15 * 63 * 127 each).
 // Where weight times scale may be larger (5, 6 and 8 bits) the scale's two lowest bits are multiplied apart. Minimums
-// are a product too: with the sums of 16 activations. FP8: a chunk's products (where 128 have a scale, a half's) are
-// one chain of the tensor core's steps of sixteen, as there.
+// are a product too: with the sums of 16 activations. FP8 and Q8_0 as f16: a chunk's products (where 128 have a scale,
+// a half's) are one chain of the tensor core's steps of sixteen, as there.
 #include <algorithm>
 
 #include "kernels/cuda/linear.cuh"
@@ -40,10 +40,12 @@ struct WideShape {
 };
 
 // The orders in which formats read activations.
-enum class ImageKind : int { k32Of256, k16Of256, k32, kF8, kF8Blocks };
+enum class ImageKind : int { k32Of256, k16Of256, k32, kF8, kF8Blocks, kQ8F16 };
 template <class Format>
 constexpr ImageKind kind_of() {
-  if constexpr (!requires { Format::kSubBlock; }) {
+  if constexpr (std::is_same_v<Format, Q8F16>) {
+    return ImageKind::kQ8F16;
+  } else if constexpr (!requires { Format::kSubBlock; }) {
     return Format::kHasRowScales ? ImageKind::kF8 : ImageKind::kF8Blocks;
   } else if constexpr (Format::kBlockSize == 32) {
     return ImageKind::k32;
@@ -54,8 +56,11 @@ constexpr ImageKind kind_of() {
 
 // Rows of activations of an image: 64, or where a block of the wide kernel takes so many, 96 or 128, whichever leaves
 // fewer rows of the last image empty.
+constexpr bool is_wide(ImageKind kind) {
+  return kind == ImageKind::kF8 || kind == ImageKind::kQ8F16;
+}
 int image_rows(ImageKind kind, int n_rows, int n_chunks) {
-  if (kind != ImageKind::kF8 || n_rows <= kTileRows || n_chunks > kMostWideChunks) return kTileRows;
+  if (!is_wide(kind) || n_rows <= kTileRows || n_chunks > kMostWideChunks) return kTileRows;
   return (n_rows + 95) / 96 * 96 < (n_rows + 127) / 128 * 128 ? 96 : 128;
 }
 
@@ -73,7 +78,8 @@ __global__ void __launch_bounds__(256)
   const int chunk = static_cast<int>(blockIdx.x * 8 + threadIdx.x / 32), row = static_cast<int>(blockIdx.y);
   if (chunk >= n_chunks) return;
   const int from = 256 * chunk + 8 * lane, n = row % each, step_bytes = 32 * each;
-  const bool is_f8 = kind == ImageKind::kF8 || kind == ImageKind::kF8Blocks;
+  const bool is_f8 = kind == ImageKind::kF8 || kind == ImageKind::kF8Blocks,
+             is_float = is_f8 || kind == ImageKind::kQ8F16;
   float v[8] = {}, most = 0, bad = 0;
   if (from < k) {
     const std::int64_t at = static_cast<std::int64_t>(row) * k + from;
@@ -92,7 +98,7 @@ __global__ void __launch_bounds__(256)
     is_bad |= __shfl_xor_sync(0xffffffffu, is_bad, i);
   }
   float scale, inverse;
-  if (is_f8) {
+  if (is_float) {
     const int exponent = max(static_cast<int>(__float_as_uint(most) >> 23) - 12, 14);
     inverse = __uint_as_float(static_cast<std::uint32_t>(254 - exponent) << 23);
     scale = __uint_as_float(static_cast<std::uint32_t>(exponent) << 23);
@@ -111,7 +117,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       q[i] = v[4 * half + i] * inverse;
-      if (!is_f8) q[i] = inverse == 0.0f ? 0.0f : rintf(q[i]);
+      if (!is_float) q[i] = inverse == 0.0f ? 0.0f : rintf(q[i]);
       sum += q[i];
     }
     // Step and place in it of these four.
@@ -134,7 +140,7 @@ __global__ void __launch_bounds__(256)
   }
   if (lane == 0) scales[0] = scale;
   sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-  if (!is_f8 && lane % 2 == 0)  // sum i of 16
+  if (!is_float && lane % 2 == 0)  // sum i of 16
     *reinterpret_cast<__half*>(image + kSumsAt + lane / 16 * (kStepBytes / 2) + lane / 2 % 8 * 2) =
         __float2half_rn(sum);
 }
@@ -297,10 +303,14 @@ __device__ __forceinline__ std::uint32_t byte_as_f16(std::uint32_t word, int i) 
   return *reinterpret_cast<const std::uint32_t*>(&v);
 }
 
-// One chunk of 256 of a warp's 16 rows times an image. `c` holds its first piece (a Format::Chunk) and afterwards that
-// of the chunk `next`, unless that is negative. f: sums of the part; is_alone: a part is a chunk, f sums parts.
+// One chunk of 256 of a warp's 16 rows times an image. `c` holds it, or the first of two pieces, and afterwards the
+// same of the chunk `next`, unless that is negative. f: sums of the part; is_alone: a part is a chunk, f sums parts.
 template <class Format>
 struct TileMath {
+  using Held = typename Format::Chunk;
+  static __device__ __forceinline__ void load(Held& c, const Panel& panel, int chunk, int lane) {
+    Format::load(c, panel, chunk * (256 / Format::kChunk), lane);
+  }
   // A operand of group j: two steps of 16. Of blocks of 256 weights are multiplied by their scales, `mask` of them.
   static __device__ __forceinline__ void operand(const typename Format::Chunk& c, int j, std::uint32_t mask,
                                                  std::uint32_t (&a)[8]) {
@@ -484,6 +494,10 @@ struct TileMath {
 template <bool kIsBlocks>
 struct TileMath<F8<kIsBlocks>> {
   using Format = F8<kIsBlocks>;
+  using Held = typename Format::Chunk;
+  static __device__ __forceinline__ void load(Held& c, const Panel& panel, int chunk, int lane) {
+    Format::load(c, panel, chunk, lane);
+  }
   static constexpr int kSlices = kIsBlocks ? 2 : 4;  // of a chain
   // Slice s into acc, whose chain is a chunk or, where halves have scales, half of one; its weights' registers take the
   // next chunk's.
@@ -536,6 +550,52 @@ struct TileMath<F8<kIsBlocks>> {
         float sum = first[i];
         if constexpr (kIsBlocks) sum = __fadd_rn(__fmul_rn(sum, block[0]), __fmul_rn(second[i], block[1]));
         const float v = fmaf(sum, of(s, i), is_alone ? 0.0f : f[i]);
+        f[i] = is_alone ? __fadd_rn(f[i], v) : v;
+      }
+    }
+  }
+};
+
+template <>
+struct TileMath<Q8F16> {
+  struct Held {
+    Q8F16::Chunk pieces[2];
+  };
+  static __device__ __forceinline__ void load(Held& c, const Panel& panel, int chunk, int lane) {
+#pragma unroll
+    for (int piece = 0; piece < 2; ++piece) Q8F16::load(c.pieces[piece], panel, 2 * chunk + piece, lane);
+  }
+  static __device__ __forceinline__ void multiply(Held& c, const Panel& panel, int, int next, const std::uint8_t* image,
+                                                  int lane, bool is_alone, float (&f)[32]) {
+    std::uint32_t a[2][8];
+    float sums[32];
+#pragma unroll
+    for (int piece = 0; piece < 2; ++piece) {
+      Q8F16::Chunk& from = c.pieces[piece];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const std::uint32_t scale[2] = {Q8F16::twice(from.sub[0][j / 2], j % 2),
+                                        Q8F16::twice(from.sub[1][j / 2], j % 2)};
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          Q8F16::operand(from.low[4 * j + 2 * half], from.low[4 * j + 2 * half + 1], scale, a[j % 2] + 4 * half);
+        const std::uint8_t* steps = image + 2 * (4 * piece + j) * kStepBytes;
+        wgmma_fence();
+        wgmma_step(sums, a[j % 2], step_descriptor(steps), piece + j > 0);
+        wgmma_step(sums, a[j % 2] + 4, step_descriptor(steps + kStepBytes), true);
+        wgmma_commit();
+        wgmma_wait<1>();
+      }
+      // Nearly a chunk ahead of its use.
+      if (next >= 0) Q8F16::load(from, panel, 2 * next + piece, lane);
+    }
+    wgmma_finish(sums);
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const float2 s = two_floats(image + kMainBytes, n, lane % 4);
+#pragma unroll
+      for (int i = 4 * n; i < 4 * n + 4; ++i) {
+        const float v = fmaf(sums[i], of(s, i), is_alone ? 0.0f : f[i]);
         f[i] = is_alone ? __fadd_rn(f[i], v) : v;
       }
     }
@@ -729,7 +789,6 @@ __device__ __forceinline__ void tile_body(const SkinnyArgs& args, int n_split, u
 
   float4* saved = reinterpret_cast<float4*>(stages + kStages * kImageBytes);  // groups
   float4* parts = saved + kSlotBytes / 16;                                    // parts of a group
-  constexpr int kPieces = 256 / Format::kChunk;
   ChunkWalk walk(begin_group, end_group, n_chunks, args.n_parts);
   float f[32] = {};
   // Thread 0 asks for images kAhead chunks before they are used, in stages that all warps left two chunks ago.
@@ -749,8 +808,8 @@ __device__ __forceinline__ void tile_body(const SkinnyArgs& args, int n_split, u
   };
   const bool is_alone = args.n_parts == n_chunks;
   bool is_first_part = true, is_first_group = true;
-  typename Format::Chunk c;
-  if (walk.is_inside()) Format::load(c, panel, walk.chunk * kPieces, lane);
+  typename TileMath<Format>::Held c;
+  if (walk.is_inside()) TileMath<Format>::load(c, panel, walk.chunk, lane);
   allow_next();
   wait_for_previous();
   if (thread == 0)
@@ -786,12 +845,13 @@ __device__ __forceinline__ void tile_body(const SkinnyArgs& args, int n_split, u
   finish_tile<Format, false>(args, n_split, rank, tile, static_cast<int>(blockIdx.y), f, stages);
 }
 
-// FP8 with a scale for each row and more than 64 rows of activations: 96 or 128 of them (kColumns), so that weights are
-// read and made f16 once for all, and the tensor core has more to do for each. Stages are slices of 64 activations,
-// which a warp of its own brings. Weights come through shared memory too, by copies of which each thread reads its own,
-// a chunk ahead. Two warpgroups multiply: while one adds a chunk's sums, the tensor core works for the other. Blocks
-// that take whole rows stay: the next results' operands are on their way while these are finished. Of what is saved,
-// groups or parts of a group, there is room for one: where parts are several chunks, clusters share the groups.
+// FP8 with a scale for each row, Q8_0 as f16, and more than 64 rows of activations: 96 or 128 of them (kColumns), so
+// that weights are read and made f16 once for all, and the tensor core has more to do for each. Stages are slices of 64
+// activations, which a warp of its own brings. Weights come through shared memory too, by copies of which each thread
+// reads its own, a chunk ahead. Two warpgroups multiply: while one adds a chunk's sums, the tensor core works for the
+// other. Blocks that take whole rows stay: the next results' operands are on their way while these are finished. Of
+// what is saved, groups or parts of a group, there is room for one: where parts are several chunks, clusters share the
+// groups.
 __device__ __forceinline__ void copy_own(void* to, const std::uint8_t* from, bool is_inside) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(is_inside ? 16 : 0)
@@ -810,9 +870,9 @@ __device__ __forceinline__ std::uint64_t wide_descriptor(const std::uint8_t* ste
          static_cast<std::uint64_t>(kColumns) << 16 | static_cast<std::uint64_t>(128 / 16) << 32;
 }
 
-template <bool kIsAlone, int kColumns>  // kIsAlone: parts are single chunks
+template <class Format, bool kIsAlone, int kColumns>  // kIsAlone: parts are single chunks
 __device__ __forceinline__ void wide_body(const SkinnyArgs& args, const WideShape& shape) {
-  using Format = F8<false>;
+  constexpr bool kIsF8 = Format::kHasRowScales;
   constexpr int kSize = kColumns / 2, kWideStep = 32 * kColumns, kSliceBytes = 4 * kWideStep;
   constexpr int kFifoAt = kWideStages * kSliceBytes, kSlotAt = kFifoAt + kFifoBytes,
                 kScalesAt = kSlotAt + 4 * kSize * kThreads;
@@ -880,35 +940,58 @@ __device__ __forceinline__ void wide_body(const SkinnyArgs& args, const WideShap
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    // A thread's rows: g and g + 8 of the warp's panel; of SwiGLU the same row of both matrices.
+    // A thread's rows: g and g + 8 of the warp's panel. Of SwiGLU in FP8 the same row of both matrices; panels, which
+    // are read as they lie, are four of either.
     struct Place {
       int matrix, row;
       bool is_inside;
     };
     const int n_panels = args.first_panel[is_swiglu ? 1 : args.n_products];
     const auto place_of = [&](int item, int r) {
-      if (is_swiglu) {
+      if (kIsF8 && is_swiglu) {
         const int row = 64 * block_of(item) + 8 * warp + g;
         return Place{r, row, row < args.products[r].n_out};
       }
-      const int wanted = kWarps * block_of(item) + warp, at = min(wanted, n_panels - 1);
-      int which = 0;
-      while (which + 1 < args.n_products && at >= args.first_panel[which + 1]) ++which;
-      const int row = 16 * (at - args.first_panel[which]) + g + 8 * r;
+      const int wanted = is_swiglu ? 4 * block_of(item) + warp % 4 : kWarps * block_of(item) + warp,
+                at = min(wanted, n_panels - 1);
+      int which = is_swiglu ? warp / 4 : 0;
+      if (!is_swiglu)
+        while (which + 1 < args.n_products && at >= args.first_panel[which + 1]) ++which;
+      const int row = 16 * (at - (is_swiglu ? 0 : args.first_panel[which])) + g + 8 * r;
       return Place{which, row, wanted < n_panels && row < args.products[which].n_out};
     };
-    const std::uint8_t* rows[2];
+    const std::uint8_t* rows[2];  // of panels: quants, and scales from row g on
     const auto point_at = [&](int item) {
+      if constexpr (!kIsF8) {
+        const Place place = place_of(item, 0);
+        rows[0] = args.products[place.matrix].weights + place.row / 16 * args.panel_bytes;
+        rows[1] = rows[0] + static_cast<std::int64_t>(args.n_tiles) * Format::kTileQuant + 16 * g;
+        rows[0] += 16 * lane;
+      } else {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const Place place = place_of(item, r);
-        const CudaProduct& product = args.products[place.matrix];
-        rows[r] = product.weights + static_cast<std::int64_t>(min(place.row, product.n_out - 1)) * args.k + 16 * t;
+        for (int r = 0; r < 2; ++r) {
+          const Place place = place_of(item, r);
+          const CudaProduct& product = args.products[place.matrix];
+          rows[r] = product.weights + static_cast<std::int64_t>(min(place.row, product.n_out - 1)) * args.k + 16 * t;
+        }
       }
     };
-    auto* fifo = reinterpret_cast<uint4*>(stages + kFifoAt) + thread;  // [4 slices][2 rows][threads]
-    const auto fetch = [&](int begin, int s, bool is_any) {            // a group of copies, perhaps of none
-      if (is_any) {
+    auto* fifo = reinterpret_cast<uint4*>(stages + kFifoAt) + thread;  // [4 slices][2 rows or tiles][threads]
+    uint2 scales_of[2][2];  // panels: [rows][halves of a chunk], in whose place the next chunk's are asked for
+    const auto fetch_scales = [&](int begin, int half) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) scales_of[r][half] = load_stream8(rows[1] + begin + 128 * r + 8 * half);
+    };
+    const auto fetch = [&](int begin, int s, bool is_any) {  // a group of copies, perhaps of none
+      if (is_any && !kIsF8) {
+        const int tile = begin / 32 + 2 * s;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const bool is_inside = tile + i < args.n_tiles;
+          copy_own(fifo + (2 * s + i) * kThreads, rows[0] + (is_inside ? static_cast<std::int64_t>(tile + i) * 512 : 0),
+                   is_inside);
+        }
+      } else if (is_any) {
         const int at = begin + 64 * s;
         const bool is_inside = at + 16 * t < args.k;
 #pragma unroll
@@ -927,21 +1010,35 @@ __device__ __forceinline__ void wide_body(const SkinnyArgs& args, const WideShap
       wait_own<3>();
       w[0] = fifo[2 * s * kThreads], w[1] = fifo[(2 * s + 1) * kThreads];
     };
-    const auto convert = [&](std::uint32_t(&to)[16]) {
+    const auto convert = [&](int s, std::uint32_t(&to)[16]) {
+      if constexpr (!kIsF8) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        e4m3_to_f16(Format::word(w[0], j), to[4 * j], to[4 * j + 2]);
-        e4m3_to_f16(Format::word(w[1], j), to[4 * j + 1], to[4 * j + 3]);
+        for (int i = 0; i < 2; ++i) {
+          std::uint32_t scale[2];
+#pragma unroll
+          for (int r = 0; r < 2; ++r)
+            scale[r] = Format::twice(s % 2 == 0 ? scales_of[r][s / 2].x : scales_of[r][s / 2].y, i);
+          Format::operand(w[i].x, w[i].y, scale, to + 8 * i);
+          Format::operand(w[i].z, w[i].w, scale, to + 8 * i + 4);
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          e4m3_to_f16(Format::word(w[0], j), to[4 * j], to[4 * j + 2]);
+          e4m3_to_f16(Format::word(w[1], j), to[4 * j + 1], to[4 * j + 3]);
+        }
       }
     };
 
     point_at(cluster);
+    const int first_begin = n_here > 0 ? 256 * chunk_at(0) : 0;
 #pragma unroll
-    for (int s = 0; s < 4; ++s) fetch(n_here > 0 ? 256 * chunk_at(0) : 0, s, n_here > 0);
+    for (int s = 0; s < 4; ++s) fetch(first_begin, s, n_here > 0);
+    if constexpr (!kIsF8) fetch_scales(first_begin, 0), fetch_scales(first_begin, 1);
     allow_next();
     wait_for_previous();
     take(0);
-    convert(a[0]);
+    convert(0, a[0]);
     int n_done = 0;  // chunks, of all results
     float f[kSize] = {}, acc[kSize];
     for (int item = cluster; item < n_items; item += n_clusters) {
@@ -962,12 +1059,14 @@ __device__ __forceinline__ void wide_body(const SkinnyArgs& args, const WideShap
             wgmma_step(acc, a[s % 2] + 4 * j, wide_descriptor<kColumns>(steps + j * kWideStep), s + j > 0);
           wgmma_commit();
           fetch(begin, s, is_any);
+          // Of halves of which all is made operands.
+          if (!kIsF8 && is_any && s % 2 == 1) fetch_scales(begin, s / 2);
           take((s + 1) % 4);
           if (s > 0) {
             wgmma_wait<1>();
             release(first_stage + s - 1);
           }
-          convert(a[(s + 1) % 2]);
+          convert((s + 1) % 4, a[(s + 1) % 2]);
         }
         wgmma_finish(acc);
         release(first_stage + 3);
@@ -999,11 +1098,46 @@ __device__ __forceinline__ void wide_body(const SkinnyArgs& args, const WideShap
       const bool is_add = args.epilogue == CudaEpilogue::kAdd;
       const auto scale_of = [&](const Place& place) {
         const CudaProduct& product = args.products[place.matrix];
-        return place.is_inside ? Format::scales_of(product.weights, product.n_out, args.k, 0)[place.row] : 0.0f;
+        if constexpr (kIsF8) {
+          return place.is_inside ? Format::scales_of(product.weights, product.n_out, args.k, 0)[place.row] : 0.0f;
+        } else {
+          return 1.0f;
+        }
       };
       const Place places[2] = {place_of(item, 0), place_of(item, 1)};
       const float scale[2] = {scale_of(places[0]), scale_of(places[1])};
       const CudaProduct& product = args.products[is_swiglu ? 0 : places[0].matrix];
+      if (!kIsF8 && is_swiglu) {
+        // Warps of both matrices give one another half of their columns.
+        constexpr int kHalf = kSize / 2;
+        const bool is_gate = warp < kWarps / 2;
+#pragma unroll
+        for (int j = 0; j < kHalf / 4; ++j) {
+          float v[4];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) v[e] = is_gate ? f[kHalf + 4 * j + e] : f[4 * j + e];
+          slot[kThreads * j] = make_float4(v[0], v[1], v[2], v[3]);
+        }
+        tile_sync();
+        const float4* theirs = slot + ((thread ^ (kThreads / 2)) - thread);
+#pragma unroll
+        for (int j = 0; j < kHalf / 4; ++j) {
+          const float4 four = theirs[kThreads * j];
+          const float others[4] = {four.x, four.y, four.z, four.w};
+          const int n = j + (is_gate ? 0 : kColumns / 16);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float own = is_gate ? f[4 * j + e] : f[kHalf + 4 * j + e];
+            const float v = is_gate ? swiglu(own, others[e]) : swiglu(others[e], own);
+            const int column = tile * kColumns + 8 * n + 2 * t + e % 2;
+            if (column < args.n_rows && places[e / 2].is_inside) store(args, product, column, places[e / 2].row, v);
+          }
+        }
+        tile_sync();  // before the slots are used again
+#pragma unroll
+        for (int j = 0; j < kSize; ++j) f[j] = 0;
+        continue;
+      }
       float bias[2] = {};
       const bool has_bias = !is_swiglu && !is_add && product.bias != nullptr;
       if (has_bias) {
@@ -1037,7 +1171,7 @@ __device__ __forceinline__ void wide_body(const SkinnyArgs& args, const WideShap
 #pragma unroll
       for (int j = 0; j < kSize; ++j) f[j] = 0;
     }
-    if (n_split > 1) finish_tile<Format, true>(args, n_split, rank, cluster % n_tiles, block_of(cluster), f, stages);
+    if (n_split > 1) finish_tile<Format, kIsF8>(args, n_split, rank, cluster % n_tiles, block_of(cluster), f, stages);
   }
 }
 #endif
@@ -1050,17 +1184,17 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-template <bool kIsAlone, int kColumns>
+template <class Format, bool kIsAlone, int kColumns>
 __global__ void __launch_bounds__(kWideThreads, 1)
     wide_kernel(const __grid_constant__ SkinnyArgs args, const __grid_constant__ WideShape shape) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  wide_body<kIsAlone, kColumns>(args, shape);
+  wide_body<Format, kIsAlone, kColumns>(args, shape);
 #endif
 }
 
-template <int kColumns>
+template <class Format, int kColumns>
 void launch_wide(void* stream, const SkinnyArgs& args, const WideShape& shape, bool is_alone) {
-  const auto kernel = is_alone ? wide_kernel<true, kColumns> : wide_kernel<false, kColumns>;
+  const auto kernel = is_alone ? wide_kernel<Format, true, kColumns> : wide_kernel<Format, false, kColumns>;
   (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, wide_shared_bytes(kColumns));
   const int n_items = shape.n_tiles * shape.n_blocks;
   const int n_clusters = shape.n_split == 1 ? std::min(n_items, kMultiprocessors) : n_items;  // one block on each
@@ -1089,7 +1223,7 @@ void launch_format(void* stream, const SkinnyArgs& args, unsigned n_panels) {
            (most + own);
   };
   unsigned n_split = cost(kSumGroups, 2) < cost(1, 2) ? kSumGroups : 1;
-  if constexpr (kKind == ImageKind::kF8) {
+  if constexpr (is_wide(kKind)) {
     if (each > kTileRows) {
       const bool is_alone = args.n_parts == n_chunks;
       // A block takes a whole row, or (where parts are several chunks: there is room for one kind of sums) a group.
@@ -1100,9 +1234,9 @@ void launch_format(void* stream, const SkinnyArgs& args, unsigned n_panels) {
       }
       const WideShape shape{static_cast<int>(n_split), static_cast<int>(n_tiles), static_cast<int>(n_blocks)};
       if (each == 96) {
-        launch_wide<96>(stream, args, shape, is_alone);
+        launch_wide<Format, 96>(stream, args, shape, is_alone);
       } else {
-        launch_wide<128>(stream, args, shape, is_alone);
+        launch_wide<Format, 128>(stream, args, shape, is_alone);
       }
       return;
     }
@@ -1110,12 +1244,26 @@ void launch_format(void* stream, const SkinnyArgs& args, unsigned n_panels) {
   unsigned copied = kMainBytes + 256;
   if constexpr (kKind == ImageKind::k32) {
     copied = kSumsAt + (Format::kHasMin ? 2048 : 0);
-  } else if constexpr (kKind != ImageKind::kF8 && kKind != ImageKind::kF8Blocks) {
+  } else if constexpr (kKind == ImageKind::k32Of256 || kKind == ImageKind::k16Of256) {
     if (Format::kHasMin) copied = kSumsAt + kStepBytes;
   }
   (void)cudaFuncSetAttribute(tile_kernel<Format>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   launch_cluster(tile_kernel<Format>, dim3(n_tiles * n_split, n_blocks), kThreads, n_split, kSharedBytes, stream, args,
                  static_cast<int>(n_split), copied);
+}
+}  // namespace
+
+namespace {
+// Weights packed as Q8_0 always become f16 here.
+template <class Body>
+void with_tiled(PackedFormat format, Body&& body) {
+  if (cuda_f16_form(format) == kCudaQ8F16) {
+    body(Q8F16());
+    return;
+  }
+  with_quant(format, [&](auto quant) {
+    if constexpr (!std::is_base_of_v<decltype(quant), Q8F16>) body(quant);
+  });
 }
 }  // namespace
 
@@ -1125,7 +1273,7 @@ bool has_tiles() {
 
 std::int32_t image_kind(PackedFormat format) {
   std::int32_t kind = -1;
-  with_quant(format, [&](auto quant) { kind = static_cast<std::int32_t>(kind_of<decltype(quant)>()); });
+  with_tiled(format, [&](auto quant) { kind = static_cast<std::int32_t>(kind_of<decltype(quant)>()); });
   return kind;
 }
 
@@ -1140,7 +1288,7 @@ void launch_tiles(void* stream, PackedFormat format, SkinnyArgs args, int n_orde
   const auto n_panels =
       static_cast<unsigned>(args.first_panel[args.epilogue == CudaEpilogue::kSwiglu ? 1 : args.n_products]);
   args.n_parts = parts_of((args.k + 255) / 256, n_order);
-  with_quant(format, [&](auto quant) { launch_format<decltype(quant)>(stream, args, n_panels); });
+  with_tiled(format, [&](auto quant) { launch_format<decltype(quant)>(stream, args, n_panels); });
 }
 
 }  // namespace still::cuda

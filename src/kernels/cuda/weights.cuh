@@ -826,6 +826,111 @@ struct F8 {
   }
 };
 
+// Q8_0 and IQ4_NL as they are packed, multiplied as FP8 is: a weight becomes f16 with one rounding of q d, activations
+// are FP8's, and a chunk of 256 is a single chain in all kernels. Products are multiples of 2^-24, as d is, so that
+// small ones are exact; beyond 65504 they would be infinite: no block of a matrix that f16 holds has such a scale.
+struct Q8F16 : Quant<8, 32, false, 32> {
+  // The A operand of a step, from a word of row g and one of row g + 8; scales as two equal f16.
+  static __device__ __forceinline__ void operand(std::uint32_t low, std::uint32_t high, const std::uint32_t (&scale)[2],
+                                                 std::uint32_t* a) {
+    int8_to_f16(low, a[0], a[2]);
+    int8_to_f16(high, a[1], a[3]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = mul_f16(a[i], scale[i % 2]);
+  }
+  // Half i of a word, twice.
+  static __device__ __forceinline__ std::uint32_t twice(std::uint32_t word, int i) {
+    const __half2 two = *reinterpret_cast<const __half2*>(&word), v = i == 0 ? __low2half2(two) : __high2half2(two);
+    return *reinterpret_cast<const std::uint32_t*>(&v);
+  }
+
+  using Column = F8<false>::Column;
+  static __device__ __forceinline__ Column make_column(const float (&v)[8], int lane) {
+    return F8<false>::make_column(v, lane);
+  }
+  static __device__ __forceinline__ void multiply_single(const Single& c, const Column& x, const Panel&, int, int lane,
+                                                         float (&f)[4]) {
+    const int t = lane % 4;
+    float acc[4] = {};
+    std::uint32_t scales[2];
+    // Tile j is multiplied in column j, which lane j / 2 of four has; so the chain goes from column to column. What the
+    // other columns gather (other tiles' activations) is overwritten or left.
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      if (j % 2 == 1) {
+        acc[1] = acc[0], acc[3] = acc[2];
+      } else {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          if (j > 0) acc[2 * r] = __shfl_up_sync(0xffffffffu, acc[2 * r + 1], 1);
+          scales[r] = __shfl_sync(0xffffffffu, c.sub[r][0], (lane & ~3) | (j / 2));
+        }
+      }
+      const std::uint32_t scale[2] = {twice(scales[0], j % 2), twice(scales[1], j % 2)};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        std::uint32_t a[4];
+        operand(c.low[4 * j + 2 * half], c.low[4 * j + 2 * half + 1], scale, a);
+        mma_f16(acc, a[0], a[1], a[2], a[3], x.words[2 * half], x.words[2 * half + 1]);
+      }
+    }
+    // Lane 3 of four has the sums of both rows; even lanes take row g, odd ones row g + 8.
+    const float low = __shfl_sync(0xffffffffu, acc[1], lane | 3), high = __shfl_sync(0xffffffffu, acc[3], lane | 3);
+    f[0] = fmaf(t % 2 == 0 ? low : high, x.scale, f[0]);
+  }
+
+  // x as F8's; f[n][4..7] hand the chain on to the second half of the 256 activations that have a scale.
+  template <int kColumns8>
+  static __device__ __forceinline__ void multiply(const Chunk& c, const Panel& panel, const CudaActivations& x,
+                                                  int n_rows, int chunk, int lane, float (&f)[kColumns8][kSums]) {
+    const int g = lane / 4, t = lane % 4;
+    uint4 b[kColumns8][kGroups];
+#pragma unroll
+    for (int n = 0; n < kColumns8; ++n) {
+#pragma unroll
+      for (int j = 0; j < kGroups; ++j) {
+        const int at = chunk * kChunk + 32 * j + 8 * t;
+        b[n][j] = make_uint4(0, 0, 0, 0);
+        if (8 * n + g < n_rows && at < panel.k)
+          b[n][j] = *reinterpret_cast<const uint4*>(x.f16 + static_cast<std::int64_t>(8 * n + g) * panel.k + at);
+      }
+    }
+    float sums[kColumns8][4];
+#pragma unroll
+    for (int n = 0; n < kColumns8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[n][i] = chunk % 2 == 0 ? 0.0f : f[n][4 + i];
+#pragma unroll
+    for (int j = 0; j < kGroups; ++j) {
+      const std::uint32_t scale[2] = {twice(c.sub[0][j / 2], j % 2), twice(c.sub[1][j / 2], j % 2)};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        std::uint32_t a[4];
+        operand(c.low[4 * j + 2 * half], c.low[4 * j + 2 * half + 1], scale, a);
+#pragma unroll
+        for (int n = 0; n < kColumns8; ++n)
+          mma_f16(sums[n], a[0], a[1], a[2], a[3], half == 0 ? b[n][j].x : b[n][j].z,
+                  half == 0 ? b[n][j].y : b[n][j].w);
+      }
+    }
+    const int n_chunks = (panel.k + kSingleChunk - 1) / kSingleChunk;
+#pragma unroll
+    for (int n = 0; n < kColumns8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (chunk % 2 == 0) {
+          f[n][4 + i] = sums[n][i];
+        } else {
+          const int column = 8 * n + 2 * t + i % 2;
+          const float scale =
+              column < n_rows ? x.scale[static_cast<std::int64_t>(column) * n_chunks + chunk / 2] : 0.0f;
+          f[n][i] = fmaf(sums[n][i], scale, f[n][i]);
+        }
+      }
+    }
+  }
+};
+
 // The format's struct for a PackedFormat that is not floats: body is called with a value of it. IQ4_NL is kept as Q8_0.
 template <class Body>
 bool with_quant(PackedFormat format, Body&& body) {
