@@ -404,8 +404,7 @@ void CudaExec::forget_copies(const void* of) {
 void CudaExec::rms_norm(TensorView y, TensorView x, TensorView w, float eps) {
   forget_copies(y.data);
   norm_ = {.x = x, .y = y, .w = w, .eps = eps, .is_pending = true};
-  // A sum of ranks comes with its norm; a reproducible row is computed as it is among others.
-  if (x.rows() != 1 || x.row_size() % 8 != 0 || sum_.y != nullptr || options_.reproducible) launch_norm();
+  if (x.rows() != 1 || x.row_size() % 8 != 0 || sum_.y != nullptr) launch_norm();  // a sum of ranks comes with its norm
 }
 
 void CudaExec::launch_norm() {
@@ -440,9 +439,11 @@ void CudaExec::launch_norm() {
   kernels_->rms_norm(stream_.handle(), args);
 }
 
-// A product of a single row computes the norm itself, in all formats but F32.
+// A product of a single row computes the norm itself, in all formats but F32; with --reproducible where it is computed
+// by the kernel of one row.
 bool CudaExec::can_take_norm(const Weight& w, TensorView x) const {
-  return norm_.is_pending && x.data == norm_.y.data && w.format != PackedFormat::kF32;
+  if (!norm_.is_pending || x.data != norm_.y.data || w.format == PackedFormat::kF32) return false;
+  return !options_.reproducible || (n_answer_rows_ > 0 && is_cuda_quantized(w.format));
 }
 
 const std::uint16_t* CudaExec::as_bf16(TensorView x) {

@@ -496,21 +496,15 @@ void repeat_bias(void* stream, const float* bias, std::int32_t n_rows, std::int3
   launch(repeat_bias_kernel, static_cast<unsigned>(n_rows), 256, 0, stream, bias, n_out, y, y_stride);
 }
 
-// Threads of a block that takes a row of k: 8 elements each, and a second turn where k > kOneTurn.
-constexpr int kOneTurn = 8192;
-int row_threads(int k) {
-  return k >= kOneTurn ? 1024 : (k + 255) / 256 * 32;
-}
-
 void rms_norm(void* stream, const CudaNormArgs& args) {
-  launch(args.k > kOneTurn ? rms_norm_kernel<2> : rms_norm_kernel<1>, static_cast<unsigned>(args.n_rows),
-         static_cast<unsigned>(row_threads(args.k)), 0, stream, args);
+  launch(args.k > kNormTurn ? rms_norm_kernel<2> : rms_norm_kernel<1>, static_cast<unsigned>(args.n_rows),
+         static_cast<unsigned>(norm_threads(args.k)), 0, stream, args);
 }
 
 template <bool kIsBf16, bool kIsSent>
 void launch_sum(void* stream, const CudaSumArgs& args) {
-  launch(args.k > kOneTurn ? sum_parts_kernel<kIsBf16, kIsSent, 2> : sum_parts_kernel<kIsBf16, kIsSent, 1>,
-         static_cast<unsigned>(args.n_rows), static_cast<unsigned>(row_threads(args.k)), 0, stream, args);
+  launch(args.k > kNormTurn ? sum_parts_kernel<kIsBf16, kIsSent, 2> : sum_parts_kernel<kIsBf16, kIsSent, 1>,
+         static_cast<unsigned>(args.n_rows), static_cast<unsigned>(norm_threads(args.k)), 0, stream, args);
 }
 void sum_parts(void* stream, const CudaSumArgs& args) {
   if (args.is_sent)

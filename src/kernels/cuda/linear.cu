@@ -105,12 +105,6 @@ __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ 
 
 constexpr int kMostWarps = kMostParts;
 
-// Rows that are computed as among others come after their norm: the kernel of Q8_0 as f16 has no registers for one.
-template <class Format>
-__device__ __forceinline__ bool takes_norm(const SkinnyArgs& args) {
-  return !std::is_same_v<Format, Q8F16> && args.norm != nullptr;
-}
-
 // What a kernel of one row does between its first loads and its first look at the row. The number of the call that its
 // results are sent in, where they are.
 __device__ __forceinline__ std::uint32_t begin_row(const SkinnyArgs& args) {
@@ -119,6 +113,12 @@ __device__ __forceinline__ std::uint32_t begin_row(const SkinnyArgs& args) {
   wait_for_previous();
   if (is_sent) allow_next();
   return is_sent ? next_call(args.exchange.state) : 0;
+}
+
+// The norm's factor where it comes first, else 1. By all threads of a block.
+__device__ __forceinline__ float factor_before(const SkinnyArgs& args, float* sums, int warp, int n_warps, int lane) {
+  if (args.norm == nullptr || !args.is_norm_first) return 1.0f;
+  return norm_factor(args.x.f32, args.k, args.eps, sums, warp, n_warps, lane, [] { __syncthreads(); });
 }
 
 // One row's share of a lane: four elements and four more of a chunk; and an RMSNorm's weights there.
@@ -151,14 +151,16 @@ struct RowShare {
       }
     }
   }
-  __device__ __forceinline__ typename Format::Column column(bool has_norm, int lane, float& sum_of_squares) const {
+  // `factor`: of the norm, where it comes first.
+  __device__ __forceinline__ typename Format::Column column(const SkinnyArgs& args, int lane, float factor,
+                                                            float& sum_of_squares) const {
     float v[8] = {raw[0].x, raw[0].y, raw[0].z, raw[0].w, raw[1].x, raw[1].y, raw[1].z, raw[1].w};
-    if (has_norm) {
+    if (args.norm != nullptr) {
       const float w[8] = {norm[0].x, norm[0].y, norm[0].z, norm[0].w, norm[1].x, norm[1].y, norm[1].z, norm[1].w};
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         sum_of_squares = fmaf(v[i], v[i], sum_of_squares);
-        v[i] *= w[i];
+        v[i] = v[i] * factor * w[i];
       }
     }
     return Format::make_column(v, lane);
@@ -186,9 +188,10 @@ __device__ __forceinline__ void add_lanes(const float (&f)[4], int lane, float* 
 template <class Format, int kMatrices, bool kIsSecond>
 __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
   __shared__ float parts[kMatrices][kMostWarps][16];
-  __shared__ float squares[kMostWarps];
+  __shared__ float squares[32];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int n_warps = static_cast<int>(blockDim.x / 32);
+  const bool takes_norm = args.norm != nullptr, divides = takes_norm && !args.is_norm_first;
   int which = 0;
   if constexpr (kMatrices == 1)
     while (which + 1 < args.n_products && static_cast<int>(blockIdx.x) >= args.first_panel[which + 1]) ++which;
@@ -208,7 +211,7 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
     if (chunk_of(warp, s) < n_chunks)
       Format::load_single(slots[s], panels[kMatrices == 2 ? s : 0], chunk_of(warp, s), lane);
   RowShare<Format> share;
-  if (takes_norm<Format>(args) && warp < n_chunks) share.load_norm(args, warp, lane);
+  if (takes_norm && warp < n_chunks) share.load_norm(args, warp, lane);
   const std::uint32_t call = begin_row(args);
   if (warp < n_chunks) share.load_raw(args, warp, lane);
   const int out_row = 16 * panel_idx + static_cast<int>(threadIdx.x);
@@ -221,6 +224,7 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
     }
   }
 
+  const float first_factor = factor_before(args, squares, warp, n_warps, lane);
   float f[kMatrices][4] = {};
   float sum_of_squares = 0;
   typename Format::Column column;
@@ -230,10 +234,10 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
       const int chunk = chunk_of(base, s);
       if (chunk >= n_chunks) break;
       if (kMatrices == 1 || s == 0) {
-        column = share.column(takes_norm<Format>(args), lane, sum_of_squares);
+        column = share.column(args, lane, first_factor, sum_of_squares);
         if (chunk + n_warps < n_chunks) {
           share.load_raw(args, chunk + n_warps, lane);
-          if (takes_norm<Format>(args)) share.load_norm(args, chunk + n_warps, lane);
+          if (takes_norm) share.load_norm(args, chunk + n_warps, lane);
         }
       }
       const Panel& panel = panels[kMatrices == 2 ? s : 0];
@@ -243,7 +247,7 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
   }
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) add_lanes<Format>(f[m], lane, parts[m][warp]);
-  if (takes_norm<Format>(args)) {
+  if (divides) {
     sum_of_squares = warp_sum(sum_of_squares);
     if (lane == 0) squares[warp] = sum_of_squares;
   }
@@ -253,9 +257,9 @@ __device__ __forceinline__ void single_body(const SkinnyArgs& args) {
   float v[kMatrices], r = 0;
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) v[m] = sum_of_parts(n_warps, [&](int w) { return parts[m][w][threadIdx.x]; });
-  if (takes_norm<Format>(args))
+  if (divides)
     for (int w = 0; w < n_warps; ++w) r += squares[w];
-  const float factor = takes_norm<Format>(args) ? 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps) : 1.0f;
+  const float factor = divides ? 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps) : 1.0f;
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) v[m] = scaled<Format>(panels[m], static_cast<int>(threadIdx.x), v[m]) * factor;
   const float result = kMatrices == 2 ? swiglu(v[0], v[kMatrices - 1]) : v[0] + old;
@@ -288,7 +292,8 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) mixed_kernel(const __grid_
 template <class Format, int kMatrices>
 __global__ void __launch_bounds__(32 * kMostWarps, 1) stream_kernel(const __grid_constant__ SkinnyArgs args) {
   __shared__ float parts[2][2][kMostWarps][16];
-  __shared__ float squares[kMostWarps];
+  __shared__ float squares[32];
+  const bool takes_norm = args.norm != nullptr, divides = takes_norm && !args.is_norm_first;
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int n_warps = static_cast<int>(blockDim.x / 32), n_blocks = static_cast<int>(gridDim.x);
   const int n_panels = args.first_panel[kMatrices == 2 ? 1 : args.n_products];
@@ -312,12 +317,13 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) stream_kernel(const __grid
   RowShare<Format> share;
 #pragma unroll
   for (int s = 0; s < 2; ++s) load(static_cast<int>(blockIdx.x), s);
-  if (takes_norm<Format>(args)) share.load_norm(args, warp, lane);
+  if (takes_norm) share.load_norm(args, warp, lane);
   const std::uint32_t call = begin_row(args);
   share.load_raw(args, warp, lane);
+  const float first_factor = factor_before(args, squares, warp, n_warps, lane);
   float sum_of_squares = 0;
-  const typename Format::Column column = share.column(takes_norm<Format>(args), lane, sum_of_squares);
-  if (takes_norm<Format>(args)) {
+  const typename Format::Column column = share.column(args, lane, first_factor, sum_of_squares);
+  if (divides) {
     sum_of_squares = warp_sum(sum_of_squares);
     if (lane == 0) squares[warp] = sum_of_squares;
   }
@@ -341,7 +347,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1) stream_kernel(const __grid
     const int row = 16 * in_matrix + lane % 16;
     const bool is_inside = panel_idx < n_panels && row < product.n_out;
     float v = sum_of_parts(n_warps, [&](int w) { return parts[turn % 2][s][w][lane % 16]; }), r = 0;
-    if (takes_norm<Format>(args)) {
+    if (divides) {
       for (int w = 0; w < n_warps; ++w) r += squares[w];
       v *= 1.0f / sqrtf(r / static_cast<float>(args.k) + args.eps);
     }
@@ -489,6 +495,7 @@ void linear(void* stream, const CudaLinearArgs& in) {
   }
   args.exchange = in.exchange;
   args.norm = in.norm;
+  args.is_norm_first = in.is_row_like_others;
   args.eps = in.eps;
   const PackedFormat packed = in.format == kCudaQ8F16 ? PackedFormat::kQ8_0 : in.format;
   args.panel_bytes = cuda_panel_bytes(packed, in.k);
