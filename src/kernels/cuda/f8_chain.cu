@@ -2,7 +2,7 @@
 // chain over k of the tensor core's steps of 32 (wgmma, m64nNk32). So a row's result depends on that row alone, and
 // cuBLASLt's algorithms that do not cut k give the same bits.
 //
-// Weights are wgmma's A operand, `tile_rows` rows of a matrix a block and warpgroup; where that is less than 64 the
+// Weights are wgmma's A operand, `box_rows` rows of a matrix a block and warpgroup; where that is less than 64 the
 // instruction reads what lies behind and its other results are thrown away, so that the blocks of a small matrix are as
 // many as the device has multiprocessors. A thread of a warp of its own asks the copy engine for weights (before the
 // predecessor has ended: most of a multiprocessor's shared memory is a ring of them) and for activations. Blocks stay
