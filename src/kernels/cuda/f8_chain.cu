@@ -102,22 +102,15 @@ __device__ __forceinline__ std::uint64_t row_operand(std::uint32_t low) {
 #define STILL_R8 STILL_R4 ",%4,%5,%6,%7"
 #define STILL_R16 STILL_R8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define STILL_R32 STILL_R16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define STILL_R64                                                        \
-  STILL_R32                                                              \
-      ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" \
-      ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define STILL_R128                                                                   \
-  STILL_R64                                                                          \
-      ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"             \
-      ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"             \
-      ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" \
-      ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define STILL_R64                                                    \
+  STILL_R32                                                          \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" \
+  ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define STILL_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define STILL_D8(i) STILL_D4(i), STILL_D4(i + 4)
 #define STILL_D16(i) STILL_D8(i), STILL_D8(i + 8)
 #define STILL_D32(i) STILL_D16(i), STILL_D16(i + 16)
 #define STILL_D64(i) STILL_D32(i), STILL_D32(i + 32)
-#define STILL_D128(i) STILL_D64(i), STILL_D64(i + 64)
 #define STILL_STEP(n, size, a_at, b_at, p_at)                                                                    \
   __device__ __forceinline__ void chain_step(float(&d)[size], std::uint64_t a, std::uint64_t b, bool is_added) { \
     asm volatile(                                                                                                \
@@ -134,7 +127,6 @@ STILL_STEP(16, 8, 8, 9, 10)
 STILL_STEP(32, 16, 16, 17, 18)
 STILL_STEP(64, 32, 32, 33, 34)
 STILL_STEP(128, 64, 64, 65, 66)
-STILL_STEP(256, 128, 128, 129, 130)
 
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
