@@ -380,6 +380,132 @@ TEST_F(CudaTest, Q8ProductsAsF16EqualDoubles) {
   }
 }
 
+// The nearest e4m3, and a row of them times a power of two, as the GPU makes of activations.
+float nearest_e4m3(float v) {
+  const int exponent = std::max(std::ilogb(std::fabs(v)), -6);
+  return v == 0 ? 0.0f
+                : std::clamp(std::ldexp(std::nearbyint(std::ldexp(v, 3 - exponent)), exponent - 3), -448.0f, 448.0f);
+}
+std::vector<float> row_of_e4m3(std::span<const float> row) {
+  float most = 0;
+  for (const float v : row) most = std::max(most, std::fabs(v));
+  const float scale = most == 0 ? 1.0f : std::exp2(std::ceil(std::log2(most / 448.0f)));
+  std::vector<float> result;
+  for (const float v : row) result.push_back(nearest_e4m3(v / scale) * scale);
+  return result;
+}
+
+struct Fp8Results {
+  std::vector<float> stored, summed, gated;  // [rows, n_out]
+};
+// Rows [begin, begin + n) of x by two matrices: with a bias, added to `old`, gated.
+Fp8Results fp8_products(Exec& gpu, const F8Matrix& w, const F8Matrix& up, const FloatTensor& x, const FloatTensor& bias,
+                        const FloatTensor& old, std::int64_t begin, std::int64_t n) {
+  CudaExec& exec = *gpu.cuda();
+  const std::int64_t n_out = w.weight.n_out, k = w.weight.k;
+  const auto rows = [&](const FloatTensor& all, std::int64_t width) {
+    const auto from = all.values.begin() + begin * width;
+    return std::vector<float>(from, from + n * width);
+  };
+  OnDevice gx(exec, rows(x, k), {n, k}), gb(exec, bias.values, bias.shape), two(exec, {n, 2 * n_out}),
+      sum(exec, rows(old, n_out), {n, n_out}), gated(exec, {n, n_out});
+  auto* base = static_cast<float*>(two.view().data);
+  exec.forget_copies(nullptr);
+  linear(gpu, gx.view(),
+         {{{base, DType::kF32, {n, n_out}, 2 * n_out}, &up.weight, {}},
+          {{base + n_out, DType::kF32, {n, n_out}, 2 * n_out}, &w.weight, gb.view()}});
+  linear_add(gpu, sum.view(), gx.view(), w.weight);
+  linear_swiglu(gpu, gated.view(), gx.view(), w.weight, up.weight);
+  Fp8Results result{{}, sum.values(), gated.values()};
+  const std::vector<float> both = two.values();
+  for (std::int64_t row = 0; row < n; ++row) {
+    const auto from = both.begin() + (2 * row + 1) * n_out;
+    result.stored.insert(result.stored.end(), from, from + n_out);
+  }
+  return result;
+}
+
+// Reproducible answers of FP8 with a scale for each row: activations are e4m3 too, a row's sum is one chain.
+TEST_F(CudaTest, Fp8ChainsEqualDoubles) {
+  Rng rng(27);
+  CudaOptions options = cuda_options();
+  options.reproducible = true;
+  auto gpu = cuda_exec(options);
+  struct Shape2 {
+    std::int64_t n_out, k;
+  };
+  // Tiles that no matrix fills, rows that end inside a slice of 128, an odd number of slices; blocks that take tile
+  // after tile; what cuBLASLt may compute.
+  for (const Shape2 shape : {Shape2{8, 16}, {41, 80}, {72, 144}, {208, 384}, {400, 1040}, {8456, 256}}) {
+    const std::int64_t n_out = shape.n_out, k = shape.k;
+    const F8Matrix w = random_f8(*gpu->cuda(), rng, kCudaF8Row, n_out, k),
+                   up = random_f8(*gpu->cuda(), rng, kCudaF8Row, n_out, k);
+    for (const std::int64_t n : {1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 129, 200}) {
+      if (n_out > 1000 && n != 1 && n != 9 && n != 65) continue;
+      const FloatTensor x = random_tensor(rng, {n, k}), bias = random_tensor(rng, {n_out}),
+                        old = random_tensor(rng, {n, n_out});
+      Fp8Results want;
+      for (std::int64_t row = 0; row < n; ++row) {
+        const std::vector<float> own =
+            row_of_e4m3(std::span(x.values).subspan(static_cast<std::size_t>(row * k), static_cast<std::size_t>(k)));
+        for (std::int64_t o = 0; o < n_out; ++o) {
+          double sum = 0, other = 0;
+          for (std::int64_t i = 0; i < k; ++i) {
+            const double v = own[static_cast<std::size_t>(i)];
+            sum += v * w.values[static_cast<std::size_t>(o * k + i)];
+            other += v * up.values[static_cast<std::size_t>(o * k + i)];
+          }
+          want.stored.push_back(static_cast<float>(sum + bias.values[static_cast<std::size_t>(o)]));
+          want.summed.push_back(static_cast<float>(sum + old.at(row, o)));
+          want.gated.push_back(static_cast<float>(sum / (1 + std::exp(-sum)) * other));
+        }
+      }
+      const Fp8Results got = fp8_products(*gpu, w, up, x, bias, old, 0, n);
+      // The tensor core keeps some 13 bits below the largest of what it adds; gate and up are rounded to bf16.
+      EXPECT_LE(distance(got.stored, want.stored), 2e-3) << n_out << " x " << k << ", " << n << " rows";
+      EXPECT_LE(distance(got.summed, want.summed), 2e-3) << n_out << " x " << k << ", " << n << " rows";
+      EXPECT_LE(distance(got.gated, want.gated), 8e-3) << n_out << " x " << k << ", " << n << " rows";
+    }
+  }
+}
+
+// The bits of a row alone and among others, by the kernel of chains and by cuBLASLt.
+TEST_F(CudaTest, Fp8ChainsDoNotDependOnTheNumberOfRows) {
+  Rng rng(28);
+  CudaOptions options = cuda_options();
+  options.max_k = 19456;
+  options.reproducible = true;
+  auto gpu = cuda_exec(options);
+  struct Shape2 {
+    std::int64_t n_out, k;
+  };
+  for (const Shape2 shape : {Shape2{208, 1152}, {1024, 3584}, {512, 18944}, {72, 400}}) {
+    const std::int64_t n_out = shape.n_out, k = shape.k, most = 256;
+    const F8Matrix w = random_f8(*gpu->cuda(), rng, kCudaF8Row, n_out, k),
+                   up = random_f8(*gpu->cuda(), rng, kCudaF8Row, n_out, k);
+    FloatTensor x = random_tensor(rng, {most, k}), bias = random_tensor(rng, {n_out}),
+                old = random_tensor(rng, {most, n_out});
+    x.values[static_cast<std::size_t>(3 * k + 5)] = 1000;  // what scales its row
+    std::vector<Fp8Results> alone;
+    const std::vector<std::int64_t> chosen = {0, 1, 3, 7, 8, 15, 16, 63, 64, 100, 127, 199, 255};
+    for (const std::int64_t row : chosen) alone.push_back(fp8_products(*gpu, w, up, x, bias, old, row, 1));
+    for (const std::int64_t n : {2, 8, 9, 16, 17, 32, 33, 64, 65, 128, 200, 256}) {
+      const Fp8Results together = fp8_products(*gpu, w, up, x, bias, old, 0, n);
+      for (std::size_t i = 0; i < chosen.size(); ++i) {
+        if (chosen[i] >= n) continue;
+        const auto is_same = [&](const std::vector<float>& a, const std::vector<float>& b) {
+          return std::memcmp(a.data(), b.data() + chosen[i] * n_out, static_cast<std::size_t>(n_out) * 4) == 0 &&
+                 std::all_of(a.begin(), a.end(), [](float v) { return std::isfinite(v); });
+        };
+        const std::string where = fmt::format("{} x {}, row {} of {}", n_out, k, chosen[i], n);
+        EXPECT_TRUE(is_same(alone[i].stored, together.stored)) << where;
+        EXPECT_TRUE(is_same(alone[i].summed, together.summed)) << where;
+        EXPECT_TRUE(is_same(alone[i].gated, together.gated)) << where;
+      }
+    }
+  }
+}
+
 // Of quantised weights and FP8 each row's bits are the same alone and among others, whichever kernels compute it.
 struct MatrixShape {
   std::int64_t n_out, blocks;

@@ -26,6 +26,8 @@ constexpr std::int64_t kGroupedRows = 64;
 constexpr std::int64_t kTiledRows = 17, kMostTiledRows = 192, kMostTiledQ8Rows = 384, kMostTiledF8Rows = 64;
 // Rows from which weights packed as Q8_0 are multiplied faster as f16.
 constexpr std::int64_t kQ8F16Rows = 9;
+// Rows up to which the kernel of FP8 chains is faster than cuBLASLt.
+constexpr std::int64_t kMostChainRows = 64;
 // Decodes up to which the attention also turns and stores their keys: more are served better by a kernel of its own.
 constexpr std::int64_t kFusedRopeDecodes = 32;
 
@@ -112,6 +114,7 @@ Result<std::unique_ptr<CudaExec>> CudaExec::create(const CudaOptions& options, C
   exec->gemm_.reset(make_cuda_gemm(&exec->gemm_missing_));
   if (exec->gemm_ != nullptr) exec->gemm_missing_ = nullptr;
   exec->has_tiles_ = exec->kernels_->has_tiles();
+  exec->has_f8_chains_ = exec->kernels_->has_f8_chains();
 
   const ScratchSizes sizes(options);
   STILL_TRY(exec->memory_, DeviceBuffer::create(sizes.device(), "scratch of the operators"));
@@ -491,10 +494,11 @@ CudaActivations CudaExec::activations(TensorView x, const Weight& w, bool in_til
     return result;
   }
   if (is_cuda_f8(format) || format == kCudaQ8F16) {
-    if (f8_of_ != x.data) {
+    if (f8_of_ != x.data || is_f8_bytes_) {
       kernels_->scale_rows(stream_.handle(), result, static_cast<std::int32_t>(x.rows()),
                            static_cast<std::int32_t>(x.row_size()), bf16_, nullptr, f8_scale_);
       f8_of_ = x.data;
+      is_f8_bytes_ = false;
       bf16_of_ = nullptr;
     }
     return {.f16 = bf16_, .scale = f8_scale_};
@@ -545,27 +549,35 @@ void CudaExec::multiply_rows(CudaEpilogue epilogue, TensorView x, std::span<cons
   }
 }
 
-// One dense product of FP8 rows with scales; false: cuBLASLt does not do it.
-bool CudaExec::gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
-                       bool y_is_bf16, bool add) {
-  if (w.format != kCudaF8Row || w.k % 16 != 0 || w.n_out % 16 != 0 || f8_unusable_) return false;
-  if (f8_of_ != x.data) {
-    CudaActivations from;
-    if (x.dtype == DType::kBF16) {
-      from.bf16 = static_cast<const std::uint16_t*>(x.data);
-    } else {
-      from.f32 = x.f32();
-    }
-    kernels_->scale_rows(stream_.handle(), from, static_cast<std::int32_t>(x.rows()), static_cast<std::int32_t>(w.k),
-                         nullptr, reinterpret_cast<std::uint8_t*>(bf16_), f8_scale_);
-    f8_of_ = x.data;
-    bf16_of_ = nullptr;
+// The rows of x in e4m3, which lie in bf16_ with a scale for each.
+const std::uint8_t* CudaExec::as_f8(TensorView x) {
+  auto* bytes = reinterpret_cast<std::uint8_t*>(bf16_);
+  if (f8_of_ == x.data && is_f8_bytes_) return bytes;
+  STILL_CHECK(bytes != nullptr);
+  CudaActivations from;
+  if (x.dtype == DType::kBF16) {
+    from.bf16 = static_cast<const std::uint16_t*>(x.data);
+  } else {
+    from.f32 = x.f32();
   }
+  kernels_->scale_rows(stream_.handle(), from, static_cast<std::int32_t>(x.rows()),
+                       static_cast<std::int32_t>(x.row_size()), nullptr, bytes, f8_scale_);
+  f8_of_ = x.data;
+  is_f8_bytes_ = true;
+  bf16_of_ = nullptr;
+  return bytes;
+}
+
+// One dense product of FP8 rows with scales; false: cuBLASLt does not do it. is_chain: not as the chain kernel does.
+bool CudaExec::gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
+                       bool y_is_bf16, bool add, bool is_chain) {
+  if (w.format != kCudaF8Row || w.k % 16 != 0 || w.n_out % 16 != 0 || (f8_unusable_ && !is_chain)) return false;
+  const std::uint8_t* bytes = as_f8(x);
   // The library takes no f32 bias here.
   if (product.bias != nullptr)
     kernels_->repeat_bias(stream_.handle(), product.bias, static_cast<std::int32_t>(n),
                           static_cast<std::int32_t>(w.n_out), static_cast<float*>(product.y), product.y_stride);
-  const bool done = gemm_->run(stream_.handle(), {.x = reinterpret_cast<const std::uint8_t*>(bf16_) + begin * w.k,
+  const bool done = gemm_->run(stream_.handle(), {.x = bytes + begin * w.k,
                                                   .w = w.packed,
                                                   .w_stride = w.k,
                                                   .y = product.y,
@@ -576,19 +588,20 @@ bool CudaExec::gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const W
                                                   .n_out = w.n_out,
                                                   .k = w.k,
                                                   .is_f8 = true,
+                                                  .is_chain = is_chain,
                                                   .x_scale = f8_scale_ + begin,
                                                   .w_scale = reinterpret_cast<const float*>(w.packed + w.n_out * w.k),
                                                   .is_recurring = is_recurring(n),
                                                   .room = gate_up_,
                                                   .room_bytes = gate_up_bytes_});
-  f8_unusable_ = !done;
+  if (!is_chain) f8_unusable_ = !done;
   return done;
 }
 
 // One dense product; a quantised matrix is made dense first, as many rows at a time as there is room for.
 bool CudaExec::gemm(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
                     bool y_is_bf16, bool add, std::int64_t fixed_rows) {
-  if (is_cuda_f8(w.format) && fixed_rows == 0 && gemm_f8(x, begin, n, w, product, y_is_bf16, add)) return true;
+  if (is_cuda_f8(w.format) && fixed_rows == 0 && gemm_f8(x, begin, n, w, product, y_is_bf16, add, false)) return true;
   CudaGemmArgs args{.x = as_bf16(x) + begin * x.row_size(),
                     .w = w.packed,
                     .w_stride = w.k,
@@ -752,15 +765,70 @@ void CudaExec::multiply_in_groups(CudaEpilogue epilogue, TensorView x, std::span
   forget_copies(nullptr);
 }
 
+// Whether the chain kernel computes these products.
+bool CudaExec::can_chain(std::span<const Weight* const> weights) const {
+  return has_f8_chains_ && bf16_ != nullptr && std::all_of(weights.begin(), weights.end(), [](const Weight* w) {
+           return w->format == kCudaF8Row && w->k % 16 == 0;
+         });
+}
+
+// The first n rows, by one chain over k each: of many by cuBLASLt where its bits are those of the kernel.
+void CudaExec::multiply_chains(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                               std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t n) {
+  const TensorView rows{x.data, x.dtype, {n, x.row_size()}};
+  forget_copies(nullptr);  // of another number of rows
+  const auto launch = [&](std::span<const CudaProduct> some) {
+    CudaLinearArgs args{.format = kCudaF8Row,
+                        .epilogue = epilogue,
+                        .n_products = static_cast<std::int32_t>(some.size()),
+                        .y_is_bf16 = y_is_bf16,
+                        .k = static_cast<std::int32_t>(x.row_size()),
+                        .n_rows = static_cast<std::int32_t>(n)};
+    std::copy(some.begin(), some.end(), args.products);
+    if (n > 1) {
+      args.x = {.f8 = as_f8(rows), .scale = f8_scale_};
+    } else if (x.dtype == DType::kBF16) {
+      args.x.bf16 = static_cast<const std::uint16_t*>(x.data);
+    } else {
+      args.x.f32 = x.f32();
+    }
+    kernels_->linear_f8(stream_.handle(), args);
+  };
+  if (n <= kMostChainRows || gemm_ == nullptr) {
+    launch(products);
+  } else if (epilogue == CudaEpilogue::kSwiglu) {
+    const std::int64_t width = weights[0]->n_out;
+    const CudaProduct gate{.weights = products[0].weights, .y = gate_up_, .y_stride = 2 * width},
+        up{.weights = products[1].weights, .y = gate_up_ + width, .y_stride = 2 * width};
+    if (width % 8 == 0 && gemm_f8(rows, 0, n, *weights[0], gate, true, false, true) &&
+        gemm_f8(rows, 0, n, *weights[1], up, true, false, true)) {
+      kernels_->swiglu(stream_.handle(), gate_up_, static_cast<std::int32_t>(n), static_cast<std::int32_t>(width),
+                       y_is_bf16 ? nullptr : static_cast<float*>(products[0].y),
+                       y_is_bf16 ? static_cast<std::uint16_t*>(products[0].y) : nullptr);
+    } else {
+      launch(products);
+    }
+  } else {
+    for (std::size_t i = 0; i < products.size(); ++i)
+      if (!gemm_f8(rows, 0, n, *weights[i], products[i], y_is_bf16, epilogue == CudaEpilogue::kAdd, true))
+        launch(products.subspan(i, 1));
+  }
+  if (n < x.rows()) forget_copies(nullptr);
+}
+
 // The rows of answers first, then those of prompts, each by one kernel whatever their number: of floats the dense
 // product by the algorithm for kFixedRows rows of an answer (streaming weights costs as much for 1 as for 128) or of a
-// prompt; quantised weights and FP8 the kernels of few rows, 16 at a time, for answers, the dense product for prompts.
+// prompt; for answers, FP8 with a scale for each row one chain of sums, other FP8 and quantised weights the kernels of
+// few rows, 16 at a time; for prompts the dense product.
 void CudaExec::multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                                      std::span<const Weight* const> weights, bool y_is_bf16) {
   constexpr std::int64_t kAnswerRows = 128, kPromptRows = 4096;
   const std::int64_t n = x.rows(), n_answer = std::min(n, n_answer_rows_);
+  const bool is_chained = can_chain(weights);
   if (gemm_ == nullptr || !is_even(weights)) {
-    multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n);
+    const std::int64_t begin = is_chained ? n_answer : 0;
+    if (begin < n) multiply_in_groups(epilogue, x, products, weights, y_is_bf16, begin, n);
+    if (is_chained && n_answer > 0) multiply_chains(epilogue, x, products, weights, y_is_bf16, n_answer);
     return;
   }
   const bool has_quantized = std::any_of(weights.begin(), weights.end(), [](const Weight* w) {
@@ -769,7 +837,9 @@ void CudaExec::multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::s
   // Dense first: it reads the copy of all rows in bf16, which the groups overwrite.
   if (n_answer < n) multiply_dense(epilogue, x, products, weights, y_is_bf16, n_answer, n, kPromptRows);
   if (n_answer == 0) return;
-  if (!has_quantized) {
+  if (is_chained) {
+    multiply_chains(epilogue, x, products, weights, y_is_bf16, n_answer);
+  } else if (!has_quantized) {
     multiply_dense(epilogue, x, products, weights, y_is_bf16, 0, n_answer, kAnswerRows);
   } else {
     multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n_answer);

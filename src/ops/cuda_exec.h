@@ -133,9 +133,13 @@ class CudaExec {
                      std::span<const Weight* const> weights, bool y_is_bf16, bool in_tiles);
   bool can_tile(std::span<const Weight* const> weights) const;
   bool is_tiled(std::int64_t n, std::span<const Weight* const> weights) const;
+  const std::uint8_t* as_f8(TensorView x);
+  bool can_chain(std::span<const Weight* const> weights) const;
+  void multiply_chains(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                       std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t n);
   // Rows [begin, begin + n) of x.
   bool gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
-               bool y_is_bf16, bool add);
+               bool y_is_bf16, bool add, bool is_chain);
   bool gemm(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
             bool y_is_bf16, bool add, std::int64_t fixed_rows);
   // Sizes of steps that come again and again: decodes of the ladder, full chunks of prompts.
@@ -189,12 +193,14 @@ class CudaExec {
   bool is_rope_pending_ = false;   // all of it, in a step of decodes
   std::uint16_t* bf16_ = nullptr;  // [max_tokens, max_k], where activations are f32
   const void* bf16_of_ = nullptr;
-  const void* f8_of_ = nullptr;  // whose e4m3 or (up to kCudaSkinnyRows) f16 form lies in bf16_, and its
+  const void* f8_of_ = nullptr;  // whose e4m3 (is_f8_bytes_) or f16 form lies in bf16_, and its
   float* f8_scale_ = nullptr;    // scales
+  bool is_f8_bytes_ = false;
   PendingNorm norm_;
-  QuantizedCopy copies_[2];           // in blocks of 32, of 256
-  bool has_quantized_ = false;        // some weights seen so far
-  bool f8_unusable_ = false;          // by cuBLASLt
+  QuantizedCopy copies_[2];     // in blocks of 32, of 256
+  bool has_quantized_ = false;  // some weights seen so far
+  bool f8_unusable_ = false;    // by cuBLASLt
+  bool has_f8_chains_ = false;
   std::uint16_t* gate_up_ = nullptr;  // [max_tokens, 2 * max_gate]
   std::int64_t gate_up_bytes_ = 0;
   std::uint16_t* dense_ = nullptr;  // a quantised matrix made dense, or rows of it

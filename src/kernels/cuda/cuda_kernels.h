@@ -16,6 +16,7 @@ struct CudaActivations {
   const float* f32 = nullptr;  // [n_rows, k]
   const std::uint16_t* bf16 = nullptr;
   const std::uint16_t* f16 = nullptr;  // [n_rows, k], each 256 of a row times 1 / scale [n_rows, ceil(k / 256)]
+  const std::uint8_t* f8 = nullptr;    // [n_rows, k], e4m3, a row times scale [n_rows]
   const std::int8_t* q = nullptr;      // as QuantizedRows, contiguous rows
   const float* scale = nullptr;
   const std::int16_t* sums = nullptr;
@@ -235,9 +236,14 @@ struct CudaKernels {
                         const CudaQuantizedOut& out);
   void (*to_bf16)(void* stream, const float* x, std::int64_t n, std::uint16_t* y);
   // Rows (f32 or bf16) for products with FP8 weights, y times its scale being x: f16, the scale of each 256 elements a
-  // power of two that brings the largest near 2^12; or e4m3, a scale for each row, the largest at 448.
+  // power of two that brings the largest near 2^12; or e4m3, a scale for each row, a power of two that brings the
+  // largest between 224 and 448.
   void (*scale_rows)(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, std::uint16_t* y_f16,
                      std::uint8_t* y_f8, float* scale);
+  // Whether the current device has linear_f8: `linear` for FP8 with a scale for each row (k a multiple of 16) and any
+  // number of rows, x.f8 (a single row also f32 or bf16); a row's sum is one chain over k whatever stands beside it.
+  bool (*has_f8_chains)();
+  void (*linear_f8)(void* stream, const CudaLinearArgs& args);
   // Whether the current device has the tile kernel: products of images.
   bool (*has_tiles)();
   // Rows (f32 or bf16) to images for weights of `format`; formats of one kind share them.
@@ -295,6 +301,7 @@ struct CudaGemmArgs {
   // row alone.
   std::int64_t fixed_rows = 0;
   bool is_f8 = false;
+  bool is_chain = false;           // of is_f8: only algorithms whose first rows are linear_f8's, bit by bit
   const float* x_scale = nullptr;  // is_f8: [n_rows] and [n_out], products are multiplied by
   const float* w_scale = nullptr;
   // The shape comes again: algorithms are measured when it comes first. With `add` that takes room for another y.

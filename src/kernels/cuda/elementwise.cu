@@ -1,10 +1,9 @@
 // What stands between the products: norms, activations quantised or rounded, rotary embedding with the write of keys
 // and values, SwiGLU of a dense product.
-#include <cuda_fp8.h>
-
 #include "kernels/cuda/comm.cuh"
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/elementwise.cuh"
+#include "kernels/cuda/f8_chain.cuh"
 
 namespace still::cuda {
 
@@ -128,10 +127,10 @@ __global__ void __launch_bounds__(256)
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = most;
   const bool is_finite = __syncthreads_and(bad == 0.0f) != 0;
   for (int w = 0; w < 8; ++w) most = fmaxf(most, shared[w]);
-  const float to = fmaxf(most, 0x1p-100f) / 448.0f, inverse = 1.0f / to;
-  if (threadIdx.x == 0) scale[blockIdx.x] = is_finite ? to : __int_as_float(0x7fc00000);
+  const F8Scale own = f8_scale_of(most, is_finite);
+  if (threadIdx.x == 0) scale[blockIdx.x] = own.scale;
   for (int i = static_cast<int>(threadIdx.x); i < k; i += 256)
-    y[row + i] = static_cast<std::uint8_t>(__nv_cvt_float_to_fp8(value(i) * inverse, __NV_SATFINITE, __NV_E4M3));
+    y[row + i] = static_cast<std::uint8_t>(__nv_cvt_float_to_fp8(value(i) * own.inverse, __NV_SATFINITE, __NV_E4M3));
 }
 
 __global__ void repeat_bias_kernel(const float* bias, int n_out, float* y, std::int64_t y_stride) {
@@ -405,10 +404,6 @@ __global__ void __launch_bounds__(256) rope_kv_kernel(const CudaRopeKvArgs args)
                       : static_cast<std::int64_t>(offset) * n_groups + i / group] = scale;
     }
   }
-}
-
-__device__ __forceinline__ float silu_times(float gate, float up) {
-  return gate / (1.0f + __expf(-gate)) * up;
 }
 
 __global__ void __launch_bounds__(256)

@@ -12,7 +12,7 @@
 #include <tuple>
 #include <vector>
 
-#include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda/linear.cuh"
 
 namespace still {
 
@@ -86,6 +86,7 @@ struct Plan {
   Heuristic choice{};
   std::vector<Heuristic> candidates;  // to be measured
   bool must_equal_choice = false;     // bit by bit
+  bool must_equal_chain = false;
   bool is_usable = false, was_measured = false;
   const Plan* lender = nullptr;  // whose algorithm is taken as long as this shape has none of its own
 };
@@ -120,6 +121,7 @@ class CublasLtGemm : public CudaGemm {
                        library_.desc_set(plan.desc, kAttrScaleB, &args.x_scale, sizeof(args.x_scale)) != 0))
       return false;
     if (!plan.candidates.empty()) measure(static_cast<cudaStream_t>(stream), plan, args);
+    if (!plan.is_usable) return false;
     if (plan.lender != nullptr) {
       Heuristic lent = plan.lender->choice;
       lent.workspace_bytes = kWorkspaceBytes;
@@ -131,7 +133,7 @@ class CublasLtGemm : public CudaGemm {
 
  private:
   using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool, bool, bool, bool,
-                         std::int64_t>;
+                         bool, std::int64_t>;
 
   bool multiply(cudaStream_t stream, const Plan& plan, const CudaGemmArgs& args, const Heuristic& choice, void* y) {
     const float alpha = 1.0f, beta = args.add ? 1.0f : 0.0f;
@@ -152,20 +154,44 @@ class CublasLtGemm : public CudaGemm {
     return true;
   }
 
-  // The bytes of some rows of y by an algorithm; none: it failed.
-  std::vector<std::byte> bytes_of(cudaStream_t stream, const Plan& plan, const CudaGemmArgs& args,
-                                  const Heuristic& choice, void* y) {
-    constexpr std::int64_t kRows = 4;
-    const std::int64_t element = args.y_is_bf16 ? 2 : 4, n = std::min(kRows, args.n_rows);
+  // Some rows of y as bytes; none: the device failed.
+  static constexpr std::int64_t kComparedRows = 4;
+  static std::vector<std::byte> bytes_at(cudaStream_t stream, const CudaGemmArgs& args, const void* y) {
+    const std::int64_t element = args.y_is_bf16 ? 2 : 4, n = std::min(kComparedRows, args.n_rows);
     const auto width = static_cast<std::size_t>(args.n_out * element),
                pitch = static_cast<std::size_t>(args.y_stride * element);
     std::vector<std::byte> bytes(width * static_cast<std::size_t>(n));
-    if (!multiply(stream, plan, args, choice, y) ||
-        cudaMemcpy2DAsync(bytes.data(), width, y, pitch, width, static_cast<std::size_t>(n), cudaMemcpyDeviceToHost,
+    if (cudaMemcpy2DAsync(bytes.data(), width, y, pitch, width, static_cast<std::size_t>(n), cudaMemcpyDeviceToHost,
                           stream) != cudaSuccess ||
         cudaStreamSynchronize(stream) != cudaSuccess)
       return {};
     return bytes;
+  }
+  // By an algorithm; none: it failed.
+  std::vector<std::byte> bytes_of(cudaStream_t stream, const Plan& plan, const CudaGemmArgs& args,
+                                  const Heuristic& choice, void* y) {
+    if (!multiply(stream, plan, args, choice, y)) return {};
+    return bytes_at(stream, args, y);
+  }
+  // By the chain kernel.
+  static std::vector<std::byte> chain_bytes(cudaStream_t stream, const CudaGemmArgs& args, void* y) {
+    const std::int64_t element = args.y_is_bf16 ? 2 : 4, n = std::min(kComparedRows, args.n_rows);
+    const auto pitch = static_cast<std::size_t>(args.y_stride * element);
+    if (args.add && cudaMemcpy2DAsync(y, pitch, args.y, pitch, static_cast<std::size_t>(args.n_out * element),
+                                      static_cast<std::size_t>(n), cudaMemcpyDeviceToDevice, stream) != cudaSuccess)
+      return {};
+    CudaLinearArgs chain{.epilogue = args.add ? CudaEpilogue::kAdd : CudaEpilogue::kStore,
+                         .y_is_bf16 = args.y_is_bf16,
+                         .k = static_cast<std::int32_t>(args.k),
+                         .n_rows = static_cast<std::int32_t>(n)};
+    chain.products[0] = {.weights = static_cast<const std::uint8_t*>(args.w),
+                         .n_out = static_cast<std::int32_t>(args.n_out),
+                         .y = y,
+                         .y_stride = args.y_stride};
+    chain.x.f8 = static_cast<const std::uint8_t*>(args.x);
+    chain.x.scale = args.x_scale;
+    cuda::linear_f8(stream, chain);
+    return bytes_at(stream, args, y);
   }
 
   // The fastest candidate becomes the plan's choice; each run begins with another matrix in the cache.
@@ -173,7 +199,20 @@ class CublasLtGemm : public CudaGemm {
     std::vector<Heuristic> candidates = std::move(plan.candidates);
     plan.candidates.clear();
     void* y = args.add ? args.room : args.y;
-    if (args.add && args.room_bytes < args.n_rows * args.y_stride * (args.y_is_bf16 ? 2 : 4)) return;
+    if (args.add && args.room_bytes < args.n_rows * args.y_stride * (args.y_is_bf16 ? 2 : 4)) {
+      if (plan.must_equal_chain) plan.is_usable = false;
+      return;
+    }
+    if (plan.must_equal_chain) {
+      const std::vector<std::byte> wanted = chain_bytes(stream, args, y);
+      std::erase_if(candidates, [&](const Heuristic& candidate) {
+        return wanted.empty() || bytes_of(stream, plan, args, candidate, y) != wanted;
+      });
+      plan.is_usable = !candidates.empty();
+      if (candidates.empty()) return;
+      plan.choice = candidates[0];
+      if (candidates.size() == 1 || !args.is_recurring) return;
+    }
     if (plan.must_equal_choice) {
       const std::vector<std::byte> wanted = bytes_of(stream, plan, args, plan.choice, y);
       std::erase_if(candidates, [&](const Heuristic& candidate) {
@@ -207,14 +246,19 @@ class CublasLtGemm : public CudaGemm {
 
   // In the library's column-major terms: d [n_out x n_rows] = w^T [n_out x k] * x [k x n_rows].
   Plan& plan_of(const CudaGemmArgs& args) {
-    const Key key{args.n_rows,    args.n_out, args.k,     args.w_stride,        args.y_stride,
-                  args.y_is_bf16, args.add,   args.is_f8, args.bias != nullptr, args.fixed_rows};
+    const Key key{args.n_rows,          args.n_out,     args.k,         args.w_stride,
+                  args.y_stride,        args.y_is_bf16, args.add,       args.is_f8,
+                  args.bias != nullptr, args.is_chain,  args.fixed_rows};
     const auto [entry, is_new] = plans_.try_emplace(key);
     Plan& plan = entry->second;
     if (!is_new) {
       // Now that the shape comes again and again.
       if (args.is_recurring && !plan.was_measured && plan.is_usable) {
-        if (args.fixed_rows == 0) propose(plan, args);
+        if (args.is_chain) {
+          propose_chain(plan, args);
+        } else if (args.fixed_rows == 0) {
+          propose(plan, args);
+        }
         if (args.fixed_rows > 0 && args.fixed_rows != args.n_rows) propose_alike(plan, args);
       }
       return plan;
@@ -230,6 +274,10 @@ class CublasLtGemm : public CudaGemm {
       return plan;
     }
     if (!describe(plan, args)) return plan;
+    if (args.is_chain) {
+      propose_chain(plan, args);
+      return plan;
+    }
     const std::int64_t rounded = rounded_rows(args.n_rows);
     if (!args.is_recurring && args.fixed_rows == 0 && rounded != args.n_rows) {
       CudaGemmArgs lender = args;
@@ -271,6 +319,19 @@ class CublasLtGemm : public CudaGemm {
     std::erase_if(plan.candidates, [&](const Heuristic& result) { return !adds_alike(result.algo, plan.choice.algo); });
     plan.candidates.resize(std::min<std::size_t>(plan.candidates.size(), args.is_recurring ? kMostCandidates : 1));
     if (args.is_recurring) plan.candidates.push_back(plan.choice);
+  }
+
+  // Those that do not cut k; they are tried against the chain kernel when they first run.
+  void propose_chain(Plan& plan, const CudaGemmArgs& args) {
+    plan.was_measured = args.is_recurring;
+    plan.must_equal_chain = true;
+    plan.candidates = proposals(plan, kMostProposals);
+    std::erase_if(plan.candidates, [&](const Heuristic& result) {
+      std::uint32_t n_parts = 0;
+      std::size_t written = 0;
+      return library_.config_get(&result.algo, kConfigSplit, &n_parts, sizeof(n_parts), &written) != 0 || n_parts > 1;
+    });
+    plan.is_usable = !plan.candidates.empty();
   }
 
   std::vector<Heuristic> proposals(const Plan& plan, int most) {

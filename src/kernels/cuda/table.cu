@@ -14,6 +14,8 @@ const CudaKernels* cuda_kernels() {
                                       .quantize_rows = cuda::quantize_rows,
                                       .to_bf16 = cuda::to_bf16,
                                       .scale_rows = cuda::scale_rows,
+                                      .has_f8_chains = cuda::has_f8_chains,
+                                      .linear_f8 = cuda::linear_f8,
                                       .has_tiles = cuda::has_tiles,
                                       .arrange_rows = cuda::arrange_rows,
                                       .image_kind = cuda::image_kind,

@@ -1,0 +1,571 @@
+// Products of FP8 weights that have a scale for each row with rows of e4m3: for any number of rows one order of sums, a
+// chain over k of the tensor core's steps of 32 (wgmma, m64nNk32). So a row's result depends on that row alone, and
+// cuBLASLt's algorithms that do not cut k give the same bits.
+//
+// Weights are wgmma's A operand, `box_rows` rows of a matrix a block and warpgroup; where that is less than 64 the
+// instruction reads what lies behind and its other results are thrown away, so that the blocks of a small matrix are as
+// many as the device has multiprocessors. A thread of a warp of its own asks the copy engine for weights (before the
+// predecessor has ended: most of a multiprocessor's shared memory is a ring of them) and for activations. Blocks stay
+// and take tile after tile.
+//
+// A row alone is made e4m3 by the block that reads it, as scale_rows does, while weights are on their way.
+#include <cudaTypedefs.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/f8_chain.cuh"
+#include "kernels/cuda/linear.cuh"
+
+namespace still::cuda {
+
+namespace {
+constexpr int kSliceK = 128;                      // k of a slice: a row of the copy engine's swizzle
+constexpr int kRowThreads = 512, kRowTurns = 14;  // 4 values of a thread each are kept in registers
+constexpr int kMostStages = 32;
+constexpr int kPadBytes = 8192;  // rows that are none of a tile's, behind the last one's
+constexpr int kExchangeColumns = 32, kExchangeStride = 64 + 4;
+constexpr int kMultiprocessors = 132;
+
+struct ChainArgs {
+  CUtensorMap weights[kCudaMaxProducts];
+  CUtensorMap x;  // but for a row alone
+  CudaProduct products[kCudaMaxProducts];
+  std::int32_t first_tile[kCudaMaxProducts + 1];  // of rows of the matrices
+  const float* row_f32;
+  const __nv_bfloat16* row_bf16;
+  const float* x_scale;
+  std::int32_t n_products, k, n_rows;
+  std::int32_t box_rows;  // rows of a matrix in a box; a tile of a warpgroup is one, or of SwiGLU two
+  std::int32_t n_tiles, n_column_tiles;
+  std::int32_t n_stages;
+  CudaEpilogue epilogue;
+  bool y_is_bf16;
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
+__device__ __forceinline__ void barrier_init(std::uint64_t* barrier, unsigned count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(std::uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned parity) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra done;\n"
+      "bra again;\n"
+      "done:}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+__device__ __forceinline__ void expect_bytes(std::uint64_t* barrier, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+// A box of a matrix of bytes: `column` the first of 128, `row` the first row. What is outside is zero.
+__device__ __forceinline__ void copy_box(std::uint8_t* to, const CUtensorMap* map, int column, int row,
+                                         std::uint64_t* barrier, std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, "
+      "%3}], "
+      "[%4], %5;" ::"r"(shared_address(to)),
+      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+// Threads of one kind meet at barrier `idx` (0 is __syncthreads').
+__device__ __forceinline__ void meet(int idx, int n_threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(idx), "r"(n_threads) : "memory");
+}
+
+// Operands in shared memory: the low word says where. Rows of 128 bytes in the swizzle of that width, eight of them
+// together; or a row as it is, without a swizzle, the second 16 bytes of a step behind the first: the seven other rows
+// of the operand are what lies behind.
+__device__ __forceinline__ std::uint32_t operand_at(std::uint32_t address) {
+  return address >> 4 | 1u << 16;
+}
+__device__ __forceinline__ std::uint64_t swizzled_operand(std::uint32_t low) {
+  return std::uint64_t{1024 / 16 | 1u << 30} << 32 | low;
+}
+__device__ __forceinline__ std::uint64_t row_operand(std::uint32_t low) {
+  return std::uint64_t{128 / 16} << 32 | low;
+}
+
+// d (+)= a b with a [64 x 32] and b [32 x n] of e4m3 in shared memory.
+#define STILL_R4 "%0,%1,%2,%3"
+#define STILL_R8 STILL_R4 ",%4,%5,%6,%7"
+#define STILL_R16 STILL_R8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define STILL_R32 STILL_R16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define STILL_R64                                                    \
+  STILL_R32                                                          \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" \
+  ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define STILL_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define STILL_D8(i) STILL_D4(i), STILL_D4(i + 4)
+#define STILL_D16(i) STILL_D8(i), STILL_D8(i + 8)
+#define STILL_D32(i) STILL_D16(i), STILL_D16(i + 16)
+#define STILL_D64(i) STILL_D32(i), STILL_D32(i + 32)
+#define STILL_STEP(n, size, a_at, b_at, p_at)                                                                    \
+  __device__ __forceinline__ void chain_step(float(&d)[size], std::uint64_t a, std::uint64_t b, bool is_added) { \
+    asm volatile(                                                                                                \
+        "{.reg .pred p;\n"                                                                                       \
+        "setp.ne.b32 p, %" #p_at                                                                                 \
+        ", 0;\n"                                                                                                 \
+        "wgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e4m3.e4m3 {" STILL_R##size "}, %" #a_at ", %" #b_at      \
+                                                                                   ", p, 1, 1;}"                 \
+        : STILL_D##size(0)                                                                                       \
+        : "l"(a), "l"(b), "r"(static_cast<int>(is_added)));                                                      \
+  }
+STILL_STEP(8, 4, 4, 5, 6)
+STILL_STEP(16, 8, 8, 9, 10)
+STILL_STEP(32, 16, 16, 17, 18)
+STILL_STEP(64, 32, 32, 33, 34)
+STILL_STEP(128, 64, 64, 65, 66)
+
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int kLeft>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+
+// SwiGLU as of a dense product, whose results are rounded to bf16.
+__device__ __forceinline__ float gated(float gate, float up) {
+  return silu_times(__bfloat162float(__float2bfloat16_rn(gate)), __bfloat162float(__float2bfloat16_rn(up)));
+}
+
+// Where a block is: a tile of the matrices' rows times one of rows of activations.
+struct Place {
+  int which, tile, column_tile;
+};
+__device__ __forceinline__ Place place_of(const ChainArgs& args, int item) {
+  Place place{0, item / args.n_column_tiles, item % args.n_column_tiles};
+  while (place.which + 1 < args.n_products && place.tile >= args.first_tile[place.which + 1]) ++place.which;
+  place.tile -= args.first_tile[place.which];
+  return place;
+}
+
+// The row as e4m3, zeros behind it, by kRowThreads threads; its scale.
+__device__ __forceinline__ float make_row(const ChainArgs& args, std::uint8_t* row, int n_padded) {
+  __shared__ float shared_most[kRowThreads / 32], shared_bad[kRowThreads / 32];
+  const int thread = static_cast<int>(threadIdx.x), n = args.k / 4;
+  const auto load = [&](int i) {
+    if (args.row_f32 != nullptr) return reinterpret_cast<const float4*>(args.row_f32)[i];
+    const uint2 four = reinterpret_cast<const uint2*>(args.row_bf16)[i];
+    return make_float4(__uint_as_float(four.x << 16), __uint_as_float(four.x & 0xffff0000u),
+                       __uint_as_float(four.y << 16), __uint_as_float(four.y & 0xffff0000u));
+  };
+  float4 kept[kRowTurns];
+  float most = 0, bad = 0;
+  const auto look = [&](const float4& v) {
+    most = fmaxf(fmaxf(most, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
+    bad += (v.x - v.x) + (v.y - v.y) + ((v.z - v.z) + (v.w - v.w));  // NaN where one is NaN or infinite
+  };
+#pragma unroll
+  for (int turn = 0; turn < kRowTurns; ++turn) {
+    const int i = turn * kRowThreads + thread;
+    kept[turn] = i < n ? load(i) : make_float4(0, 0, 0, 0);
+  }
+#pragma unroll
+  for (int turn = 0; turn < kRowTurns; ++turn) look(kept[turn]);
+  for (int i = kRowTurns * kRowThreads + thread; i < n; i += kRowThreads) look(load(i));
+#pragma unroll
+  for (int i = 16; i > 0; i /= 2) {
+    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
+    bad += __shfl_xor_sync(0xffffffffu, bad, i);
+  }
+  if (thread % 32 == 0) shared_most[thread / 32] = most, shared_bad[thread / 32] = bad;
+  meet(1, kRowThreads);
+#pragma unroll
+  for (int w = 0; w < kRowThreads / 32; ++w) most = fmaxf(most, shared_most[w]), bad += shared_bad[w];
+  const F8Scale scale = f8_scale_of(most, bad == 0.0f);
+  const auto put = [&](int i, const float4& v) {
+    reinterpret_cast<std::uint32_t*>(row)[i] =
+        to_e4m3_four(v.x * scale.inverse, v.y * scale.inverse, v.z * scale.inverse, v.w * scale.inverse);
+  };
+#pragma unroll
+  for (int turn = 0; turn < kRowTurns; ++turn) {
+    const int i = turn * kRowThreads + thread;
+    if (i < n_padded / 4) put(i, kept[turn]);
+  }
+  for (int i = kRowTurns * kRowThreads + thread; i < n_padded / 4; i += kRowThreads)
+    put(i, i < n ? load(i) : make_float4(0, 0, 0, 0));
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  meet(1, kRowThreads);
+  return scale.scale;
+}
+
+// kColumns: rows of activations of a tile. kGroups: warpgroups, each with tiles of its own rows of the matrices.
+template <int kColumns, int kGroups, int kSlices, bool kIsRow>
+__device__ __forceinline__ void chain_body(const ChainArgs& args) {
+  constexpr int kSize = kColumns / 2, kMultipliers = 128 * kGroups;
+  constexpr int kProducer = kIsRow ? kRowThreads : kMultipliers;
+  constexpr bool kIsEarly = kColumns <= 64;  // what a result is added to is read before the products
+  extern __shared__ __align__(1024) std::uint8_t ring[];
+  __shared__ std::uint64_t full[kMostStages], empty[kMostStages];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
+  const int n_matrices = is_swiglu ? 2 : 1, n_boxes = kGroups * n_matrices;
+  const int box_bytes = args.box_rows * kSliceK, slice_bytes = n_boxes * box_bytes;
+  const int x_bytes = kIsRow ? 0 : kColumns * kSliceK;
+  const int stage_bytes = kSlices * (slice_bytes + x_bytes);
+  const int n_slices = (args.k + kSliceK - 1) / kSliceK, n_steps = (n_slices + kSlices - 1) / kSlices;
+  const int n_items = args.n_tiles * args.n_column_tiles;
+  const int n_stages = args.n_stages;
+  std::uint8_t* row = ring + n_stages * stage_bytes + kPadBytes;
+  if (thread == 0) {
+    for (int i = 0; i < n_stages; ++i) {
+      barrier_init(&full[i], 1);
+      barrier_init(&empty[i], 4 * kGroups);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+
+  if (thread >= kProducer) {
+    if (thread == kProducer) {
+      std::uint64_t once, shared, again;
+      asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+      asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(shared));
+      asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(again));
+      const std::uint64_t weights_policy = args.n_column_tiles == 1 ? once : shared;
+      // A stage's weights or activations; q counts stages over all tiles.
+      const auto ask_weights = [&](const Place& place, int step, int stage) {
+        const int n_here = min(kSlices, n_slices - step * kSlices);
+        expect_bytes(&full[stage], static_cast<unsigned>(n_here * (slice_bytes + x_bytes)));
+        for (int s = 0; s < n_here; ++s) {
+          std::uint8_t* to = ring + stage * stage_bytes + s * slice_bytes;
+          const int column = (step * kSlices + s) * kSliceK;
+          for (int box = 0; box < n_boxes; ++box) {
+            const int matrix = is_swiglu ? box % 2 : place.which,
+                      first = (place.tile * kGroups + box / n_matrices) * args.box_rows;
+            copy_box(to + box * box_bytes, &args.weights[matrix], column, first, &full[stage], weights_policy);
+          }
+        }
+      };
+      const auto ask_x = [&](const Place& place, int step, int stage) {
+        if constexpr (!kIsRow) {
+          const int n_here = min(kSlices, n_slices - step * kSlices);
+          for (int s = 0; s < n_here; ++s) {
+            std::uint8_t* to = ring + stage * stage_bytes + kSlices * slice_bytes + s * x_bytes;
+            copy_box(to, &args.x, (step * kSlices + s) * kSliceK, place.column_tile * kColumns, &full[stage], again);
+          }
+        }
+      };
+      // Weights of as many stages as there are do not wait for the predecessor.
+      int item = static_cast<int>(blockIdx.x), step = 0, q = 0;
+      Place place = place_of(args, item);
+      const auto advance = [&] {
+        ++q;
+        if (++step < n_steps) return;
+        step = 0;
+        item += static_cast<int>(gridDim.x);
+        if (item < n_items) place = place_of(args, item);
+      };
+      while (item < n_items && q < n_stages) {
+        ask_weights(place, step, q);
+        advance();
+      }
+      allow_next();
+      wait_for_previous();
+      if constexpr (!kIsRow) {
+        const int n_asked = q;
+        item = static_cast<int>(blockIdx.x), step = 0, q = 0;
+        place = place_of(args, item);
+        while (q < n_asked) {
+          ask_x(place, step, q);
+          advance();
+        }
+      }
+      while (item < n_items) {
+        const int stage = q % n_stages;
+        barrier_wait(&empty[stage], static_cast<unsigned>(q / n_stages - 1) % 2);
+        ask_weights(place, step, stage);
+        ask_x(place, step, stage);
+        advance();
+      }
+    }
+    return;
+  }
+
+  allow_next();
+  wait_for_previous();
+  float own_scale = 0;
+  if constexpr (kIsRow) {
+    own_scale = make_row(args, row, n_slices * kSliceK);
+    if (thread >= kMultipliers) return;
+  }
+  // Known to be the same for all threads of a warp: descriptors are made in uniform registers, for a third of the
+  // instructions.
+  const int group = kGroups == 1 ? 0 : __shfl_sync(0xffffffffu, thread / 128, 0);
+  const int warp = thread / 32 % 4, g = lane / 4, t = lane % 4;
+  const std::uint32_t ring_at = shared_address(ring), row_at = shared_address(row);
+  float d[kSize];
+  int stage = 0;
+  unsigned parity = 0;
+  int before = -1;  // the stage whose products may still be under way
+  const auto release = [&] {
+    if (before >= 0 && lane == 0) barrier_arrive(&empty[before]);
+  };
+  for (int item = static_cast<int>(blockIdx.x); item < n_items; item += static_cast<int>(gridDim.x)) {
+    const Place place = place_of(args, item);
+    const int first_column = place.column_tile * kColumns;
+    // The thread's two rows of the tile: whose they are.
+    int at[2];
+    bool is_inside[2];
+    float w_scale[2], bias[2] = {};
+    const CudaProduct& product = args.products[is_swiglu ? 0 : place.which];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int in_group = 16 * warp + g + 8 * r, matrix = is_swiglu ? in_group / args.box_rows : place.which;
+      at[r] = (place.tile * kGroups + group) * args.box_rows + (is_swiglu ? in_group % args.box_rows : in_group);
+      is_inside[r] = in_group < n_matrices * args.box_rows && at[r] < product.n_out;
+      const CudaProduct& own = args.products[is_inside[r] ? matrix : 0];
+      const auto* scales = reinterpret_cast<const float*>(own.weights + std::int64_t{own.n_out} * args.k);
+      w_scale[r] = is_inside[r] ? scales[at[r]] : 0.0f;
+      if (!is_swiglu && product.bias != nullptr && is_inside[r]) bias[r] = product.bias[at[r]];
+    }
+    const bool is_add = args.epilogue == CudaEpilogue::kAdd;
+    const auto old_of = [&](int j) {
+      const int column = first_column + 8 * (j / 4) + 2 * t + j % 2, r = j % 4 / 2;
+      return is_add && column < args.n_rows && is_inside[r]
+                 ? static_cast<const float*>(product.y)[column * product.y_stride + at[r]]
+                 : bias[r];
+    };
+    const auto x_scale_of = [&](int j) {  // of column 8 (j / 2) + 2 t + j % 2
+      const int column = first_column + 8 * (j / 2) + 2 * t + j % 2;
+      return kIsRow ? own_scale : column < args.n_rows ? args.x_scale[column] : 0.0f;
+    };
+    float old[kIsEarly ? kSize : 1], x_scale[kIsEarly ? kSize / 2 : 1];
+    if constexpr (kIsEarly) {
+#pragma unroll
+      for (int j = 0; j < kSize; ++j) old[j] = old_of(j);
+#pragma unroll
+      for (int j = 0; j < kSize / 2; ++j) x_scale[j] = x_scale_of(j);
+    }
+    const int group_at = group * n_matrices * box_bytes;
+    // Some slices' products; those of the stage before them are done then.
+    const auto multiply = [&]<int kHere>(int step, std::integral_constant<int, kHere>) {
+      barrier_wait(&full[stage], parity);
+      const auto stage_at = __shfl_sync(0xffffffffu, ring_at + static_cast<std::uint32_t>(stage * stage_bytes), 0);
+      const std::uint32_t a_at = operand_at(stage_at + static_cast<std::uint32_t>(group_at)),
+                          b_at = operand_at(kIsRow ? row_at + static_cast<std::uint32_t>(step * (kSlices * kSliceK))
+                                                   : stage_at + static_cast<std::uint32_t>(kSlices * slice_bytes));
+      wgmma_fence();
+#pragma unroll
+      for (int s = 0; s < kHere; ++s) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const std::uint32_t a = a_at + static_cast<std::uint32_t>((s * slice_bytes >> 4) + 2 * j),
+                              b = b_at + static_cast<std::uint32_t>((s * (kIsRow ? kSliceK : x_bytes) >> 4) + 2 * j);
+          chain_step(d, swizzled_operand(a), kIsRow ? row_operand(b) : swizzled_operand(b), step + s + j > 0);
+        }
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+      release();
+      before = stage;
+      if (++stage == n_stages) stage = 0, parity ^= 1;
+    };
+    for (int step = 0; step < n_slices / kSlices; ++step) multiply(step, std::integral_constant<int, kSlices>());
+    if (n_slices % kSlices != 0) multiply(n_slices / kSlices, std::integral_constant<int, 1>());
+    wgmma_wait<0>();
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) asm volatile("" : "+f"(d[j])::"memory");
+    release();
+    before = -1;
+
+    const auto scaled_at = [&](int j) {
+      const int c = 2 * (j / 4) + j % 2;
+      if constexpr (kIsEarly) {
+        return d[j] * w_scale[j % 4 / 2] * x_scale[c];
+      } else {
+        return d[j] * w_scale[j % 4 / 2] * x_scale_of(c);
+      }
+    };
+    if (!is_swiglu) {
+#pragma unroll
+      for (int j = 0; j < kSize; ++j) {
+        const int column = first_column + 8 * (j / 4) + 2 * t + j % 2, r = j % 4 / 2;
+        if (column >= args.n_rows || !is_inside[r]) continue;
+        float v = scaled_at(j);
+        if (is_add || product.bias != nullptr) {
+          if constexpr (kIsEarly) {
+            v = __fadd_rn(v, old[j]);
+          } else {
+            v = __fadd_rn(v, old_of(j));
+          }
+        }
+        const std::int64_t to = column * product.y_stride + at[r];
+        if (args.y_is_bf16) {
+          static_cast<__nv_bfloat16*>(product.y)[to] = __float2bfloat16_rn(v);
+        } else {
+          static_cast<float*>(product.y)[to] = v;
+        }
+      }
+      continue;
+    }
+    // Gate and up of a row meet in shared memory, kExchangeColumns columns at a time.
+    constexpr int kAtOnce = kColumns < kExchangeColumns ? kColumns : kExchangeColumns;
+    __shared__ float meeting[kGroups][kAtOnce][kExchangeStride];
+#pragma unroll
+    for (int begin = 0; begin < kColumns; begin += kAtOnce) {
+      if (first_column + begin >= args.n_rows) break;
+#pragma unroll
+      for (int i = 0; i < kAtOnce / 2; ++i) {
+        const int j = begin / 2 + i;
+        meeting[group][8 * (i / 4) + 2 * t + i % 2][16 * warp + g + 8 * (i % 4 / 2)] = scaled_at(j);
+      }
+      meet(2 + group, 128);
+      const int n = args.box_rows * min(kAtOnce, args.n_rows - first_column - begin);
+      for (int i = thread % 128; i < n; i += 128) {
+        const int r = i % args.box_rows, c = i / args.box_rows;
+        const int out = (place.tile * kGroups + group) * args.box_rows + r;
+        if (out >= product.n_out) continue;
+        const float v = gated(meeting[group][c][r], meeting[group][c][args.box_rows + r]);
+        const std::int64_t to = (first_column + begin + c) * product.y_stride + out;
+        if (args.y_is_bf16) {
+          static_cast<__nv_bfloat16*>(product.y)[to] = __float2bfloat16_rn(v);
+        } else {
+          static_cast<float*>(product.y)[to] = v;
+        }
+      }
+      meet(2 + group, 128);
+    }
+  }
+}
+#endif
+
+template <int kColumns, int kGroups, int kSlices, bool kIsRow>
+__global__ void __launch_bounds__(32 + (kIsRow ? kRowThreads : 128 * kGroups), 1)
+    chain_kernel(const __grid_constant__ ChainArgs args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  chain_body<kColumns, kGroups, kSlices, kIsRow>(args);
+#endif
+}
+
+// The driver's function; null where there is none.
+PFN_cuTensorMapEncodeTiled_v12000 encoder() {
+  static const auto function = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult status = cudaDriverEntryPointSymbolNotFound;
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &status) !=
+            cudaSuccess ||
+        status != cudaDriverEntryPointSuccess)
+      found = nullptr;
+    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
+  }();
+  return function;
+}
+
+// Rows of k bytes, read in boxes of box_rows rows and 128 bytes.
+CUtensorMap map_of(const std::uint8_t* at, std::int64_t n_rows, std::int64_t k, int box_rows) {
+  CUtensorMap map{};
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(n_rows)},
+                   strides[1] = {static_cast<cuuint64_t>(k)};
+  const cuuint32_t box[2] = {kSliceK, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
+  (void)encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<std::uint8_t*>(at), sizes, strides, box, steps,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return map;
+}
+
+// How the rows of the matrices are cut: the boxes' rows, and tiles of all products.
+struct Cut {
+  int box_rows, n_tiles;
+};
+Cut cut_of(const CudaLinearArgs& in, int box_rows, int n_groups) {
+  Cut cut{box_rows, 0};
+  for (int i = 0; i < (in.epilogue == CudaEpilogue::kSwiglu ? 1 : in.n_products); ++i)
+    cut.n_tiles += static_cast<int>(ceil_div(in.products[i].n_out, box_rows * n_groups));
+  return cut;
+}
+// What keeps the busiest multiprocessor for the shortest time: weights come from memory, activations from the L2 cache.
+Cut best_cut(const CudaLinearArgs& in, int n_groups, int n_columns) {
+  const int n_matrices = in.epilogue == CudaEpilogue::kSwiglu ? 2 : 1,
+            n_column_tiles = static_cast<int>(ceil_div(in.n_rows, n_columns));
+  Cut best{};
+  int least = 0;
+  for (int rows = 8; rows <= 64 / n_matrices; rows += 8) {
+    const Cut cut = cut_of(in, rows, n_groups);
+    const int cost = static_cast<int>(ceil_div(std::int64_t{cut.n_tiles} * n_column_tiles, kMultiprocessors)) *
+                     (4 * n_groups * n_matrices * rows + n_columns);
+    if (best.box_rows == 0 || cost <= least) best = cut, least = cost;
+  }
+  return best;
+}
+
+template <int kColumns, int kGroups, int kSlices, bool kIsRow>
+void launch_chain(void* stream, const CudaLinearArgs& in, const Cut& cut) {
+  const int n_matrices = in.epilogue == CudaEpilogue::kSwiglu ? 2 : 1;
+  ChainArgs args{};
+  args.n_products = in.epilogue == CudaEpilogue::kSwiglu ? 1 : in.n_products;
+  for (int i = 0; i < in.n_products; ++i) {
+    args.products[i] = in.products[i];
+    args.weights[i] = map_of(in.products[i].weights, in.products[i].n_out, in.k, cut.box_rows);
+    args.first_tile[i + 1] =
+        args.first_tile[i] + static_cast<int>(ceil_div(in.products[i].n_out, cut.box_rows * kGroups));
+  }
+  if (kIsRow) {
+    args.row_f32 = in.x.f32;
+    args.row_bf16 = reinterpret_cast<const __nv_bfloat16*>(in.x.bf16);
+  } else {
+    args.x = map_of(in.x.f8, in.n_rows, in.k, kColumns);
+    args.x_scale = in.x.scale;
+  }
+  args.k = in.k;
+  args.n_rows = in.n_rows;
+  args.box_rows = cut.box_rows;
+  args.n_tiles = cut.n_tiles;
+  args.n_column_tiles = static_cast<int>(ceil_div(in.n_rows, kColumns));
+  args.epilogue = in.epilogue;
+  args.y_is_bf16 = in.y_is_bf16;
+  constexpr int kStatic = 2 * 8 * kMostStages + kGroups * std::min(kColumns, kExchangeColumns) * kExchangeStride * 4 +
+                          (kIsRow ? 8 * kRowThreads / 32 : 0) + 1024;  // the last for the ring's alignment
+  const int row_bytes = kIsRow ? static_cast<int>(ceil_div(in.k, kSliceK)) * kSliceK + 256 : 0;
+  const int stage_bytes = kSlices * kSliceK * (kGroups * n_matrices * cut.box_rows + (kIsRow ? 0 : kColumns));
+  args.n_stages = std::min(kMostStages, (227 * 1024 - kStatic - kPadBytes - row_bytes) / stage_bytes);
+  const int shared = args.n_stages * stage_bytes + kPadBytes + row_bytes;
+  const auto kernel = chain_kernel<kColumns, kGroups, kSlices, kIsRow>;
+  (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  const int n_blocks = std::min(kMultiprocessors, args.n_tiles * args.n_column_tiles);
+  launch(kernel, static_cast<unsigned>(n_blocks), 32 + (kIsRow ? kRowThreads : 128 * kGroups),
+         static_cast<std::size_t>(shared), stream, args);
+}
+template <int kColumns, int kGroups, int kSlices, bool kIsRow = false>
+void launch_chain(void* stream, const CudaLinearArgs& in) {
+  launch_chain<kColumns, kGroups, kSlices, kIsRow>(stream, in, best_cut(in, kGroups, kColumns));
+}
+}  // namespace
+
+bool has_f8_chains() {
+  return has_clusters() && encoder() != nullptr;
+}
+
+void linear_f8(void* stream, const CudaLinearArgs& in) {
+  if (in.x.f8 == nullptr) {
+    launch_chain<8, 1, 2, true>(stream, in);
+  } else if (in.n_rows <= 8) {
+    launch_chain<8, 1, 2>(stream, in);
+  } else if (in.n_rows <= 16) {
+    launch_chain<16, 1, 2>(stream, in);
+  } else if (in.n_rows <= 32) {
+    launch_chain<32, 1, 2>(stream, in);
+  } else if (in.n_rows <= 64) {
+    launch_chain<64, 1, 2>(stream, in);
+  } else {
+    launch_chain<128, 1, 1>(stream, in);
+  }
+}
+
+}  // namespace still::cuda
