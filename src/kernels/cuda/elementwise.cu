@@ -108,29 +108,15 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// A block takes a row, which it reads twice: the second time from the cache.
-__global__ void __launch_bounds__(256)
+// A block takes a row.
+__global__ void __launch_bounds__(kRowThreads)
     scale_rows_kernel(const float* f32, const __nv_bfloat16* bf16, int k, std::uint8_t* y, float* scale) {
-  __shared__ float shared[8];
   wait_for_previous();
   allow_next();
   const std::int64_t row = blockIdx.x * std::int64_t{k};
-  const auto value = [&](int i) { return f32 != nullptr ? f32[row + i] : __bfloat162float(bf16[row + i]); };
-  float most = 0, bad = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < k; i += 256) {
-    const float v = value(i);
-    most = fmaxf(most, fabsf(v));
-    bad += v - v;  // NaN where one is NaN or infinite
-  }
-#pragma unroll
-  for (int i = 16; i > 0; i /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = most;
-  const bool is_finite = __syncthreads_and(bad == 0.0f) != 0;
-  for (int w = 0; w < 8; ++w) most = fmaxf(most, shared[w]);
-  const F8Scale own = f8_scale_of(most, is_finite);
+  const F8Scale own =
+      row_to_e4m3(f32 != nullptr ? f32 + row : nullptr, bf16 != nullptr ? bf16 + row : nullptr, k, y + row, k);
   if (threadIdx.x == 0) scale[blockIdx.x] = own.scale;
-  for (int i = static_cast<int>(threadIdx.x); i < k; i += 256)
-    y[row + i] = static_cast<std::uint8_t>(__nv_cvt_float_to_fp8(value(i) * own.inverse, __NV_SATFINITE, __NV_E4M3));
 }
 
 __global__ void repeat_bias_kernel(const float* bias, int n_out, float* y, std::int64_t y_stride) {
@@ -482,7 +468,7 @@ void scale_rows(void* stream, const CudaActivations& x, std::int32_t n_rows, std
     launch(scale_chunks_kernel, dim3(ceil_div(k, 2048), static_cast<unsigned>(n_rows)), 256, 0, stream, x.f32, bf16, k,
            reinterpret_cast<__half*>(y_f16), scale);
   } else {
-    launch(scale_rows_kernel, static_cast<unsigned>(n_rows), 256, 0, stream, x.f32, bf16, k, y_f8, scale);
+    launch(scale_rows_kernel, static_cast<unsigned>(n_rows), kRowThreads, 0, stream, x.f32, bf16, k, y_f8, scale);
   }
 }
 

@@ -2,7 +2,7 @@
 // chain over k of the tensor core's steps of 32 (wgmma, m64nNk32). So a row's result depends on that row alone, and
 // cuBLASLt's algorithms that do not cut k give the same bits.
 //
-// Weights are wgmma's A operand, `box_rows` rows of a matrix a block and warpgroup; where that is less than 64 the
+// Weights are wgmma's A operand, `box_rows` rows of a matrix a block; where that is less than 64 the
 // instruction reads what lies behind and its other results are thrown away, so that the blocks of a small matrix are as
 // many as the device has multiprocessors. A thread of a warp of its own asks the copy engine for weights (before the
 // predecessor has ended: most of a multiprocessor's shared memory is a ring of them) and for activations. Blocks stay
@@ -21,8 +21,7 @@
 namespace still::cuda {
 
 namespace {
-constexpr int kSliceK = 128;                      // k of a slice: a row of the copy engine's swizzle
-constexpr int kRowThreads = 512, kRowTurns = 14;  // 4 values of a thread each are kept in registers
+constexpr int kSliceK = 128;  // k of a slice: a row of the copy engine's swizzle
 constexpr int kMostStages = 32;
 constexpr int kPadBytes = 8192;  // rows that are none of a tile's, behind the last one's
 constexpr int kExchangeColumns = 32, kExchangeStride = 64 + 4;
@@ -37,7 +36,7 @@ struct ChainArgs {
   const __nv_bfloat16* row_bf16;
   const float* x_scale;
   std::int32_t n_products, k, n_rows;
-  std::int32_t box_rows;  // rows of a matrix in a box; a tile of a warpgroup is one, or of SwiGLU two
+  std::int32_t box_rows;  // rows of a matrix in a box; a tile is one, or of SwiGLU two
   std::int32_t n_tiles, n_column_tiles;
   std::int32_t n_stages;
   CudaEpilogue epilogue;
@@ -79,11 +78,6 @@ __device__ __forceinline__ void copy_box(std::uint8_t* to, const CUtensorMap* ma
       "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 }
-// Threads of one kind meet at barrier `idx` (0 is __syncthreads').
-__device__ __forceinline__ void meet(int idx, int n_threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(idx), "r"(n_threads) : "memory");
-}
-
 // Operands in shared memory: the low word says where. Rows of 128 bytes in the swizzle of that width, eight of them
 // together; or a row as it is, without a swizzle, the second 16 bytes of a step behind the first: the seven other rows
 // of the operand are what lies behind.
@@ -155,68 +149,19 @@ __device__ __forceinline__ Place place_of(const ChainArgs& args, int item) {
   return place;
 }
 
-// The row as e4m3, zeros behind it, by kRowThreads threads; its scale.
-__device__ __forceinline__ float make_row(const ChainArgs& args, std::uint8_t* row, int n_padded) {
-  __shared__ float shared_most[kRowThreads / 32], shared_bad[kRowThreads / 32];
-  const int thread = static_cast<int>(threadIdx.x), n = args.k / 4;
-  const auto load = [&](int i) {
-    if (args.row_f32 != nullptr) return reinterpret_cast<const float4*>(args.row_f32)[i];
-    const uint2 four = reinterpret_cast<const uint2*>(args.row_bf16)[i];
-    return make_float4(__uint_as_float(four.x << 16), __uint_as_float(four.x & 0xffff0000u),
-                       __uint_as_float(four.y << 16), __uint_as_float(four.y & 0xffff0000u));
-  };
-  float4 kept[kRowTurns];
-  float most = 0, bad = 0;
-  const auto look = [&](const float4& v) {
-    most = fmaxf(fmaxf(most, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
-    bad += (v.x - v.x) + (v.y - v.y) + ((v.z - v.z) + (v.w - v.w));  // NaN where one is NaN or infinite
-  };
-#pragma unroll
-  for (int turn = 0; turn < kRowTurns; ++turn) {
-    const int i = turn * kRowThreads + thread;
-    kept[turn] = i < n ? load(i) : make_float4(0, 0, 0, 0);
-  }
-#pragma unroll
-  for (int turn = 0; turn < kRowTurns; ++turn) look(kept[turn]);
-  for (int i = kRowTurns * kRowThreads + thread; i < n; i += kRowThreads) look(load(i));
-#pragma unroll
-  for (int i = 16; i > 0; i /= 2) {
-    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
-    bad += __shfl_xor_sync(0xffffffffu, bad, i);
-  }
-  if (thread % 32 == 0) shared_most[thread / 32] = most, shared_bad[thread / 32] = bad;
-  meet(1, kRowThreads);
-#pragma unroll
-  for (int w = 0; w < kRowThreads / 32; ++w) most = fmaxf(most, shared_most[w]), bad += shared_bad[w];
-  const F8Scale scale = f8_scale_of(most, bad == 0.0f);
-  const auto put = [&](int i, const float4& v) {
-    reinterpret_cast<std::uint32_t*>(row)[i] =
-        to_e4m3_four(v.x * scale.inverse, v.y * scale.inverse, v.z * scale.inverse, v.w * scale.inverse);
-  };
-#pragma unroll
-  for (int turn = 0; turn < kRowTurns; ++turn) {
-    const int i = turn * kRowThreads + thread;
-    if (i < n_padded / 4) put(i, kept[turn]);
-  }
-  for (int i = kRowTurns * kRowThreads + thread; i < n_padded / 4; i += kRowThreads)
-    put(i, i < n ? load(i) : make_float4(0, 0, 0, 0));
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  meet(1, kRowThreads);
-  return scale.scale;
-}
-
-// kColumns: rows of activations of a tile. kGroups: warpgroups, each with tiles of its own rows of the matrices.
-template <int kColumns, int kGroups, int kSlices, bool kIsRow>
+// kColumns: rows of activations of a tile. kSlices: slices of k of a stage; they divide a row, but of two one may be
+// left.
+template <int kColumns, int kSlices, bool kIsRow>
 __device__ __forceinline__ void chain_body(const ChainArgs& args) {
-  constexpr int kSize = kColumns / 2, kMultipliers = 128 * kGroups;
+  constexpr int kSize = kColumns / 2, kMultipliers = 128;
   constexpr int kProducer = kIsRow ? kRowThreads : kMultipliers;
   constexpr bool kIsEarly = kColumns <= 64;  // what a result is added to is read before the products
   extern __shared__ __align__(1024) std::uint8_t ring[];
   __shared__ std::uint64_t full[kMostStages], empty[kMostStages];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
-  const int n_matrices = is_swiglu ? 2 : 1, n_boxes = kGroups * n_matrices;
-  const int box_bytes = args.box_rows * kSliceK, slice_bytes = n_boxes * box_bytes;
+  const int n_matrices = is_swiglu ? 2 : 1;
+  const int box_bytes = args.box_rows * kSliceK, slice_bytes = n_matrices * box_bytes;
   const int x_bytes = kIsRow ? 0 : kColumns * kSliceK;
   const int stage_bytes = kSlices * (slice_bytes + x_bytes);
   const int n_slices = (args.k + kSliceK - 1) / kSliceK, n_steps = (n_slices + kSlices - 1) / kSlices;
@@ -226,7 +171,7 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
   if (thread == 0) {
     for (int i = 0; i < n_stages; ++i) {
       barrier_init(&full[i], 1);
-      barrier_init(&empty[i], 4 * kGroups);
+      barrier_init(&empty[i], 4);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -246,11 +191,9 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
         for (int s = 0; s < n_here; ++s) {
           std::uint8_t* to = ring + stage * stage_bytes + s * slice_bytes;
           const int column = (step * kSlices + s) * kSliceK;
-          for (int box = 0; box < n_boxes; ++box) {
-            const int matrix = is_swiglu ? box % 2 : place.which,
-                      first = (place.tile * kGroups + box / n_matrices) * args.box_rows;
-            copy_box(to + box * box_bytes, &args.weights[matrix], column, first, &full[stage], weights_policy);
-          }
+          for (int box = 0; box < n_matrices; ++box)
+            copy_box(to + box * box_bytes, &args.weights[is_swiglu ? box : place.which], column,
+                     place.tile * args.box_rows, &full[stage], weights_policy);
         }
       };
       const auto ask_x = [&](const Place& place, int step, int stage) {
@@ -302,13 +245,12 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
   wait_for_previous();
   float own_scale = 0;
   if constexpr (kIsRow) {
-    own_scale = make_row(args, row, n_slices * kSliceK);
+    own_scale = row_to_e4m3(args.row_f32, args.row_bf16, args.k, row, n_slices * kSliceK).scale;
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    meet(1, kRowThreads);
     if (thread >= kMultipliers) return;
   }
-  // Known to be the same for all threads of a warp: descriptors are made in uniform registers, for a third of the
-  // instructions.
-  const int group = kGroups == 1 ? 0 : __shfl_sync(0xffffffffu, thread / 128, 0);
-  const int warp = thread / 32 % 4, g = lane / 4, t = lane % 4;
+  const int warp = thread / 32, g = lane / 4, t = lane % 4;
   const std::uint32_t ring_at = shared_address(ring), row_at = shared_address(row);
   float d[kSize];
   int stage = 0;
@@ -327,9 +269,9 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
     const CudaProduct& product = args.products[is_swiglu ? 0 : place.which];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int in_group = 16 * warp + g + 8 * r, matrix = is_swiglu ? in_group / args.box_rows : place.which;
-      at[r] = (place.tile * kGroups + group) * args.box_rows + (is_swiglu ? in_group % args.box_rows : in_group);
-      is_inside[r] = in_group < n_matrices * args.box_rows && at[r] < product.n_out;
+      const int in_tile = 16 * warp + g + 8 * r, matrix = is_swiglu ? in_tile / args.box_rows : place.which;
+      at[r] = place.tile * args.box_rows + (is_swiglu ? in_tile % args.box_rows : in_tile);
+      is_inside[r] = in_tile < n_matrices * args.box_rows && at[r] < product.n_out;
       const CudaProduct& own = args.products[is_inside[r] ? matrix : 0];
       const auto* scales = reinterpret_cast<const float*>(own.weights + std::int64_t{own.n_out} * args.k);
       w_scale[r] = is_inside[r] ? scales[at[r]] : 0.0f;
@@ -353,12 +295,13 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
 #pragma unroll
       for (int j = 0; j < kSize / 2; ++j) x_scale[j] = x_scale_of(j);
     }
-    const int group_at = group * n_matrices * box_bytes;
     // Some slices' products; those of the stage before them are done then.
     const auto multiply = [&]<int kHere>(int step, std::integral_constant<int, kHere>) {
       barrier_wait(&full[stage], parity);
+      // A shuffle's result is known to be the same for all threads of a warp: descriptors are made in uniform
+      // registers, for a third of the instructions.
       const auto stage_at = __shfl_sync(0xffffffffu, ring_at + static_cast<std::uint32_t>(stage * stage_bytes), 0);
-      const std::uint32_t a_at = operand_at(stage_at + static_cast<std::uint32_t>(group_at)),
+      const std::uint32_t a_at = operand_at(stage_at),
                           b_at = operand_at(kIsRow ? row_at + static_cast<std::uint32_t>(step * (kSlices * kSliceK))
                                                    : stage_at + static_cast<std::uint32_t>(kSlices * slice_bytes));
       wgmma_fence();
@@ -417,22 +360,22 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
     }
     // Gate and up of a row meet in shared memory, kExchangeColumns columns at a time.
     constexpr int kAtOnce = kColumns < kExchangeColumns ? kColumns : kExchangeColumns;
-    __shared__ float meeting[kGroups][kAtOnce][kExchangeStride];
+    __shared__ float meeting[kAtOnce][kExchangeStride];
 #pragma unroll
     for (int begin = 0; begin < kColumns; begin += kAtOnce) {
       if (first_column + begin >= args.n_rows) break;
 #pragma unroll
       for (int i = 0; i < kAtOnce / 2; ++i) {
         const int j = begin / 2 + i;
-        meeting[group][8 * (i / 4) + 2 * t + i % 2][16 * warp + g + 8 * (i % 4 / 2)] = scaled_at(j);
+        meeting[8 * (i / 4) + 2 * t + i % 2][16 * warp + g + 8 * (i % 4 / 2)] = scaled_at(j);
       }
-      meet(2 + group, 128);
+      meet(2, kMultipliers);
       const int n = args.box_rows * min(kAtOnce, args.n_rows - first_column - begin);
-      for (int i = thread % 128; i < n; i += 128) {
+      for (int i = thread; i < n; i += kMultipliers) {
         const int r = i % args.box_rows, c = i / args.box_rows;
-        const int out = (place.tile * kGroups + group) * args.box_rows + r;
+        const int out = place.tile * args.box_rows + r;
         if (out >= product.n_out) continue;
-        const float v = gated(meeting[group][c][r], meeting[group][c][args.box_rows + r]);
+        const float v = gated(meeting[c][r], meeting[c][args.box_rows + r]);
         const std::int64_t to = (first_column + begin + c) * product.y_stride + out;
         if (args.y_is_bf16) {
           static_cast<__nv_bfloat16*>(product.y)[to] = __float2bfloat16_rn(v);
@@ -440,17 +383,17 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
           static_cast<float*>(product.y)[to] = v;
         }
       }
-      meet(2 + group, 128);
+      meet(2, kMultipliers);
     }
   }
 }
 #endif
 
-template <int kColumns, int kGroups, int kSlices, bool kIsRow>
-__global__ void __launch_bounds__(32 + (kIsRow ? kRowThreads : 128 * kGroups), 1)
+template <int kColumns, int kSlices, bool kIsRow>
+__global__ void __launch_bounds__(32 + (kIsRow ? kRowThreads : 128), 1)
     chain_kernel(const __grid_constant__ ChainArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  chain_body<kColumns, kGroups, kSlices, kIsRow>(args);
+  chain_body<kColumns, kSlices, kIsRow>(args);
 #endif
 }
 
@@ -484,37 +427,33 @@ CUtensorMap map_of(const std::uint8_t* at, std::int64_t n_rows, std::int64_t k, 
 struct Cut {
   int box_rows, n_tiles;
 };
-Cut cut_of(const CudaLinearArgs& in, int box_rows, int n_groups) {
-  Cut cut{box_rows, 0};
-  for (int i = 0; i < (in.epilogue == CudaEpilogue::kSwiglu ? 1 : in.n_products); ++i)
-    cut.n_tiles += static_cast<int>(ceil_div(in.products[i].n_out, box_rows * n_groups));
-  return cut;
-}
 // What keeps the busiest multiprocessor for the shortest time: weights come from memory, activations from the L2 cache.
-Cut best_cut(const CudaLinearArgs& in, int n_groups, int n_columns) {
-  const int n_matrices = in.epilogue == CudaEpilogue::kSwiglu ? 2 : 1,
-            n_column_tiles = static_cast<int>(ceil_div(in.n_rows, n_columns));
+Cut best_cut(const CudaLinearArgs& in, int n_columns) {
+  const bool is_swiglu = in.epilogue == CudaEpilogue::kSwiglu;
+  const int n_matrices = is_swiglu ? 2 : 1, n_column_tiles = static_cast<int>(ceil_div(in.n_rows, n_columns));
   Cut best{};
   int least = 0;
   for (int rows = 8; rows <= 64 / n_matrices; rows += 8) {
-    const Cut cut = cut_of(in, rows, n_groups);
+    Cut cut{rows, 0};
+    for (int i = 0; i < (is_swiglu ? 1 : in.n_products); ++i)
+      cut.n_tiles += static_cast<int>(ceil_div(in.products[i].n_out, rows));
     const int cost = static_cast<int>(ceil_div(std::int64_t{cut.n_tiles} * n_column_tiles, kMultiprocessors)) *
-                     (4 * n_groups * n_matrices * rows + n_columns);
+                     (4 * n_matrices * rows + n_columns);
     if (best.box_rows == 0 || cost <= least) best = cut, least = cost;
   }
   return best;
 }
 
-template <int kColumns, int kGroups, int kSlices, bool kIsRow>
-void launch_chain(void* stream, const CudaLinearArgs& in, const Cut& cut) {
+template <int kColumns, int kSlices, bool kIsRow>
+void launch_chain(void* stream, const CudaLinearArgs& in) {
+  const Cut cut = best_cut(in, kColumns);
   const int n_matrices = in.epilogue == CudaEpilogue::kSwiglu ? 2 : 1;
   ChainArgs args{};
   args.n_products = in.epilogue == CudaEpilogue::kSwiglu ? 1 : in.n_products;
   for (int i = 0; i < in.n_products; ++i) {
     args.products[i] = in.products[i];
     args.weights[i] = map_of(in.products[i].weights, in.products[i].n_out, in.k, cut.box_rows);
-    args.first_tile[i + 1] =
-        args.first_tile[i] + static_cast<int>(ceil_div(in.products[i].n_out, cut.box_rows * kGroups));
+    args.first_tile[i + 1] = args.first_tile[i] + static_cast<int>(ceil_div(in.products[i].n_out, cut.box_rows));
   }
   if (kIsRow) {
     args.row_f32 = in.x.f32;
@@ -530,21 +469,17 @@ void launch_chain(void* stream, const CudaLinearArgs& in, const Cut& cut) {
   args.n_column_tiles = static_cast<int>(ceil_div(in.n_rows, kColumns));
   args.epilogue = in.epilogue;
   args.y_is_bf16 = in.y_is_bf16;
-  constexpr int kStatic = 2 * 8 * kMostStages + kGroups * std::min(kColumns, kExchangeColumns) * kExchangeStride * 4 +
+  constexpr int kStatic = 2 * 8 * kMostStages + std::min(kColumns, kExchangeColumns) * kExchangeStride * 4 +
                           (kIsRow ? 8 * kRowThreads / 32 : 0) + 1024;  // the last for the ring's alignment
   const int row_bytes = kIsRow ? static_cast<int>(ceil_div(in.k, kSliceK)) * kSliceK + 256 : 0;
-  const int stage_bytes = kSlices * kSliceK * (kGroups * n_matrices * cut.box_rows + (kIsRow ? 0 : kColumns));
+  const int stage_bytes = kSlices * kSliceK * (n_matrices * cut.box_rows + (kIsRow ? 0 : kColumns));
   args.n_stages = std::min(kMostStages, (227 * 1024 - kStatic - kPadBytes - row_bytes) / stage_bytes);
   const int shared = args.n_stages * stage_bytes + kPadBytes + row_bytes;
-  const auto kernel = chain_kernel<kColumns, kGroups, kSlices, kIsRow>;
+  const auto kernel = chain_kernel<kColumns, kSlices, kIsRow>;
   (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   const int n_blocks = std::min(kMultiprocessors, args.n_tiles * args.n_column_tiles);
-  launch(kernel, static_cast<unsigned>(n_blocks), 32 + (kIsRow ? kRowThreads : 128 * kGroups),
-         static_cast<std::size_t>(shared), stream, args);
-}
-template <int kColumns, int kGroups, int kSlices, bool kIsRow = false>
-void launch_chain(void* stream, const CudaLinearArgs& in) {
-  launch_chain<kColumns, kGroups, kSlices, kIsRow>(stream, in, best_cut(in, kGroups, kColumns));
+  launch(kernel, static_cast<unsigned>(n_blocks), 32 + (kIsRow ? kRowThreads : 128), static_cast<std::size_t>(shared),
+         stream, args);
 }
 }  // namespace
 
@@ -553,18 +488,19 @@ bool has_f8_chains() {
 }
 
 void linear_f8(void* stream, const CudaLinearArgs& in) {
+  const bool has_long_stages = ceil_div(in.k, kSliceK) % 4 == 0;  // four slices are faster where they divide the row
   if (in.x.f8 == nullptr) {
-    launch_chain<8, 1, 2, true>(stream, in);
+    (has_long_stages ? launch_chain<8, 4, true> : launch_chain<8, 2, true>)(stream, in);
   } else if (in.n_rows <= 8) {
-    launch_chain<8, 1, 2>(stream, in);
+    (has_long_stages ? launch_chain<8, 4, false> : launch_chain<8, 2, false>)(stream, in);
   } else if (in.n_rows <= 16) {
-    launch_chain<16, 1, 2>(stream, in);
+    launch_chain<16, 2, false>(stream, in);
   } else if (in.n_rows <= 32) {
-    launch_chain<32, 1, 2>(stream, in);
+    launch_chain<32, 2, false>(stream, in);
   } else if (in.n_rows <= 64) {
-    launch_chain<64, 1, 2>(stream, in);
+    launch_chain<64, 2, false>(stream, in);
   } else {
-    launch_chain<128, 1, 1>(stream, in);
+    launch_chain<128, 1, false>(stream, in);
   }
 }
 
