@@ -632,6 +632,63 @@ TEST_F(CudaTest, NormsOfARowAreTakenAlong) {
   }
 }
 
+// With --reproducible a row takes its norm along, too, with the bits that it has among others, whose norms have a
+// kernel of their own. 9216: rows of two turns of that kernel's threads.
+TEST_F(CudaTest, NormsOfReproducibleRowsAreThoseAmongOthers) {
+  Rng rng(28);
+  CudaOptions options = cuda_options();
+  options.max_k = 9216;
+  options.reproducible = true;
+  auto gpu = cuda_exec(options);
+  CudaExec& exec = *gpu->cuda();
+  std::vector<PackedFormat> formats = {kCudaF8Row, kCudaF8Block};
+  formats.insert(formats.end(), std::begin(kFormats), std::end(kFormats));
+  for (const PackedFormat format : formats) {
+    for (const std::int64_t k : {256, 1536, 3584, 9216}) {
+      const bool is_f8 = is_cuda_f8(format),
+                 is_large = k == 3584 && (is_f8 || format == PackedFormat::kQ4_K || format == PackedFormat::kQ8_0);
+      const std::int64_t n_out = is_large ? 8480 : 80;
+      SCOPED_TRACE(fmt::format("format {}, {} x {}", static_cast<int>(format), n_out, k));
+      std::vector<DeviceMatrix> matrices;
+      for (int i = 0; i < 2; ++i) {
+        if (is_f8) {
+          F8Matrix made = random_f8(exec, rng, format, n_out, k);
+          matrices.push_back({std::move(made.memory), made.weight});
+        } else {
+          matrices.push_back(to_device(exec, random_packed_matrix(rng, format, n_out, k)));
+        }
+      }
+      FloatTensor x = random_tensor(rng, {3, k});
+      const FloatTensor norm = random_tensor(rng, {k});
+      for (float& v : x.values) v *= 30;
+      OnDevice gnorm(exec, norm.values, norm.shape);
+      const auto results = [&](std::int64_t begin, std::int64_t n) {
+        const auto from = x.values.begin() + begin * k;
+        OnDevice gx(exec, std::vector<float>(from, from + n * k), {n, k}), normed(exec, {n, k}), y(exec, {n, n_out}),
+            gated(exec, {n, n_out});
+        exec.forget_copies(nullptr);
+        rms_norm(*gpu, normed.view(), gx.view(), gnorm.view(), 1e-5f);
+        linear(*gpu, normed.view(), {{y.view(), &matrices[0].weight, {}}});
+        linear_swiglu(*gpu, gated.view(), normed.view(), matrices[0].weight, matrices[1].weight);
+        std::vector<float> result = y.values(), more = gated.values();
+        std::vector<std::vector<float>> rows(static_cast<std::size_t>(n));
+        for (std::size_t row = 0; row < rows.size(); ++row)
+          for (const std::vector<float>* values : {&result, &more})
+            rows[row].insert(rows[row].end(), values->begin() + static_cast<std::int64_t>(row) * n_out,
+                             values->begin() + static_cast<std::int64_t>(row + 1) * n_out);
+        return rows;
+      };
+      const auto together = results(0, 3);
+      for (std::int64_t row = 0; row < 3; ++row) {
+        const std::vector<float> alone = results(row, 1)[0];
+        EXPECT_TRUE(std::all_of(alone.begin(), alone.end(), [](float v) { return std::isfinite(v); }));
+        EXPECT_EQ(std::memcmp(alone.data(), together[static_cast<std::size_t>(row)].data(), alone.size() * 4), 0)
+            << "row " << row;
+      }
+    }
+  }
+}
+
 // A product that sends its row to the ranks, here to itself alone, and the sum that takes it from there: the same bits
 // as what the product stores, call after call, in both turns of the inbox.
 TEST_F(CudaTest, SentRowsAreTheStoredOnes) {

@@ -446,7 +446,9 @@ void CudaExec::launch_norm() {
 // by the kernel of one row.
 bool CudaExec::can_take_norm(const Weight& w, TensorView x) const {
   if (!norm_.is_pending || x.data != norm_.y.data || w.format == PackedFormat::kF32) return false;
-  return !options_.reproducible || (n_answer_rows_ > 0 && is_cuda_quantized(w.format));
+  if (!options_.reproducible) return true;
+  const Weight* weight = &w;
+  return n_answer_rows_ > 0 && norm_.y.dtype == DType::kF32 && (is_cuda_quantized(w.format) || can_chain({&weight, 1}));
 }
 
 const std::uint16_t* CudaExec::as_bf16(TensorView x) {
@@ -787,6 +789,9 @@ void CudaExec::multiply_chains(CudaEpilogue epilogue, TensorView x, std::span<co
     std::copy(some.begin(), some.end(), args.products);
     if (n > 1) {
       args.x = {.f8 = as_f8(rows), .scale = f8_scale_};
+    } else if (can_take_norm(*weights[0], x)) {
+      args.x.f32 = norm_.x.f32();
+      args.norm = norm_.w.f32(), args.eps = norm_.eps;
     } else if (x.dtype == DType::kBF16) {
       args.x.bf16 = static_cast<const std::uint16_t*>(x.data);
     } else {

@@ -65,8 +65,8 @@ struct CudaLinearArgs {
   std::int32_t n_rows = 0;  // at most kCudaSkinnyRows, but for F32 and images
   // F32: f32; BF16, F16: bf16; quantised: q; FP8, kCudaQ8F16: f16. A single row, but for F32: f32 or bf16.
   CudaActivations x;
-  // A single row, f32, but for F32 weights and kCudaQ8F16: x stands before the RMSNorm with these weights; null: it is
-  // what it is.
+  // A single row, f32, but for F32 weights: x stands before the RMSNorm with these weights; null: it is what it is. Of a
+  // row like others the norm is computed first, with the bits of rms_norm, else the results are divided by it.
   const float* norm = nullptr;  // [k]
   float eps = 0;
   // The products from this one on are in second_format (cuda_can_mix; a single row, stored).

@@ -4,6 +4,7 @@
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/elementwise.cuh"
 #include "kernels/cuda/f8_chain.cuh"
+#include "kernels/cuda/norm.cuh"
 
 namespace still::cuda {
 

@@ -17,6 +17,7 @@
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/f8_chain.cuh"
 #include "kernels/cuda/linear.cuh"
+#include "kernels/cuda/norm.cuh"
 
 namespace still::cuda {
 
@@ -33,6 +34,8 @@ struct ChainArgs {
   CudaProduct products[kCudaMaxProducts];
   std::int32_t first_tile[kCudaMaxProducts + 1];  // of rows of the matrices
   const float* row_f32;
+  const float* norm;  // weights of an RMSNorm of row_f32, or null
+  float eps;
   const __nv_bfloat16* row_bf16;
   const float* x_scale;
   std::int32_t n_products, k, n_rows;
@@ -245,7 +248,14 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
   wait_for_previous();
   float own_scale = 0;
   if constexpr (kIsRow) {
-    own_scale = row_to_e4m3(args.row_f32, args.row_bf16, args.k, row, n_slices * kSliceK).scale;
+    __shared__ float squares[32];
+    RowNorm norm;
+    if (args.norm != nullptr) {
+      const int n_warps = kRowThreads / 32;
+      norm = {args.norm, norm_factor(args.row_f32, args.k, args.eps, squares, thread / 32, n_warps, lane,
+                                     [] { meet(1, kRowThreads); })};
+    }
+    own_scale = row_to_e4m3(args.row_f32, args.row_bf16, args.k, row, n_slices * kSliceK, norm).scale;
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     meet(1, kRowThreads);
     if (thread >= kMultipliers) return;
@@ -457,6 +467,8 @@ void launch_chain(void* stream, const CudaLinearArgs& in) {
   }
   if (kIsRow) {
     args.row_f32 = in.x.f32;
+    args.norm = in.norm;
+    args.eps = in.eps;
     args.row_bf16 = reinterpret_cast<const __nv_bfloat16*>(in.x.bf16);
   } else {
     args.x = map_of(in.x.f8, in.n_rows, in.k, kColumns);

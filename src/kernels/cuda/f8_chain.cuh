@@ -29,15 +29,29 @@ __device__ __forceinline__ void meet(int idx, int n_threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(idx), "r"(n_threads) : "memory");
 }
 
+// What f32 rows are multiplied by on their way: an RMSNorm's factor, and its weights [k] or null for none.
+struct RowNorm {
+  const float* w = nullptr;
+  float factor = 1;
+};
+
 // A row (f32, or bf16 where that is null; k a multiple of 4) as e4m3 by kRowThreads threads, zeros behind it up to
 // n_padded; uses barrier 1. Most rows are read once, into registers.
 inline constexpr int kRowThreads = 512, kRowTurns = 14;  // 4 values of a thread each
 __device__ __forceinline__ F8Scale row_to_e4m3(const float* f32, const __nv_bfloat16* bf16, int k, std::uint8_t* row,
-                                               int n_padded) {
+                                               int n_padded, RowNorm norm = {}) {
   __shared__ float shared_most[kRowThreads / 32], shared_bad[kRowThreads / 32];
   const int thread = static_cast<int>(threadIdx.x), n = k / 4;
   const auto load = [&](int i) {
-    if (f32 != nullptr) return reinterpret_cast<const float4*>(f32)[i];
+    if (f32 != nullptr) {
+      float4 v = reinterpret_cast<const float4*>(f32)[i];
+      if (norm.w != nullptr) {
+        const float4 w = __ldg(reinterpret_cast<const float4*>(norm.w) + i);
+        v.x = v.x * norm.factor * w.x, v.y = v.y * norm.factor * w.y;
+        v.z = v.z * norm.factor * w.z, v.w = v.w * norm.factor * w.w;
+      }
+      return v;
+    }
     const uint2 four = reinterpret_cast<const uint2*>(bf16)[i];
     return make_float4(__uint_as_float(four.x << 16), __uint_as_float(four.x & 0xffff0000u),
                        __uint_as_float(four.y << 16), __uint_as_float(four.y & 0xffff0000u));

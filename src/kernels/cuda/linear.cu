@@ -13,6 +13,7 @@
 // way, and the results are divided by the root at the end.
 #include "kernels/cuda/comm.cuh"
 #include "kernels/cuda/linear.cuh"
+#include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/skinny.cuh"
 
 namespace still::cuda {

@@ -13,8 +13,8 @@ __host__ __device__ constexpr int norm_threads(int k) {
   return k >= kNormTurn ? 1024 : (k + 255) / 256 * 32;
 }
 
-// 1 / sqrt(mean of squares + eps) of x [k], a multiple of 8 long, by n_warps warps; `sums` [32] is in shared memory, and
-// `meet` lets these warps meet.
+// 1 / sqrt(mean of squares + eps) of x [k], a multiple of 8 long, by n_warps warps; `sums` [32] is in shared memory,
+// and `meet` lets these warps meet.
 template <class Meet>
 __device__ __forceinline__ float norm_factor(const float* x, int k, float eps, float* sums, int warp, int n_warps,
                                              int lane, const Meet& meet) {

@@ -23,7 +23,7 @@ struct SkinnyArgs {
   std::int32_t n_parts;  // of a row's sum
   CudaEpilogue epilogue;
   bool y_is_bf16, has_own_kernel;
-  bool is_norm_first;  // the norm is computed before the product, with rms_norm's bits, and not divided by after it
+  bool is_norm_first;     // the norm is computed before the product, with rms_norm's bits, and not divided by after it
   CudaExchange exchange;  // where the row is sent instead of stored (comm.cuh); n_ranks 0: nowhere
 };
 
