@@ -1,8 +1,9 @@
-// Few columns of activations on AVX2. One, where a panel's sums need few registers: several panels go side by side, a
-// vector of each at a time. So each word of activations is loaded once for all of them, and memory sees as many
-// streams, each read line by line from front to back, which the hardware's prefetchers follow better than any prefetch
-// instruction (docs/cpu-kernels.md). What they miss is asked for: a panel's scales, all at once as it begins, and its
-// quants where F::kAskAhead says so. Included by linear_quantized.h.
+// One to eight columns of activations where registers are few. Of one column a panel's sums need few of them: several
+// panels go side by side, a vector of each at a time; of two columns two panels, of more one. So each word of
+// activations is loaded once for all of them, and memory sees as many streams, each read line by line from front to
+// back, which the hardware's prefetchers follow better than any prefetch instruction (docs/cpu-kernels.md). What they
+// miss is asked for: a panel's scales, all at once as it begins, and its quants where kInStepAhead says so. Included by
+// linear_quantized.h.
 #pragma once
 
 namespace still {
