@@ -49,8 +49,9 @@ EngineCore::EngineCore(const CoreOptions& options, Vocab vocab, std::unique_ptr<
   slots_.reserve(max_seqs);
   in_forward_.reserve(max_seqs);
   n_prompt_rows_.reserve(max_seqs);
-  banned_begin_.reserve(max_seqs + 1);
-  banned_.reserve(max_seqs * kCudaMaxBanned);
+  const auto max_rows = static_cast<std::size_t>(options.scheduler.max_logit_rows);
+  banned_begin_.reserve(max_rows + 1);
+  banned_.reserve(max_rows * kCudaMaxBanned);
   admitted_.reserve(max_seqs);
   token_event_ = TokenEvent{};
   prompt_token_event_ = PromptTokenEvent{};
@@ -139,7 +140,8 @@ Status EngineCore::run_forward(bool& is_abandoned) {
       if (command.is_cancel) std::erase(in_forward_, command.id);
     is_abandoned_ = in_forward_.empty() || is_stopping_;
   }
-  Status ran = runner_.run(&is_abandoned_, list_best());
+  best_ = list_best();
+  Status ran = runner_.run(&is_abandoned_, best_);
   std::lock_guard lock(mutex_);
   in_forward_.clear();
   is_abandoned = is_abandoned_;
@@ -354,7 +356,8 @@ std::optional<CudaSampleRow> EngineCore::draw_row(const Sequence& sequence, std:
   return row;
 }
 
-// Where every row of logits that the step gives is looked at for its largest alone.
+// Where every row of logits that the step gives is looked at for its largest alone. Of a draft's rows what is banned
+// now is taken to stay so; may_go_on() looks whether it did.
 BestOnly EngineCore::list_best() {
   banned_begin_.assign(1, 0);
   banned_.clear();
@@ -362,15 +365,25 @@ BestOnly EngineCore::list_best() {
     const Sequence& sequence = *slots_[i].sequence;
     if (n_prompt_rows_[i] > 0) return {};
     if (!slots_[i].is_complete()) continue;
-    if (!sequence.draft.empty()) return {};
     // What the device's sampler can be told is all that there is to a choice.
     const std::optional<CudaSampleRow> row = draw_row(sequence, 0);
     if (!row || !is_greedy(sequence.request.sampling)) return {};
-    banned_.insert(banned_.end(), row->banned, row->banned + row->n_banned);
-    banned_begin_.push_back(static_cast<std::int32_t>(banned_.size()));
+    for (std::size_t j = 0; j <= sequence.draft.size(); ++j) {
+      banned_.insert(banned_.end(), row->banned, row->banned + row->n_banned);
+      banned_begin_.push_back(static_cast<std::int32_t>(banned_.size()));
+    }
   }
   if (banned_begin_.size() == 1) return {};
   return {.banned_begin = banned_begin_, .banned = banned_};
+}
+
+// Whether the next row of a draft has all logits that its choice may need, now that the tokens before it are known.
+bool EngineCore::may_go_on(const Sequence& sequence, std::int64_t row_idx) const {
+  if (best_.banned_begin.empty() || !sequence.thinking.forced_tokens().empty()) return true;
+  const std::optional<CudaSampleRow> row = draw_row(sequence, row_idx);
+  const auto begin = static_cast<std::size_t>(best_.banned_begin[static_cast<std::size_t>(row_idx)]);
+  const auto end = static_cast<std::size_t>(best_.banned_begin[static_cast<std::size_t>(row_idx + 1)]);
+  return row && std::ranges::equal(best_.banned.subspan(begin, end - begin), std::span(row->banned, row->n_banned));
 }
 
 // First tokens of all slots, in parallel: each depends on its own row and request alone.
@@ -413,7 +426,7 @@ void EngineCore::advance(SampleTask& task, const StepSlot& slot, std::int64_t fi
     const TokenId id = task.sample.id;
     const bool is_drafted = i < n_draft && sequence.draft[static_cast<std::size_t>(i)] == id;
     if (accept(sequence, id, &task.sample)) return;
-    if (!is_drafted) break;
+    if (!is_drafted || !may_go_on(sequence, runner_.row_of(task.slot_idx, first_row + i + 1))) break;
     // The drafted token's keys and values are already where they belong.
     scheduler_.computed(&sequence, 1);
     ++n_accepted;

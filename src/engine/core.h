@@ -100,6 +100,7 @@ class EngineCore {
 
   Status run_forward(bool& is_abandoned);
   BestOnly list_best();
+  bool may_go_on(const Sequence& sequence, std::int64_t row_idx) const;
   void take_incoming();
   void begin(Sequence& sequence);
   void tell_positions();
@@ -152,6 +153,7 @@ class EngineCore {
   std::vector<StepSlot> slots_;   // of this step, before sequences move on
   std::vector<std::int64_t> n_prompt_rows_;
   std::vector<std::int32_t> banned_begin_, banned_;  // of list_best()
+  BestOnly best_;                                    // of the last forward pass on the host
   StepCounts step_counts_;
   Event token_event_, prompt_token_event_, progress_event_;  // reused: their strings keep their memory
   TimePoint now_;

@@ -303,6 +303,43 @@ TEST(ModelDrafter, AWorseModelChangesNothing) {
   EXPECT_GT(got.stats.drafted_tokens, got.stats.accepted_tokens);
 }
 
+// Of greedy drafts only the largest logits are asked for, by the rules that hold before the draft: where a token of it
+// changes them (an end or stop token is let through, a tag is banned), nothing is chosen from what the model left out.
+TEST(ModelDrafter, DraftsOfAScreenedHeadChangeNothing) {
+  const std::uint64_t seed = 11;
+  Rng rng(seed);
+  auto requests = requests_of(seed, 150);
+  for (Request& request : requests) {
+    request.sampling.temperature = 0;
+    request.sampling.ignore_eos = rng.below(2) == 0;
+    request.max_tokens = 12 + rng.below(20);
+    request.min_tokens = rng.below(12);
+    if (rng.below(2) == 0) request.stop_tokens = {static_cast<TokenId>(4 + rng.below(20))};
+    request.thinking.mode = rng.below(2) == 0 ? ThinkingMode::kAuto : ThinkingMode::kUntracked;
+    if (rng.below(2) == 0) request.thinking.budget = rng.below(6);
+  }
+  const auto answers = [&](testing::FakeEngine& engine) {
+    std::vector<std::vector<TokenId>> ids;
+    for (const Request& request : requests) {
+      const auto recorder = std::make_shared<testing::Recorder>();
+      EXPECT_TRUE(engine.core->submit(request, recorder));
+      EXPECT_TRUE(engine.run_all());
+      ids.push_back(recorder->ids);
+    }
+    return ids;
+  };
+  testing::FakeSettings settings{.vocab_size = 56, .n_blocks = 100, .max_logit_rows = 32};
+  testing::FakeEngine plain(settings);
+  const auto want = answers(plain);
+  const testing::FakeSettings twin = settings;
+  settings.screens = true;
+  FakeSpeculation speculation(settings, twin);
+  speculation.engine->forward->on_run = [] { std::this_thread::sleep_for(std::chrono::microseconds(300)); };
+  EXPECT_EQ(answers(*speculation.engine), want);
+  EXPECT_GT(speculation.engine->forward->n_screened, 300);
+  EXPECT_GT(speculation.engine->core->stats().accepted_tokens, 200);
+}
+
 TEST(ModelDrafter, AFailureCostsDraftsOnly) {
   const auto requests = requests_of(8, 10);
   const testing::FakeSettings settings{.max_logit_rows = 32};

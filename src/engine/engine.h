@@ -31,7 +31,7 @@ struct EngineOptions {
   Speculation speculation = Speculation::kOff;
   // A smaller model of the same vocabulary, which drafts where lookup (if it is on) finds nothing. null: none.
   std::shared_ptr<const Model> draft;
-  std::int64_t max_draft = 8;    // tokens drafted for a sequence in a step
+  std::int64_t max_draft = 7;    // tokens drafted for a sequence in a step: with its last, rows of one fast kernel call
   std::int64_t max_queue = 256;  // requests that wait; the next is refused with kResourceExhausted "queue full"
   StepLimits step;               // how long a step with prefill may take
   // Called around the sinks' on_step_end() of a step, on the thread that steps: with true before the first, with false

@@ -2,9 +2,11 @@
 // blocks, so that a wrong block, position or length gives other tokens; or they follow a script.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,6 +24,8 @@ struct FakeSettings {
   float spread = 4.0f;  // of the hashed scores
   // As a device does: logits are fetched, tokens drawn there (by the host's sampler, so that answers compare).
   bool on_device = false;
+  // Where the largest logits alone are wanted, all others are -infinity, as a screened head may leave them.
+  bool screens = false;
   // The most probable token after these; -1: by hash.
   std::function<TokenId(std::span<const TokenId>)> script;
 };
@@ -104,7 +108,10 @@ class FakeForward : public ForwardPass {
       history_.clear();
       for (std::int32_t pos = 0; pos <= batch.positions[static_cast<std::size_t>(token)]; ++pos)
         history_.push_back(cell(batch.block_table(static_cast<std::int64_t>(s)), pos));
-      fill(logits_.data() + static_cast<std::int64_t>(row_idx++) * settings_.vocab_size);
+      float* row = logits_.data() + static_cast<std::int64_t>(row_idx) * settings_.vocab_size;
+      fill(row);
+      if (settings_.screens && !batch.best.banned_begin.empty()) keep_best(row, batch.best, row_idx);
+      ++row_idx;
     }
     return logits_.data();
   }
@@ -117,7 +124,7 @@ class FakeForward : public ForwardPass {
 
   std::function<void()> on_run;
   std::int64_t n_runs = 0, fail_at = -1, max_tokens_seen = 0;
-  std::int64_t n_collected = 0, fail_collect_at = -1, n_fetched = 0, max_under_way = 0;
+  std::int64_t n_screened = 0, n_collected = 0, fail_collect_at = -1, n_fetched = 0, max_under_way = 0;
 
  private:
   TokenId& cell(const std::int32_t* block_table, std::int64_t pos) {
@@ -133,6 +140,15 @@ class FakeForward : public ForwardPass {
           settings_.spread * static_cast<float>(to_unit(counter_random(hash, 1000 + static_cast<std::uint64_t>(id))));
     const TokenId next = settings_.script ? settings_.script(history_) : -1;
     if (next >= 0) row[next] = 100.0f;
+  }
+
+  void keep_best(float* row, const BestOnly& best, std::size_t row_idx) {
+    ++n_screened;
+    const float none = -std::numeric_limits<float>::infinity();
+    for (auto i = best.banned_begin[row_idx]; i < best.banned_begin[row_idx + 1]; ++i)
+      row[best.banned[static_cast<std::size_t>(i)]] = none;
+    const float largest = *std::max_element(row, row + settings_.vocab_size);
+    std::replace_if(row, row + settings_.vocab_size, [&](float value) { return value < largest; }, none);
   }
 
   FakeSettings settings_;

@@ -28,9 +28,10 @@ class Sink : public EventSink {
 };
 
 // Two requests one after the other and three together; some with bans, one that is drawn and one with a penalty.
-Answers answer(const std::shared_ptr<const Model>& model, bool screens_head) {
+Answers answer(const std::shared_ptr<const Model>& model, bool screens_head, bool looks_up = false) {
   Answers answers;
   EngineOptions options{.settings = {.n_threads = 2, .context = 256, .max_seqs = 3}, .screens_head = screens_head};
+  options.speculation = looks_up ? Speculation::kLookup : Speculation::kOff;
   auto engine = Engine::create(model, options);
   if (!engine) {
     ADD_FAILURE() << engine.error().message;
@@ -107,6 +108,11 @@ EngineStats expect_same_answers(const std::filesystem::path& path) {
   EXPECT_EQ(full.tokens, screened.tokens);
   EXPECT_EQ(full.stats.screened_rows, 0);
   EXPECT_GT(screened.stats.screened_rows, 40);
+  // The rows that verify drafts, too.
+  const Answers drafted = answer(*model, true, true);
+  EXPECT_EQ(full.tokens, drafted.tokens);
+  EXPECT_GT(drafted.stats.accepted_tokens, 0);
+  EXPECT_GT(drafted.stats.screened_rows, 100);
   return screened.stats;
 }
 

@@ -198,9 +198,9 @@ TEST_P(CpuKernelsTest, ProductsMatchReferenceForAllShapes) {
         const testing::PackedMatrix w = testing::random_packed_matrix(rng, format, n_out, k);
         // All row counts with one k, two of them otherwise: the reference is slow.
         const bool is_full = k == 512 && n_out == 48;
-        for (const std::int64_t n_rows : is_full
-                                             ? std::vector<std::int64_t>{1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 33, 64, 119}
-                                             : std::vector<std::int64_t>{1, 1 + rng.below(20)}) {
+        for (const std::int64_t n_rows :
+             is_full ? std::vector<std::int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 17, 33, 64, 119}
+                     : std::vector<std::int64_t>{1, 1 + rng.below(20)}) {
           const Activations x = activations(format, random_floats(rng, n_rows * k), n_rows, k);
           expect_same(product(kernels, w, x, n_rows, 0, w.n_panels()),
                       product(kRefKernels, w, x, n_rows, 0, w.n_panels()),
@@ -230,7 +230,7 @@ TEST_P(CpuKernelsTest, ProductsOfLongRowsFitScratch) {
   for (const PackedFormat format : {PackedFormat::kQ8_0, PackedFormat::kQ6_K, PackedFormat::kQ4_1}) {
     const std::int64_t k = 32768, n_out = 16;
     const testing::PackedMatrix w = testing::random_packed_matrix(rng, format, n_out, k);
-    for (const std::int64_t n_rows : {1, 16, 20}) {
+    for (const std::int64_t n_rows : {1, 7, 16, 20}) {
       const Activations x = activations(format, random_floats(rng, n_rows * k), n_rows, k);
       expect_same(product(kernels, w, x, n_rows, 0, 1), product(kRefKernels, w, x, n_rows, 0, 1), name_of(format));
     }
@@ -264,7 +264,7 @@ TEST_P(CpuKernelsTest, ProductsAreExactAtTheExtremes) {
         }
       }
       for (const float value : {1.0f, -1.0f}) {
-        for (const std::int64_t n_rows : {1, 3, 16, 40, 64}) {
+        for (const std::int64_t n_rows : {1, 3, 8, 16, 40, 64}) {
           const Activations x =
               activations(format, std::vector<float>(static_cast<std::size_t>(n_rows * k), value), n_rows, k);
           expect_same(product(kernels, w, x, n_rows, 0, w.n_panels()),

@@ -345,38 +345,52 @@ bool ScreenedHead::best_only(Exec& exec, TensorView y, TensorView x, const Weigh
     if (!std::isfinite(x.f32()[i])) return full();
 
   multiply_coarse(exec, y, x);
-  Factors factors[kMaxRows];
-  float thresholds[kMaxRows];
-  for (std::int64_t r = 0; r < n_rows; ++r) factors[r] = factors_of(exec, x.f32() + r * k_, head, r);
-  if (activation_block(head.format) == kBlock) {
-    const ActivationBuffers& buffers = exec.activations(kBlock);
-    exec.kernels().quantize_rows(x.f32(), k_, n_rows, k_, kBlock, buffers.q, buffers.scale, buffers.sums);
-  }
-  for (std::int64_t r = 0; r < n_rows; ++r) {
-    float* row = y.f32() + r * n_out_;
-    const auto ban = [&](float value) {
-      for (std::int32_t i = best.banned_begin[static_cast<std::size_t>(r)];
-           i < best.banned_begin[static_cast<std::size_t>(r + 1)]; ++i) {
-        const std::int32_t id = best.banned[static_cast<std::size_t>(i)];
-        if (id >= 0 && id < n_out_) row[id] = value;
-      }
-    };
-    ban(kMinusInfinity);
-    // The exact logit of one allowed row is a lower bound of the largest.
-    const std::int64_t top = exec.kernels().argmax(row, n_out_);
-    if (!std::isfinite(row[top])) return full();
-    float values[kPanelRows];
-    const std::int64_t panel = top / kPanelRows;
-    multiply_exact(exec, values, x, head, panel, panel + 1, r, 1, 0);
-    thresholds[r] = values[top % kPanelRows];
-  }
+  for (std::int64_t r = 0; r < n_rows; ++r)
+    for (std::int32_t i = best.banned_begin[static_cast<std::size_t>(r)];
+         i < best.banned_begin[static_cast<std::size_t>(r + 1)]; ++i)
+      if (const std::int32_t id = best.banned[static_cast<std::size_t>(i)]; id >= 0 && id < n_out_)
+        y.f32()[r * n_out_ + id] = kMinusInfinity;
 
   const int n_threads = exec.n_threads();
+  Factors factors[kMaxRows];
+  float thresholds[kMaxRows];
+  std::atomic<bool> is_known{true};
   std::atomic<std::int64_t> next{0};
   counts_.assign(static_cast<std::size_t>(n_threads), 0);
+  tops_.assign(static_cast<std::size_t>(n_threads * kMaxRows), 0);
   const auto first_of = [&](std::int64_t thread_idx) { return n_panels() * thread_idx / n_threads; };
   exec.threads().run([&](int thread_idx) {
     const std::int64_t first = first_of(thread_idx), last = first_of(thread_idx + 1);
+    for (std::int64_t r = 0; r < n_rows && first < last; ++r) {
+      const std::int64_t begin = first * kPanelRows, end = std::min(last * kPanelRows, n_out_);
+      tops_[static_cast<std::size_t>(thread_idx * kMaxRows + r)] =
+          begin + exec.kernels().argmax(y.f32() + r * n_out_ + begin, end - begin);
+    }
+    for (std::int64_t r = thread_idx; r < n_rows; r += n_threads)
+      factors[r] = factors_of(exec, x.f32() + r * k_, head, r);
+    exec.threads().barrier();
+    // What the coarse product saw of the activations is looked at no more: the head's kernel may have its place.
+    for (std::int64_t r = thread_idx; r < n_rows; r += n_threads) {
+      if (activation_block(head.format) == kBlock) {
+        const ActivationBuffers& buffers = exec.activations(kBlock);
+        exec.kernels().quantize_rows(x.f32() + r * k_, k_, 1, k_, kBlock, buffers.q + r * k_,
+                                     buffers.scale + r * (k_ / kBlock), buffers.sums + r * (k_ / 16));
+      }
+      // The exact logit of one allowed row is a lower bound of the largest.
+      const float* row = y.f32() + r * n_out_;
+      std::int64_t top = tops_[static_cast<std::size_t>(r)];
+      for (std::int64_t t = 1; t < n_threads; ++t)
+        if (const std::int64_t other = tops_[static_cast<std::size_t>(t * kMaxRows + r)];
+            row[other] > row[top] || std::isnan(row[top]))
+          top = other;
+      float values[kPanelRows];
+      const std::int64_t panel = top / kPanelRows;
+      multiply_exact(exec, values, x, head, panel, panel + 1, r, 1, thread_idx);
+      thresholds[r] = values[top % kPanelRows];
+      if (!std::isfinite(row[top])) is_known = false;
+    }
+    exec.threads().barrier();
+    if (!is_known) return;
     std::int64_t n_left = 0;
     for (std::int64_t panel = first; panel < last; ++panel) {
       const std::int64_t begin = panel * kPanelRows, width = std::min<std::int64_t>(kPanelRows, n_out_ - begin);
@@ -417,6 +431,7 @@ bool ScreenedHead::best_only(Exec& exec, TensorView y, TensorView x, const Weigh
       multiply();
     }
   });
+  if (!is_known) return full();
   const std::int64_t n_left = std::accumulate(counts_.begin(), counts_.end(), std::int64_t{0});
   stats_.n_screened += n_rows;
   stats_.n_panels += n_panels();

@@ -24,7 +24,7 @@ struct ScreenStats {
 
 class ScreenedHead {
  public:
-  static constexpr std::int64_t kMaxRows = 4;
+  static constexpr std::int64_t kMaxRows = 12;
   // Steps that could use the copy before it is begun, since making it costs what it saves in about as many, and in
   // which it is made.
   static constexpr std::int64_t kWaitSteps = 64, kBuildSteps = 16;
@@ -91,6 +91,7 @@ class ScreenedHead {
   double share_left_ = 0;
   std::int64_t n_waited_ = 0;
   std::vector<std::int64_t> counts_;  // of panels left, by thread
+  std::vector<std::int64_t> tops_;    // [n_threads, kMaxRows]: of a thread's panels the row with the best coarse logit
   std::int64_t n_rest_ = 0;
   ScreenStats stats_;
 };

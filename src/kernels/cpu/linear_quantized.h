@@ -346,9 +346,10 @@ __attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_block
       acc[kPanel][kColumn] = is_zero ? f_zero() : f_load_some(part.y + kColumn * columns.y_stride, part.n_lanes);
     });
   });
-  if constexpr (kOneColumn<F, kUnpacked, kColumns>) ask_for_scales<F, kPanels>(scales, n_blocks);
+  constexpr bool kGoInStep = kInStep<F, kUnpacked, kColumns> && !kAhead;
+  if constexpr (kGoInStep) ask_for_scales<F, kPanels>(scales, n_blocks);
   for (int64_t b = 0; b < n_blocks; ++b) {
-    if constexpr (kOneColumn<F, kUnpacked, kColumns>) add_block_of_panels<F, kPanels>(quants, scales, x, acc[0]);
+    if constexpr (kGoInStep) add_block_of_panels<F, kPanels, kColumns>(quants, scales, x, acc);
     repeat<kPanels>([&](auto panel) STILL_UNROLLED {
       constexpr int kPanel = decltype(panel)::value;
       if constexpr (kAhead) {
@@ -357,7 +358,7 @@ __attribute__((noinline)) void multiply(const PanelPart* panels, int64_t n_block
         if (end > panels[kPanel].ahead_end) end = panels[kPanel].ahead_end;
         for (; ahead < end; ahead += 64) prefetch_l2(ahead);
       }
-      if constexpr (!kOneColumn<F, kUnpacked, kColumns>)
+      if constexpr (!kGoInStep)
         add_block<F, kUnpacked, kColumns, !kUnpacked && !kAhead>(quants[kPanel], scales[kPanel], x, acc[kPanel]);
       quants[kPanel] += kPartBytes<F, kUnpacked>;
       scales[kPanel] += F::kScaleBytes;
@@ -389,10 +390,11 @@ STILL_INLINE PanelPart panel_part(const LinearArgs& args, int64_t panel, int64_t
 // as the format says; else the small tiles of 32-wide formats are read best in four streams, the large ones of
 // K-quants in one with a far prefetch.
 template <class F, int kColumns>
-constexpr int kStreams = kColumns > 1      ? 1
-                         : kFewRegisters   ? F::kSideBySide
-                         : F::kBlock == 32 ? 4
-                                           : 1;
+constexpr int kStreams = kColumns == 2 && kInStep<F, false, kColumns> ? 2
+                         : kColumns > 1                               ? 1
+                         : kFewRegisters                              ? F::kSideBySide
+                         : F::kBlock == 32                            ? 4
+                                                                      : 1;
 
 // Rows [0, n_rows) of activations, at most kColumns.
 template <class F, int kColumns>
@@ -413,7 +415,7 @@ void multiply_few(const LinearArgs& args) {
       multiply<F, false, kParts, kColumns>(parts, count, x, columns);
     }
     int64_t panel = args.panel_begin + kParts * part_panels;
-    if constexpr (kParts == 3 && kOneColumn<F, false, kColumns>) {
+    if constexpr (kParts == 3 && kInStep<F, false, kColumns>) {
       if (panel + 2 <= args.panel_end) {
         const PanelPart parts[2] = {panel_part<F>(args, panel, 0, block), panel_part<F>(args, panel + 1, 0, block)};
         multiply<F, false, 2, kColumns>(parts, count, x, columns);
@@ -528,6 +530,13 @@ void linear_quantized(const LinearArgs& args) {
   }
   if (n == 1) return multiply_few<F, 1>(args);
   if (n == 2) return multiply_few<F, 2>(args);
+  if constexpr (kInStep<F, false, 3>) {
+    if (n == 3) return multiply_few<F, 3>(args);
+    if (n == 5) return multiply_few<F, 5>(args);
+    if (n == 6) return multiply_few<F, 6>(args);
+    if (n == 7) return multiply_few<F, 7>(args);
+    if (n == 8) return multiply_few<F, 8>(args);
+  }
   if (n <= 4) return multiply_few<F, 4>(args);
   if constexpr (kMaxColumns == 16) {
     if (n <= 8) return multiply_few<F, 8>(args);
