@@ -228,7 +228,6 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
   settings.screens_head = !on_cuda && options.screens_head && model->screens_head();
   STILL_TRY_STATUS(check_kv_type(settings.kv_type, on_cuda));
   if (settings.n_host_layers > 0) STILL_TRY_STATUS(check_kv_type(settings.kv_type, false));
-  if (on_cuda && settings.n_host_layers == 0) settings.chunk_tokens = cuda_chunk_tokens(settings);
   if (on_cuda && settings.gpu_memory > 0) settings.memory_limit = settings.gpu_memory;
   if (settings.memory_limit <= 0 && on_cuda) {
     STILL_TRY(const std::int64_t free_bytes, free_cuda_memory(model->cuda_device()));

@@ -22,7 +22,6 @@ Result<LayerSplit> plan_with(const Arch& arch, const ModelConfig& config, const 
     if (item.is_on_cuda && !is_half) settings.has_f32_activations = true;
   }
   settings.n_host_layers = n_host;
-  if (n_host == 0) settings.chunk_tokens = cuda_chunk_tokens(settings);
   settings.memory_limit = gpu_bytes;
   STILL_TRY(split.gpu, plan_memory(config, layout.arena_bytes - layout.host_bytes, max_k, settings));
   return split;

@@ -150,13 +150,6 @@ std::int64_t available_memory() {
   return std::max<std::int64_t>(0, available);
 }
 
-std::int64_t cuda_chunk_tokens(const EngineSettings& settings) {
-  if (settings.chunk_tokens != EngineSettings().chunk_tokens) return settings.chunk_tokens;
-  constexpr std::int64_t kTokens = 8192, kTokensOfLargeGpus = 16384, kLargeGpu = 60LL << 30;
-  const std::int64_t n_bytes = settings.gpu_memory > 0 ? settings.gpu_memory : cuda_total_memory(settings.cuda_device);
-  return n_bytes >= kLargeGpu ? kTokensOfLargeGpus : kTokens;
-}
-
 KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings) {
   const std::int32_t n_host = settings.n_host_layers;
   return {.n_layers = settings.is_host_part ? n_host : config.n_layers - n_host,
@@ -235,9 +228,11 @@ CudaGroupOptions group_options(const ModelConfig& config, const EngineSettings& 
           .use_nccl = !settings.reproducible};
 }
 
-Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
-                               const EngineSettings& wanted) {
+namespace {
+Result<MemoryPlan> plan_with_chunk(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
+                                   const EngineSettings& wanted, std::int64_t chunk_tokens) {
   EngineSettings settings = wanted;
+  settings.chunk_tokens = chunk_tokens;
   if (settings.n_threads <= 0) settings.n_threads = usable_cores();
   if (settings.max_seqs < 1)
     return error(Code::kInvalidArgument, "sequences {}: expected 1 or more", settings.max_seqs);
@@ -320,6 +315,22 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_by
     if (settings.screens_head) plan = with_screen;
   }
   return plan;
+}
+
+}  // namespace
+
+Result<MemoryPlan> plan_memory(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,
+                               const EngineSettings& wanted) {
+  // A GPU is filled by more rows than a CPU; on a large one 16,384 save 3 % of a prefill's time.
+  constexpr std::int64_t kCudaTokens = 8192, kTokensOfLargeGpus = 16384, kLargeGpu = 60LL << 30;
+  if (wanted.cuda_device < 0 || wanted.n_host_layers > 0 || wanted.chunk_tokens != EngineSettings().chunk_tokens)
+    return plan_with_chunk(config, weight_bytes, max_k, wanted, wanted.chunk_tokens);
+  const std::int64_t gpu_bytes = wanted.gpu_memory > 0 ? wanted.gpu_memory : cuda_total_memory(wanted.cuda_device);
+  if (gpu_bytes >= kLargeGpu) {
+    Result<MemoryPlan> plan = plan_with_chunk(config, weight_bytes, max_k, wanted, kTokensOfLargeGpus);
+    if (plan && 20 * plan->workspace_bytes <= gpu_bytes) return plan;
+  }
+  return plan_with_chunk(config, weight_bytes, max_k, wanted, kCudaTokens);
 }
 
 Result<MemoryPlan> plan_host_part(const ModelConfig& config, std::int64_t weight_bytes, std::int64_t max_k,

@@ -21,7 +21,7 @@ struct EngineSettings {
   std::int64_t context = 0;         // tokens of one sequence at most; 0: what fits, at most the model's
   std::int64_t max_seqs = 1;        // sequences decoded together
   std::int64_t kv_tokens = 0;       // tokens the KV cache holds in all; 0: context * max_seqs, or what fits
-  std::int64_t chunk_tokens = 512;  // tokens of one step at most
+  std::int64_t chunk_tokens = 512;  // tokens of one step at most; on a GPU 512 leaves the number to the plan
   std::int64_t block_size = 32;     // positions of a KV block
   KvType kv_type = KvType::kF16;
   std::int64_t memory_limit = 0;  // bytes this engine may take; 0: what the machine has available
@@ -65,9 +65,6 @@ struct MemoryPlan {
   }
 };
 
-// Tokens of a step on a GPU where the caller left the number to us: it is filled by more rows than a CPU, and where its
-// memory is large (or gpu_memory, which pretends so), twice as many cost 2 % of it and save 3 % of a prefill's time.
-std::int64_t cuda_chunk_tokens(const EngineSettings& settings);
 KvGeometry kv_geometry(const ModelConfig& config, const EngineSettings& settings);
 ActivationLayout activation_layout(const EngineSettings& settings);
 // Of the operators' scratch, which a draft model shares.

@@ -543,7 +543,6 @@ EngineSettings settings_on_gpu(EngineSettings settings, const CudaDeviceInfo& gp
   settings.cuda_device = gpu.index;
   settings.has_f32_activations = headers.has_f32_activations;
   if (!settings.rank_devices.empty()) settings.rank_columns = headers.rank_columns;
-  settings.chunk_tokens = cuda_chunk_tokens(settings);
   return settings;
 }
 

@@ -61,11 +61,17 @@ void launch_cluster(void (*kernel)(Params...), dim3 grid, dim3 block, dim3 clust
   config.numAttrs = 2;
   (void)cudaLaunchKernelEx(&config, kernel, Params(args)...);
 }
-// Whether the current device has clusters of blocks (compute capability 9.0).
-inline bool has_clusters() {
+// The current device's compute capability, its major number; 0: unknown.
+inline int device_major() {
   int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess ? major : 0;
+}
+inline bool has_clusters() {
+  return device_major() >= 9;
+}
+inline bool has_wgmma() {  // code for sm_90a runs there alone
+  return device_major() == 9;
 }
 
 inline unsigned ceil_div(std::int64_t a, std::int64_t b) {

@@ -65,16 +65,17 @@ struct CudaLinearArgs {
   std::int32_t n_rows = 0;  // at most kCudaSkinnyRows, but for F32 and images
   // F32: f32; BF16, F16: bf16; quantised: q; FP8, kCudaQ8F16: f16. A single row, but for F32: f32 or bf16.
   CudaActivations x;
-  // A single row, f32, but for F32 weights: x stands before the RMSNorm with these weights; null: it is what it is. Of a
-  // row like others the norm is computed first, with the bits of rms_norm, else the results are divided by it.
+  // A single row, f32, but for F32 weights: x stands before the RMSNorm with these weights; null: it is what it is. Of
+  // a row like others the norm is computed first, with the bits of rms_norm, else the results are divided by it.
   const float* norm = nullptr;  // [k]
   float eps = 0;
   // The products from this one on are in second_format (cuda_can_mix; a single row, stored).
   std::int32_t n_first = kCudaMaxProducts;
   PackedFormat second_format = PackedFormat::kF32;
   // A single row of floats is computed as it is among others, and read in the form that those have. Of quantised
-  // weights and FP8 rows are always the same, provided that the order of sums is chosen by the same number of panels
-  // (16 rows of a matrix): of all products of one input, whose launches may differ with the number of rows.
+  // weights and FP8 rows are always the same (packed as Q8_0: in one form), provided that the order of sums is chosen
+  // by the same number of panels (16 rows of a matrix): of all products of one input, whose launches may differ with
+  // the number of rows.
   bool is_row_like_others = false;
   std::int32_t n_order_panels = 0;  // 0: the launch's own
   // A single row of one product, stored, not like others: it is sent to all ranks instead, this one's own inbox

@@ -14,8 +14,10 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "base/check.h"
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/f8_chain.cuh"
+#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/norm.cuh"
 
@@ -26,7 +28,6 @@ constexpr int kSliceK = 128;  // k of a slice: a row of the copy engine's swizzl
 constexpr int kMostStages = 32;
 constexpr int kPadBytes = 8192;  // rows that are none of a tile's, behind the last one's
 constexpr int kExchangeColumns = 32, kExchangeStride = 64 + 4;
-constexpr int kMultiprocessors = 132;
 
 struct ChainArgs {
   CUtensorMap weights[kCudaMaxProducts];
@@ -47,30 +48,6 @@ struct ChainArgs {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
-__device__ __forceinline__ void barrier_init(std::uint64_t* barrier, unsigned count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(std::uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned parity) {
-  asm volatile(
-      "{.reg .pred p;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-      "@p bra done;\n"
-      "bra again;\n"
-      "done:}" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-}
-__device__ __forceinline__ void expect_bytes(std::uint64_t* barrier, unsigned bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
-}
 // A box of a matrix of bytes: `column` the first of 128, `row` the first row. What is outside is zero.
 __device__ __forceinline__ void copy_box(std::uint8_t* to, const CUtensorMap* map, int column, int row,
                                          std::uint64_t* barrier, std::uint64_t policy) {
@@ -124,17 +101,6 @@ STILL_STEP(16, 8, 8, 9, 10)
 STILL_STEP(32, 16, 16, 17, 18)
 STILL_STEP(64, 32, 32, 33, 34)
 STILL_STEP(128, 64, 64, 65, 66)
-
-__device__ __forceinline__ void wgmma_fence() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int kLeft>
-__device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
-}
 
 // SwiGLU as of a dense product, whose results are rounded to bf16.
 __device__ __forceinline__ float gated(float gate, float up) {
@@ -427,9 +393,9 @@ CUtensorMap map_of(const std::uint8_t* at, std::int64_t n_rows, std::int64_t k, 
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(n_rows)},
                    strides[1] = {static_cast<cuuint64_t>(k)};
   const cuuint32_t box[2] = {kSliceK, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
-  (void)encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<std::uint8_t*>(at), sizes, strides, box, steps,
-                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  STILL_CHECK(encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<std::uint8_t*>(at), sizes, strides, box,
+                        steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS);
   return map;
 }
 
@@ -482,10 +448,11 @@ void launch_chain(void* stream, const CudaLinearArgs& in) {
   args.epilogue = in.epilogue;
   args.y_is_bf16 = in.y_is_bf16;
   constexpr int kStatic = 2 * 8 * kMostStages + std::min(kColumns, kExchangeColumns) * kExchangeStride * 4 +
-                          (kIsRow ? 8 * kRowThreads / 32 : 0) + 1024;  // the last for the ring's alignment
+                          (kIsRow ? 8 * kRowThreads / 32 + 32 * 4 : 0) + 1024;  // the last for the ring's alignment
   const int row_bytes = kIsRow ? static_cast<int>(ceil_div(in.k, kSliceK)) * kSliceK + 256 : 0;
   const int stage_bytes = kSlices * kSliceK * (n_matrices * cut.box_rows + (kIsRow ? 0 : kColumns));
   args.n_stages = std::min(kMostStages, (227 * 1024 - kStatic - kPadBytes - row_bytes) / stage_bytes);
+  STILL_CHECK(args.n_stages > 0);
   const int shared = args.n_stages * stage_bytes + kPadBytes + row_bytes;
   const auto kernel = chain_kernel<kColumns, kSlices, kIsRow>;
   (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
@@ -496,7 +463,7 @@ void launch_chain(void* stream, const CudaLinearArgs& in) {
 }  // namespace
 
 bool has_f8_chains() {
-  return has_clusters() && encoder() != nullptr;
+  return has_wgmma() && encoder() != nullptr;
 }
 
 void linear_f8(void* stream, const CudaLinearArgs& in) {

@@ -47,8 +47,9 @@ __device__ __forceinline__ F8Scale row_to_e4m3(const float* f32, const __nv_bflo
       float4 v = reinterpret_cast<const float4*>(f32)[i];
       if (norm.w != nullptr) {
         const float4 w = __ldg(reinterpret_cast<const float4*>(norm.w) + i);
-        v.x = v.x * norm.factor * w.x, v.y = v.y * norm.factor * w.y;
-        v.z = v.z * norm.factor * w.z, v.w = v.w * norm.factor * w.w;
+        // Not to be taken into a sum: look() subtracts these from themselves.
+        v.x = __fmul_rn(v.x * norm.factor, w.x), v.y = __fmul_rn(v.y * norm.factor, w.y);
+        v.z = __fmul_rn(v.z * norm.factor, w.z), v.w = __fmul_rn(v.w * norm.factor, w.w);
       }
       return v;
     }

@@ -10,8 +10,10 @@
 //
 // One row has its own kernel (weights.cuh says how the tensor core is used): it makes the row's form itself, and takes
 // the RMSNorm before the product along: the row times the norm's weights is multiplied, the squares are summed on the
-// way, and the results are divided by the root at the end.
+// way, and the results are divided by the root at the end; of a row that is to have the bits it has among others the
+// norm comes first (norm.cuh).
 #include "kernels/cuda/comm.cuh"
+#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/skinny.cuh"
@@ -402,7 +404,7 @@ __global__ void f32_kernel(const __grid_constant__ SkinnyArgs args) {
   }
 }
 
-constexpr int kMultiprocessors = 132, kWarps = 16, kSkinnyWarps = 8;
+constexpr int kWarps = 16, kSkinnyWarps = 8;
 // From how many panels and chunks on blocks stay: enough to share evenly, and warps enough for the memory's latency.
 constexpr int kStreamPanels = 4 * kMultiprocessors, kLeastStreamWarps = 6;
 

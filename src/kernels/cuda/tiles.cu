@@ -13,6 +13,7 @@
 // a half's) are one chain of the tensor core's steps of sixteen, as there.
 #include <algorithm>
 
+#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/skinny.cuh"
 
@@ -25,7 +26,7 @@ constexpr int kStepBytes = 2048, kMainBytes = 16 * kStepBytes, kImageBytes = sta
 constexpr int kSumsAt = kMainBytes + 2048;        // of an image: after 8 x 64 scales
 constexpr int kSlotBytes = 32 * 32 * kWarps * 4;  // 32 floats of each thread
 constexpr int kSharedBytes = kStages * kImageBytes + 2 * kSlotBytes;
-constexpr int kMostWideChunks = 256, kMultiprocessors = 132;
+constexpr int kMostWideChunks = 256;
 constexpr int kOutStride = 132;  // of 128 results of a column: no two lanes of a warp in one bank
 
 // Of the kernel for more rows: stages, weights, what is saved, scales.
@@ -147,30 +148,6 @@ __global__ void __launch_bounds__(256)
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
-__device__ __forceinline__ void barrier_init(std::uint64_t* barrier, unsigned count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(std::uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned parity) {
-  asm volatile(
-      "{.reg .pred p;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-      "@p bra done;\n"
-      "bra again;\n"
-      "done:}" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-}
-__device__ __forceinline__ void expect_bytes(std::uint64_t* barrier, unsigned bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
-}
 __device__ __forceinline__ void copy_bulk(std::uint8_t* to, const std::uint8_t* from, unsigned bytes,
                                           std::uint64_t* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -182,16 +159,6 @@ __device__ __forceinline__ void copy_bulk(std::uint8_t* to, const std::uint8_t* 
 __device__ __forceinline__ std::uint64_t step_descriptor(const std::uint8_t* step) {
   return static_cast<std::uint64_t>((shared_address(step) & 0x3ffff) >> 4) |
          static_cast<std::uint64_t>(kStepBytes / 2 / 16) << 16 | static_cast<std::uint64_t>(128 / 16) << 32;
-}
-__device__ __forceinline__ void wgmma_fence() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int kLeft>
-__device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 }
 // All is done, and the compiler reads accumulators only now.
 template <int kSize>
@@ -1251,9 +1218,6 @@ void launch_format(void* stream, const SkinnyArgs& args, unsigned n_panels) {
   launch_cluster(tile_kernel<Format>, dim3(n_tiles * n_split, n_blocks), kThreads, n_split, kSharedBytes, stream, args,
                  static_cast<int>(n_split), copied);
 }
-}  // namespace
-
-namespace {
 // Weights packed as Q8_0 always become f16 here.
 template <class Body>
 void with_tiled(PackedFormat format, Body&& body) {
@@ -1268,7 +1232,7 @@ void with_tiled(PackedFormat format, Body&& body) {
 }  // namespace
 
 bool has_tiles() {
-  return has_clusters();
+  return has_wgmma();
 }
 
 std::int32_t image_kind(PackedFormat format) {

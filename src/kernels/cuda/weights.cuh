@@ -10,9 +10,10 @@
 // zeros for the other slices. So no element moves between lanes, one accumulator gathers the whole chunk with a column
 // for each slice, and each lane adds up its own two columns. The four lanes of a row are added after each chunk.
 //
-// Quantised weights and FP8: a result is the same bits for one token and for many. Chunks are multiplied alike (what
-// four lanes add here is the same tree there), chunk i belongs to part i % n_parts of the row, a part adds its chunks
-// in order, and the parts are added in order: linear.cu says how many parts a row has.
+// Quantised weights and FP8: a result is the same bits for one token and for many, of Q8_0 and IQ4_NL where all rows
+// are multiplied as f16. Chunks are multiplied alike (what four lanes add here is the same tree there), chunk i belongs
+// to part i % n_parts of the row, a part adds its chunks in order, and the parts are added in order: linear.cu says how
+// many parts a row has.
 #pragma once
 
 #include <initializer_list>
