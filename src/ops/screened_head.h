@@ -30,7 +30,7 @@ class ScreenedHead {
   static constexpr std::int64_t kWaitSteps = 64, kBuildSteps = 16;
   // Columns that the coarse copy has twice, the second time what the first left of them. Of short rows the bound is
   // wider beside the logits.
-  static constexpr std::int64_t kMostTwice = 64;
+  static constexpr std::int64_t kMostTwice = kCoarseMostTwice;
   static constexpr std::int64_t twice_columns(std::int64_t k) { return k < 768 ? kMostTwice : 32; }
 
   // Whether the copy can be made and is small beside the head; false where STILL_SCREEN=off, true wherever it can be
@@ -65,7 +65,7 @@ class ScreenedHead {
   };
   void begin_build(TensorView norm);
   void build_panels(Exec& exec, const Weight& head, std::int64_t begin, std::int64_t end);
-  void build_panel(const CpuKernels& kernels, const Weight& head, std::int64_t panel, float* scratch) const;
+  void build_panel(const CpuKernels& kernels, const Weight& head, std::int64_t panel) const;
   void multiply_coarse(Exec& exec, TensorView y, TensorView x);
   Factors factors_of(Exec& exec, const float* x, const Weight& head, std::int64_t row) const;
   float slack(std::int64_t panel, const Factors& f) const {
@@ -87,6 +87,8 @@ class ScreenedHead {
   float* extended_ = nullptr;          // [kMaxRows, k + twice_columns(k)]
   std::int32_t* survivors_ = nullptr;  // [n_panels]
   std::int32_t columns_[kMostTwice] = {};
+  // The same columns in ascending order, and where they stand in columns_.
+  std::int32_t ascending_[kMostTwice] = {}, places_[kMostTwice] = {};
   // The share of panels that were left lately; above kMostLeft it rests for kRestSteps.
   double share_left_ = 0;
   std::int64_t n_waited_ = 0;
