@@ -2,7 +2,7 @@
 // gives every logit within a proven bound; only panels of rows that could hold the largest are multiplied exactly, by
 // the same kernels, so the largest logit and whatever equals it are the full product's bit by bit, and all others
 // become -infinity (docs/cpu-kernels.md has the proof). The copy is made in steps that could have used it, after the
-// first 64.
+// first 16.
 #pragma once
 
 #include <cstdint>
@@ -25,9 +25,9 @@ struct ScreenStats {
 class ScreenedHead {
  public:
   static constexpr std::int64_t kMaxRows = 12;
-  // Steps that could use the copy before it is begun, since making it costs what it saves in about as many, and in
-  // which it is made.
-  static constexpr std::int64_t kWaitSteps = 64, kBuildSteps = 16;
+  // Steps that could use the copy before it is begun, so that short answers do not pay for it, and in which it is made,
+  // so many that none takes twice its time (docs/cpu-kernels.md).
+  static constexpr std::int64_t kWaitSteps = 16, kBuildSteps = 8;
   // Columns that the coarse copy has twice, the second time what the first left of them. Of short rows the bound is
   // wider beside the logits.
   static constexpr std::int64_t kMostTwice = kCoarseMostTwice;
