@@ -26,7 +26,7 @@ class ScreenedHead {
  public:
   static constexpr std::int64_t kMaxRows = 12;
   // Steps that could use the copy before it is begun, so that short answers do not pay for it, and in which it is made,
-  // so many that none takes twice its time (docs/cpu-kernels.md).
+  // so many that one takes less than twice its time mostly (docs/cpu-kernels.md).
   static constexpr std::int64_t kWaitSteps = 16, kBuildSteps = 8;
   // Columns that the coarse copy has twice, the second time what the first left of them. Of short rows the bound is
   // wider beside the logits.
