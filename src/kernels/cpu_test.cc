@@ -372,6 +372,128 @@ TEST_P(CpuKernelsTest, QuantizesLikeTheReference) {
   }
 }
 
+// What a panel's coarse copy and its sums are, by one table.
+struct Coarse {
+  std::vector<std::uint8_t> copy;
+  std::vector<float> sums;
+};
+Coarse coarse_of(const CpuKernels& table, const testing::PackedMatrix& w, std::int64_t panel,
+                 const std::vector<std::int32_t>& columns, const std::vector<std::int32_t>& places) {
+  const std::int64_t n_twice = static_cast<std::int64_t>(columns.size());
+  const AlignedBytes copy(packed_panel_bytes(PackedFormat::kQ4_0, w.k + n_twice));
+  const GuardedBytes weights(w.packed.data() + panel * w.panel_bytes, w.panel_bytes), ascending(columns), to(places);
+  CoarseSums sums;
+  table.coarse[static_cast<int>(w.format)]({.panel = weights.data(),
+                                            .k = w.k,
+                                            .n_twice = static_cast<std::int32_t>(n_twice),
+                                            .columns = ascending.as<std::int32_t>(),
+                                            .places = to.as<std::int32_t>(),
+                                            .copy = copy.data(),
+                                            .sums = &sums});
+  Coarse result{{copy.data(), copy.data() + copy.size()}, std::vector<float>(sizeof sums / sizeof(float))};
+  std::memcpy(result.sums.data(), &sums, sizeof sums);
+  return result;
+}
+
+constexpr PackedFormat kCoarseFormats[] = {PackedFormat::kQ8_0, PackedFormat::kQ6_K, PackedFormat::kF16,
+                                           PackedFormat::kBF16, PackedFormat::kF32};
+
+struct TwiceColumns {
+  std::vector<std::int32_t> columns, places;
+};
+TwiceColumns random_columns(Rng& rng, std::int64_t k, std::int64_t n) {
+  std::vector<std::int32_t> all(static_cast<std::size_t>(k));
+  for (std::int64_t i = 0; i < k; ++i) all[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i);
+  TwiceColumns result;
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::swap(all[static_cast<std::size_t>(i)], all[static_cast<std::size_t>(i + rng.below(k - i))]);
+    result.columns.push_back(all[static_cast<std::size_t>(i)]);
+    result.places.insert(result.places.begin() + rng.below(i + 1), static_cast<std::int32_t>(i));
+  }
+  std::sort(result.columns.begin(), result.columns.end());
+  return result;
+}
+
+TEST_P(CpuKernelsTest, CoarseCopiesMatchReference) {
+  for (const PackedFormat format : kCoarseFormats) {
+    for (const std::int64_t k : {64, 96, 256, 896, 1536}) {
+      if (k % packed_tile_k(format) != 0) continue;
+      // Of ordinary weights, of such as f16 scales round to subnormal numbers or to 0, and of large ones.
+      for (const float deviation : {0.05f, 1e-6f, 1e-12f, 1e4f}) {
+        testing::PackedMatrix w = testing::random_packed_matrix(rng, format, 37, k, deviation);
+        if (format == PackedFormat::kF32) {
+          auto* floats = reinterpret_cast<float*>(w.packed.data());
+          floats[0] = kInfinity;
+          floats[1] = -kInfinity;
+          floats[2] = kNan;
+          floats[3] = kCoarseLargest;
+          floats[4] = std::nextafter(-kCoarseLargest, 0.0f);
+          floats[5] = -0.0f;
+          for (std::int64_t i = 0; i < 32; ++i) floats[i * kPanelRows + 6] = -0.0f;
+          for (std::int64_t i = 0; i < 32; ++i)  // ties
+            floats[i * kPanelRows + 7] = static_cast<float>(i % 17 - 8) / 2;
+        }
+        for (const std::int64_t n_twice : {0, 32, 64}) {
+          const TwiceColumns twice = random_columns(rng, k, n_twice);
+          for (std::int64_t panel = 0; panel < w.n_panels(); ++panel) {
+            const Coarse got = coarse_of(kernels, w, panel, twice.columns, twice.places);
+            const Coarse want = coarse_of(kRefKernels, w, panel, twice.columns, twice.places);
+            expect_same(got.copy, want.copy, name_of(format) + " copy, k " + std::to_string(k));
+            expect_same(got.sums, want.sums, name_of(format) + " sums, k " + std::to_string(k));
+          }
+        }
+      }
+    }
+  }
+}
+
+// The sums are those of what the copy, read back, leaves of the panel, in double: the bound of ops/screened_head.h
+// rests on them. Tables give the reference's bytes (above).
+TEST(CoarseCopies, SumsAreWhatTheCopyLeaves) {
+  Rng rng(seed_of_run());
+  for (const PackedFormat format : kCoarseFormats) {
+    for (const std::int64_t k : {256, 1536}) {
+      for (const float deviation : {0.05f, 1e-6f, 1e4f}) {
+        SCOPED_TRACE(name_of(format) + " k " + std::to_string(k) + " deviation " + std::to_string(deviation));
+        const testing::PackedMatrix w = testing::random_packed_matrix(rng, format, kPanelRows, k, deviation);
+        const TwiceColumns twice = random_columns(rng, k, 64);
+        const Coarse coarse = coarse_of(kRefKernels, w, 0, twice.columns, twice.places);
+        for (std::int64_t row = 0; row < kPanelRows; ++row) {
+          std::vector<float> copy(static_cast<std::size_t>(k + 64)), left = w.decoded_row(row);
+          decode_packed_row(PackedFormat::kQ4_0, coarse.copy.data(), 0, k + 64, row, copy.data());
+          const auto size = [](const auto& values, std::size_t begin, std::size_t end) {
+            double sum = 0;
+            for (std::size_t i = begin; i < end; ++i)
+              sum += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+            return sum;
+          };
+          const auto n = static_cast<std::size_t>(k);
+          const double row_size = size(left, 0, n);
+          std::vector<double> rest(left.begin(), left.end()), twice_left(64);
+          for (std::size_t i = 0; i < n; ++i) rest[i] -= static_cast<double>(copy[i]);
+          for (std::size_t i = 0; i < 64; ++i) {
+            double& moved = rest[static_cast<std::size_t>(twice.columns[i])];
+            const auto place = static_cast<std::size_t>(twice.places[i]);
+            twice_left[place] = moved - static_cast<double>(copy[n + place]);
+            moved = 0;
+          }
+          const double want[] = {row_size, size(copy, 0, n), size(rest, 0, n), size(copy, n, n + 64),
+                                 size(twice_left, 0, 64)};
+          for (std::size_t i = 0; i < 5; ++i) {
+            const auto got = static_cast<double>(coarse.sums[i * kPanelRows + static_cast<std::size_t>(row)]);
+            // What the second copy leaves may be little beside f32's rounding of what it copies.
+            EXPECT_NEAR(got, want[i], want[i] * 1e-4 + (i == 4 ? want[2] * 1e-12 : 0) + 1e-40) << "sum " << i;
+          }
+          if (deviation != 0.05f) continue;
+          // That it is a copy worth having.
+          EXPECT_LT(want[2], want[0] / 50);
+          EXPECT_LT(want[4], want[3] / 50);
+        }
+      }
+    }
+  }
+}
+
 constexpr std::int64_t kLengths[] = {1, 2, 15, 16, 17, 31, 64, 100, 896, 1537};
 
 TEST_P(CpuKernelsTest, NormsAndSumsMatchReference) {

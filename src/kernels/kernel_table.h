@@ -92,6 +92,27 @@ struct PackArgs {
   std::int64_t panel_bytes;
 };
 
+// A panel of an output head once more in Q4_0 (ops/screened_head.h), and n_twice of its columns again after them: what
+// the first copy leaves of those. Q8_0, Q6_K and the float formats. A block's scale is its largest weight over -8, as
+// f16; what the copy leaves of a weight is rounded to f32 once. Blocks with a weight of kCoarseLargest, or one that is
+// not finite, are copied as zeros.
+struct CoarseSums {
+  // Of each row, sums of squares in f32 (of a block by fma one after the other, then over the blocks): of the row, of
+  // its copy without the columns again, of what that leaves of the other columns, of the columns again, and of what
+  // those leave.
+  float row[kPanelRows], copy[kPanelRows], left[kPanelRows], second[kPanelRows], twice_left[kPanelRows];
+};
+struct CoarseArgs {
+  const std::uint8_t* panel;
+  std::int64_t k;                        // a multiple of 32, or of the format's block
+  std::int32_t n_twice;                  // a multiple of 32, at most kCoarseMostTwice
+  const std::int32_t *columns, *places;  // [n_twice]: ascending; which of the columns again each becomes
+  std::uint8_t* copy;                    // the panel of k + n_twice columns, 64-byte aligned
+  CoarseSums* sums;
+};
+inline constexpr std::int32_t kCoarseMostTwice = 64;
+inline constexpr float kCoarseLargest = 480000.0f;  // over 8: below f16's largest number
+
 // kF32 keeps keys and values as they are: for oracles and training; ISA tables may leave it to the reference. kBF16 and
 // kF8 (e4m3, without scales: what is beyond 448 becomes that) are on GPUs only.
 enum class KvType : std::uint8_t { kF16, kInt8, kF32, kBF16, kF8 };
@@ -173,6 +194,7 @@ struct CpuKernels {
   void (*linear[kPackedFormatCount])(const LinearArgs& args);
   const Regrouping* regrouping[kPackedFormatCount];  // null: that kernel reads activations as they are
   void (*pack[kPackedFormatCount])(const PackArgs& args);
+  void (*coarse[kPackedFormatCount])(const CoarseArgs& args);  // null: not of that format
 
   // y = w * x * rsqrt(mean(x^2) + eps); y may equal x.
   void (*rms_norm)(const float* x, const float* w, float* y, std::int64_t n, float eps);

@@ -36,7 +36,4 @@ inline std::int64_t packed_bytes(PackedFormat format, std::int64_t n_out, std::i
 void decode_packed_row(PackedFormat format, const std::uint8_t* packed, std::int64_t panel_bytes, std::int64_t k,
                        std::int64_t row, float* values);
 
-// All rows of a panel at once, [kPanelRows][k]: the same bits, faster for Q8_0 and Q6_K.
-void decode_packed_panel(PackedFormat format, const std::uint8_t* panel, std::int64_t k, float* values);
-
 }  // namespace still

@@ -12,8 +12,6 @@
 #include "base/check.h"
 #include "kernels/packing.h"
 #include "ops/linear.h"
-#include "quant/blocks.h"
-#include "tensor/float16.h"
 
 namespace still {
 
@@ -22,66 +20,17 @@ constexpr PackedFormat kCopy = PackedFormat::kQ4_0;
 constexpr std::int64_t kBlock = 32;
 // Smaller heads gained nothing (docs/cpu-kernels.md).
 constexpr std::int64_t kLeastHeadBytes = std::int64_t{64} << 20;
-// Wider rows would need more scratch while the copy is made.
+// Of wider rows the sums of squares might lose more than kNormSlack makes up for.
 constexpr std::int64_t kMostK = 8192;
 // A step that is left with more panels than this saves little: beyond it on average, kRestSteps go the full way.
 constexpr double kMostLeft = 0.25;
 constexpr std::int64_t kRestSteps = 64;
-// Norms are computed in f32 or double and rounded: what they may have lost, and more.
+// Norms are computed in double and rounded, or from sums of squares in f32: at most 32 terms of a block one after the
+// other, then kMostK / 32 blocks, each addition within 2^-24. What they may have lost, and more.
 constexpr double kNormSlack = 1 + 0x1p-12;
 // More than what squares too small for an f32 may have lost of a norm.
 constexpr double kUnderflow = 0x1p-60;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-// Loops over locals of constant length, which compilers turn into vectors.
-float sum_of_squares(const float* x) {
-  float v[kBlock], sums[8];
-  std::memcpy(v, x, sizeof v);
-  for (int i = 0; i < 8; ++i)
-    sums[i] = (v[i] * v[i] + v[i + 8] * v[i + 8]) + (v[i + 16] * v[i + 16] + v[i + 24] * v[i + 24]);
-  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
-}
-
-inline float larger(float a, float b) {
-  return a > b ? a : b;  // b where a is a NaN
-}
-
-// Rounds a block to Q4_0; `left` gets what that leaves of it. Returns the copy's sum of squares.
-double quantize_block(const float* x, BlockQ4_0& block, float* left) {
-  float v[kBlock], high[8], low[8];
-  std::memcpy(v, x, sizeof v);
-  for (int i = 0; i < 8; ++i) {
-    high[i] = larger(larger(v[i], larger(v[i + 8], 0)), larger(v[i + 16], larger(v[i + 24], 0)));
-    low[i] = larger(larger(-v[i], larger(-v[i + 8], 0)), larger(-v[i + 16], larger(-v[i + 24], 0)));
-  }
-  float largest = 0, smallest = 0;
-  for (int i = 0; i < 8; ++i) {
-    largest = larger(high[i], largest);
-    smallest = larger(low[i], smallest);
-  }
-  // -8 is the larger side's end.
-  const float wanted = largest > smallest ? -largest / 8 : smallest / 8;
-  block.d = std::fabs(wanted) < 60000.0f ? f32_to_f16(wanted) : 0;
-  const float d = f16_to_f32(block.d);
-  const float inverse = d != 0 ? 1 / d : 0;
-  float rounded[kBlock], copy[kBlock];
-  for (int i = 0; i < kBlock; ++i) {
-    // A NaN becomes a number here and stays in `left`.
-    const float scaled = larger(v[i] * inverse + 8.5f, 0);
-    rounded[i] = scaled < 15 ? scaled : 15;
-  }
-  std::int32_t q[kBlock];
-  for (int i = 0; i < kBlock; ++i) {
-    q[i] = static_cast<std::int32_t>(rounded[i]);
-    copy[i] = d * static_cast<float>(q[i] - 8);
-    v[i] -= copy[i];
-  }
-  std::uint8_t bytes[16];
-  for (int i = 0; i < 16; ++i) bytes[i] = static_cast<std::uint8_t>(q[i] | q[16 + i] << 4);
-  std::memcpy(block.qs, bytes, sizeof bytes);
-  std::memcpy(left, v, sizeof v);
-  return static_cast<double>(sum_of_squares(copy));
-}
 
 float norm_of(double sum_of_squares) {
   return static_cast<float>(std::sqrt(sum_of_squares) * kNormSlack + kUnderflow);
@@ -165,65 +114,41 @@ void ScreenedHead::begin_build(TensorView norm) {
     });
   }
   std::copy_n(order.begin(), n_twice_, columns_);
+  std::iota(places_, places_ + n_twice_, 0);
+  std::sort(places_, places_ + n_twice_, [&](std::int32_t a, std::int32_t b) { return columns_[a] < columns_[b]; });
+  for (std::int64_t i = 0; i < n_twice_; ++i) ascending_[i] = columns_[places_[i]];
 }
 
-// scratch: 16 rows of the copy as in a file, then 16 of floats, then what is left of one.
-void ScreenedHead::build_panel(const CpuKernels& kernels, const Weight& head, std::int64_t panel,
-                               float* scratch) const {
-  const std::int64_t n_blocks = k_ / kBlock, row_blocks = copy_k(k_) / kBlock;
-  auto* blocks = reinterpret_cast<BlockQ4_0*>(scratch);
-  float* rows = scratch + (kPanelRows * row_blocks * static_cast<std::int64_t>(sizeof(BlockQ4_0)) + 3) / 4;
-  float* left = rows + kPanelRows * k_;
-  decode_packed_panel(head.format, head.packed + panel * head.panel_bytes, k_, rows);
+void ScreenedHead::build_panel(const CpuKernels& kernels, const Weight& head, std::int64_t panel) const {
+  CoarseSums sums;
+  kernels.coarse[static_cast<int>(head.format)]({.panel = head.packed + panel * head.panel_bytes,
+                                                 .k = k_,
+                                                 .n_twice = static_cast<std::int32_t>(n_twice_),
+                                                 .columns = ascending_,
+                                                 .places = places_,
+                                                 .copy = packed_ + panel * copy_.panel_bytes,
+                                                 .sums = &sums});
   const std::int64_t n_rows = std::min<std::int64_t>(kPanelRows, n_out_ - panel * kPanelRows);
   PanelNorms norms{};
   for (std::int64_t r = 0; r < n_rows; ++r) {
-    const std::int64_t out = panel * kPanelRows + r;
-    const float* row = rows + r * k_;
-    double row_sum = 0, copy_sum = 0, left_sum = 0;
-    for (std::int64_t b = 0; b < n_blocks; ++b) {
-      copy_sum += quantize_block(row + b * kBlock, blocks[r * row_blocks + b], left + b * kBlock);
-      row_sum += static_cast<double>(sum_of_squares(row + b * kBlock));
-    }
-    float twice[kMostTwice], still_left[kMostTwice];
-    for (std::int64_t i = 0; i < n_twice_; ++i) {
-      twice[i] = left[columns_[i]];
-      left[columns_[i]] = 0;
-    }
-    double second_sum = 0, twice_sum = 0;
-    for (std::int64_t b = 0; b < n_twice_ / kBlock; ++b) {
-      second_sum += quantize_block(twice + b * kBlock, blocks[r * row_blocks + n_blocks + b], still_left + b * kBlock);
-      twice_sum += static_cast<double>(sum_of_squares(still_left + b * kBlock));
-    }
-    copy_sum += second_sum;
-    for (std::int64_t b = 0; b < n_blocks; ++b) left_sum += static_cast<double>(sum_of_squares(left + b * kBlock));
-    row_norms_[out] = norm_of(left_sum);
-    const float here[] = {norm_of(twice_sum), norm_of(second_sum), norm_of(std::max(row_sum, copy_sum))};
+    row_norms_[panel * kPanelRows + r] = norm_of(sums.left[r]);
+    const float here[] = {norm_of(sums.twice_left[r]), norm_of(sums.second[r]),
+                          norm_of(std::max(sums.row[r], sums.copy[r] + sums.second[r]))};
     float* most[] = {&norms.left, &norms.second, &norms.row};
     // Weights that are not finite: the panel is always multiplied.
     for (int i = 0; i < 3; ++i)
       *most[i] = std::max(*most[i], std::isnan(here[i]) ? std::numeric_limits<float>::infinity() : here[i]);
   }
   panel_norms_[panel] = norms;
-  kernels.pack[static_cast<int>(kCopy)]({.source = reinterpret_cast<const std::uint8_t*>(blocks),
-                                         .row_map = nullptr,
-                                         .row_bytes = row_blocks * static_cast<std::int64_t>(sizeof(BlockQ4_0)),
-                                         .n_out = n_rows,
-                                         .k = copy_k(k_),
-                                         .panel_begin = 0,
-                                         .panel_end = 1,
-                                         .packed = packed_ + panel * copy_.panel_bytes,
-                                         .panel_bytes = copy_.panel_bytes});
 }
 
 void ScreenedHead::build_panels(Exec& exec, const Weight& head, std::int64_t begin, std::int64_t end) {
   constexpr std::int64_t kTask = 16;
   std::atomic<std::int64_t> next{begin};
-  exec.threads().run([&](int thread_idx) {
-    auto* scratch = reinterpret_cast<float*>(exec.thread_scratch(thread_idx));
+  exec.threads().run([&](int) {
     for (std::int64_t at = next.fetch_add(kTask); at < end; at = next.fetch_add(kTask))
       for (std::int64_t panel = at; panel < std::min(at + kTask, end); ++panel)
-        build_panel(exec.kernels(), head, panel, scratch);
+        build_panel(exec.kernels(), head, panel);
   });
 }
 

@@ -2,7 +2,7 @@
 // gives every logit within a proven bound; only panels of rows that could hold the largest are multiplied exactly, by
 // the same kernels, so the largest logit and whatever equals it are the full product's bit by bit, and all others
 // become -infinity (docs/cpu-kernels.md has the proof). The copy is made in steps that could have used it, after the
-// first 64.
+// first 16.
 #pragma once
 
 #include <cstdint>
@@ -25,12 +25,12 @@ struct ScreenStats {
 class ScreenedHead {
  public:
   static constexpr std::int64_t kMaxRows = 12;
-  // Steps that could use the copy before it is begun, since making it costs what it saves in about as many, and in
-  // which it is made.
-  static constexpr std::int64_t kWaitSteps = 64, kBuildSteps = 16;
+  // Steps that could use the copy before it is begun, so that short answers do not pay for it, and in which it is made,
+  // so many that one takes less than twice its time mostly (docs/cpu-kernels.md).
+  static constexpr std::int64_t kWaitSteps = 16, kBuildSteps = 8;
   // Columns that the coarse copy has twice, the second time what the first left of them. Of short rows the bound is
   // wider beside the logits.
-  static constexpr std::int64_t kMostTwice = 64;
+  static constexpr std::int64_t kMostTwice = kCoarseMostTwice;
   static constexpr std::int64_t twice_columns(std::int64_t k) { return k < 768 ? kMostTwice : 32; }
 
   // Whether the copy can be made and is small beside the head; false where STILL_SCREEN=off, true wherever it can be
@@ -65,7 +65,7 @@ class ScreenedHead {
   };
   void begin_build(TensorView norm);
   void build_panels(Exec& exec, const Weight& head, std::int64_t begin, std::int64_t end);
-  void build_panel(const CpuKernels& kernels, const Weight& head, std::int64_t panel, float* scratch) const;
+  void build_panel(const CpuKernels& kernels, const Weight& head, std::int64_t panel) const;
   void multiply_coarse(Exec& exec, TensorView y, TensorView x);
   Factors factors_of(Exec& exec, const float* x, const Weight& head, std::int64_t row) const;
   float slack(std::int64_t panel, const Factors& f) const {
@@ -87,6 +87,8 @@ class ScreenedHead {
   float* extended_ = nullptr;          // [kMaxRows, k + twice_columns(k)]
   std::int32_t* survivors_ = nullptr;  // [n_panels]
   std::int32_t columns_[kMostTwice] = {};
+  // The same columns in ascending order, and where they stand in columns_.
+  std::int32_t ascending_[kMostTwice] = {}, places_[kMostTwice] = {};
   // The share of panels that were left lately; above kMostLeft it rests for kRestSteps.
   double share_left_ = 0;
   std::int64_t n_waited_ = 0;

@@ -133,6 +133,13 @@ STILL_INLINE Floats f_neg(Floats x) {
 STILL_INLINE Floats f_max(Floats x, Floats y) {
   return {_mm256_max_ps(y.a, x.a), _mm256_max_ps(y.b, x.b)};
 }
+STILL_INLINE Floats f_min(Floats x, Floats y) {
+  return {_mm256_min_ps(y.a, x.a), _mm256_min_ps(y.b, x.b)};
+}
+STILL_INLINE Floats f_where_greater(Floats x, Floats y, Floats then, Floats other) {
+  return {_mm256_blendv_ps(other.a, then.a, _mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ)),
+          _mm256_blendv_ps(other.b, then.b, _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ))};
+}
 STILL_INLINE Floats f_round(Floats x) {
   constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(x.a, kMode), _mm256_round_ps(x.b, kMode)};
@@ -155,6 +162,12 @@ STILL_INLINE Floats f_from_int8(const uint8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
   };
   return {eight(p), eight(p + 8)};
+}
+template <int kByte>
+STILL_INLINE Floats f_from_byte(Bytes x) {
+  const __m256i low = _mm256_set1_epi32(255);
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.a, 8 * kByte), low)),
+          _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.b, 8 * kByte), low))};
 }
 STILL_INLINE void f_to_f16(uint8_t* p, Floats x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
@@ -240,6 +253,10 @@ STILL_INLINE Ints i_zero() {
 STILL_INLINE Ints i_broadcast(const int32_t* p) {
   const __m256i x = _mm256_set1_epi32(*p);
   return {x, x};
+}
+STILL_INLINE void i_store(uint8_t* p, Ints x) {
+  _mm256_store_si256(reinterpret_cast<__m256i*>(p), x.a);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(p + 32), x.b);
 }
 STILL_INLINE Ints i_add(Ints x, Ints y) {
   return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)};

@@ -93,6 +93,14 @@ STILL_INLINE Floats f_neg(Floats a) {
 STILL_INLINE Floats f_max(Floats a, Floats b) {
   return _mm512_max_ps(b, a);
 }
+// b where it is less, else a
+STILL_INLINE Floats f_min(Floats a, Floats b) {
+  return _mm512_min_ps(b, a);
+}
+// x where a > b, else y
+STILL_INLINE Floats f_where_greater(Floats a, Floats b, Floats x, Floats y) {
+  return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), x);
+}
 STILL_INLINE Floats f_round(Floats a) {
   return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -108,6 +116,11 @@ STILL_INLINE Floats f_from_bf16(const uint8_t* p) {
 }
 STILL_INLINE Floats f_from_int8(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+// Byte kByte of each lane, unsigned.
+template <int kByte>
+STILL_INLINE Floats f_from_byte(Bytes x) {
+  return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(x, 8 * kByte), _mm512_set1_epi32(255)));
 }
 STILL_INLINE void f_to_f16(uint8_t* p, Floats x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
@@ -174,6 +187,9 @@ STILL_INLINE Ints i_zero() {
 }
 STILL_INLINE Ints i_broadcast(const int32_t* p) {
   return _mm512_set1_epi32(*p);
+}
+STILL_INLINE void i_store(uint8_t* p, Ints x) {
+  _mm512_store_si512(p, x);
 }
 STILL_INLINE Ints i_add(Ints a, Ints b) {
   return _mm512_add_epi32(a, b);

@@ -15,6 +15,8 @@ template <PackedFormat kFormat>
 void linear(const LinearArgs& args);
 template <PackedFormat kFormat>
 void pack(const PackArgs& args);
+template <PackedFormat kFormat>
+void coarse(const CoarseArgs& args);
 void rms_norm(const float* x, const float* w, float* y, std::int64_t n, float eps);
 void add_rms_norm(float* x, const float* delta, const float* w, float* y, std::int64_t n, float eps);
 void add(float* y, const float* x, std::int64_t n);

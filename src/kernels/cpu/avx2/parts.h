@@ -10,5 +10,6 @@ void avx2_set_linear_256(CpuKernels& table);
 void avx2_set_linear_float(CpuKernels& table);
 void avx2_set_pack(CpuKernels& table);
 void avx2_set_rows(CpuKernels& table);
+void avx2_set_coarse(CpuKernels& table);
 
 }  // namespace still

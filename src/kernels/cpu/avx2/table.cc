@@ -13,6 +13,7 @@ const CpuKernels& avx2_kernels() {
     avx2_set_linear_float(kernels);
     avx2_set_pack(kernels);
     avx2_set_rows(kernels);
+    avx2_set_coarse(kernels);
     return kernels;
   }();
   return table;

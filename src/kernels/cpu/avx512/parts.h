@@ -10,5 +10,6 @@ void avx512_set_linear_256(CpuKernels& table);
 void avx512_set_linear_float(CpuKernels& table);
 void avx512_set_pack(CpuKernels& table);
 void avx512_set_rows(CpuKernels& table);
+void avx512_set_coarse(CpuKernels& table);
 
 }  // namespace still

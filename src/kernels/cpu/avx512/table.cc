@@ -13,6 +13,7 @@ const CpuKernels& avx512_kernels() {
     avx512_set_linear_float(kernels);
     avx512_set_pack(kernels);
     avx512_set_rows(kernels);
+    avx512_set_coarse(kernels);
     return kernels;
   }();
   return table;
