@@ -94,8 +94,8 @@ struct PackArgs {
 
 // A panel of an output head once more in Q4_0 (ops/screened_head.h), and n_twice of its columns again after them: what
 // the first copy leaves of those. Q8_0, Q6_K and the float formats. A block's scale is its largest weight over -8, as
-// f16; what the copy leaves of a weight is rounded to f32 once. Blocks with a weight of kCoarseLargest, or one that is
-// not finite, are copied as zeros.
+// f16; what the copy leaves of a weight is rounded to f32 once. Blocks with a weight of kCoarseLargest, or an
+// infinite one, are copied as zeros; a NaN is copied as some level, and stays one in what is left.
 struct CoarseSums {
   // Of each row, sums of squares in f32 (of a block by fma one after the other, then over the blocks): of the row, of
   // its copy without the columns again, of what that leaves of the other columns, of the columns again, and of what
