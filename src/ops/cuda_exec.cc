@@ -570,7 +570,8 @@ const std::uint8_t* CudaExec::as_f8(TensorView x) {
   return bytes;
 }
 
-// One dense product of FP8 rows with scales; false: cuBLASLt does not do it. is_chain: not as the chain kernel does.
+// One dense product of FP8 rows with scales; false: cuBLASLt does not do it, or, is_chain, not with the bits of the
+// chain kernel.
 bool CudaExec::gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
                        bool y_is_bf16, bool add, bool is_chain) {
   if (w.format != kCudaF8Row || w.k % 16 != 0 || w.n_out % 16 != 0 || (f8_unusable_ && !is_chain)) return false;
