@@ -573,15 +573,16 @@ const std::uint8_t* CudaExec::as_f8(TensorView x) {
 // One dense product of FP8 rows with scales; false: cuBLASLt does not do it, or, is_chain, not with the bits of the
 // chain kernel.
 bool CudaExec::gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
-                       bool y_is_bf16, bool add, bool is_chain) {
+                       bool y_is_bf16, bool add, bool is_chain, Columns columns) {
   if (w.format != kCudaF8Row || w.k % 16 != 0 || w.n_out % 16 != 0 || (f8_unusable_ && !is_chain)) return false;
   const std::uint8_t* bytes = as_f8(x);
   // The library takes no f32 bias here.
   if (product.bias != nullptr)
     kernels_->repeat_bias(stream_.handle(), product.bias, static_cast<std::int32_t>(n),
                           static_cast<std::int32_t>(w.n_out), static_cast<float*>(product.y), product.y_stride);
-  const bool done = gemm_->run(stream_.handle(), {.x = bytes + begin * w.k,
-                                                  .w = w.packed,
+  const bool done = gemm_->run(stream_.handle(), {.x = bytes + begin * w.k + columns.begin,
+                                                  .x_stride = w.k,
+                                                  .w = w.packed + columns.begin,
                                                   .w_stride = w.k,
                                                   .y = product.y,
                                                   .y_stride = product.y_stride,
@@ -589,7 +590,7 @@ bool CudaExec::gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const W
                                                   .add = add || product.bias != nullptr,
                                                   .n_rows = n,
                                                   .n_out = w.n_out,
-                                                  .k = w.k,
+                                                  .k = columns.n,
                                                   .is_f8 = true,
                                                   .is_chain = is_chain,
                                                   .x_scale = f8_scale_ + begin,
@@ -604,8 +605,10 @@ bool CudaExec::gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const W
 // One dense product; a quantised matrix is made dense first, as many rows at a time as there is room for.
 bool CudaExec::gemm(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
                     bool y_is_bf16, bool add, std::int64_t fixed_rows) {
-  if (is_cuda_f8(w.format) && fixed_rows == 0 && gemm_f8(x, begin, n, w, product, y_is_bf16, add, false)) return true;
+  if (is_cuda_f8(w.format) && fixed_rows == 0 && gemm_f8(x, begin, n, w, product, y_is_bf16, add, false, {0, w.k}))
+    return true;
   CudaGemmArgs args{.x = as_bf16(x) + begin * x.row_size(),
+                    .x_stride = w.k,
                     .w = w.packed,
                     .w_stride = w.k,
                     .y = product.y,
@@ -775,18 +778,38 @@ bool CudaExec::can_chain(std::span<const Weight* const> weights) const {
          });
 }
 
-// The first n rows, by one chain over k each: of many by cuBLASLt where its bits are those of the kernel.
+// y += x of some columns times theirs of the weights, by the chain kernel.
+void CudaExec::add_chains(TensorView x, const Weight& w, const CudaProduct& product, Columns columns) {
+  CudaLinearArgs args{.format = kCudaF8Row,
+                      .epilogue = CudaEpilogue::kAdd,
+                      .k = static_cast<std::int32_t>(columns.n),
+                      .n_rows = static_cast<std::int32_t>(x.rows()),
+                      .x = {.f8 = as_f8(x) + columns.begin, .scale = f8_scale_},
+                      .f8_stride = w.k,
+                      .f8_scale = reinterpret_cast<const float*>(w.packed + w.n_out * w.k)};
+  args.products[0] = product;
+  args.products[0].weights = w.packed + columns.begin;
+  kernels_->linear_f8(stream_.handle(), args);
+}
+
+// The first n rows, by chains over k, one each or (cuda_f8_parts) one for each part: of many by cuBLASLt where its bits
+// are those of the kernel.
 void CudaExec::multiply_chains(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                                std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t n) {
   const TensorView rows{x.data, x.dtype, {n, x.row_size()}};
   forget_copies(nullptr);  // of another number of rows
+  // Not by a launch's products but by all that there are at any number of rows.
+  const std::int32_t n_parts = products.size() == 1 && epilogue != CudaEpilogue::kSwiglu && !y_is_bf16
+                                   ? cuda_f8_parts(weights[0]->n_out, x.row_size())
+                                   : 1;
   const auto launch = [&](std::span<const CudaProduct> some) {
     CudaLinearArgs args{.format = kCudaF8Row,
                         .epilogue = epilogue,
                         .n_products = static_cast<std::int32_t>(some.size()),
                         .y_is_bf16 = y_is_bf16,
                         .k = static_cast<std::int32_t>(x.row_size()),
-                        .n_rows = static_cast<std::int32_t>(n)};
+                        .n_rows = static_cast<std::int32_t>(n),
+                        .n_f8_parts = n_parts};
     std::copy(some.begin(), some.end(), args.products);
     if (n > 1) {
       args.x = {.f8 = as_f8(rows), .scale = f8_scale_};
@@ -806,8 +829,8 @@ void CudaExec::multiply_chains(CudaEpilogue epilogue, TensorView x, std::span<co
     const std::int64_t width = weights[0]->n_out;
     const CudaProduct gate{.weights = products[0].weights, .y = gate_up_, .y_stride = 2 * width},
         up{.weights = products[1].weights, .y = gate_up_ + width, .y_stride = 2 * width};
-    if (width % 8 == 0 && gemm_f8(rows, 0, n, *weights[0], gate, true, false, true) &&
-        gemm_f8(rows, 0, n, *weights[1], up, true, false, true)) {
+    if (width % 8 == 0 && gemm_f8(rows, 0, n, *weights[0], gate, true, false, true, {0, x.row_size()}) &&
+        gemm_f8(rows, 0, n, *weights[1], up, true, false, true, {0, x.row_size()})) {
       kernels_->swiglu(stream_.handle(), gate_up_, static_cast<std::int32_t>(n), static_cast<std::int32_t>(width),
                        y_is_bf16 ? nullptr : static_cast<float*>(products[0].y),
                        y_is_bf16 ? static_cast<std::uint16_t*>(products[0].y) : nullptr);
@@ -815,9 +838,22 @@ void CudaExec::multiply_chains(CudaEpilogue epilogue, TensorView x, std::span<co
       launch(products);
     }
   } else {
-    for (std::size_t i = 0; i < products.size(); ++i)
-      if (!gemm_f8(rows, 0, n, *weights[i], products[i], y_is_bf16, epilogue == CudaEpilogue::kAdd, true))
+    const std::int64_t k = x.row_size(), part_k = cuda_f8_part_k(k, n_parts);
+    for (std::size_t i = 0; i < products.size(); ++i) {
+      if (!gemm_f8(rows, 0, n, *weights[i], products[i], y_is_bf16, epilogue == CudaEpilogue::kAdd, true,
+                   {0, std::min(k, part_k)})) {
         launch(products.subspan(i, 1));
+        continue;
+      }
+      // What y holds now cannot be taken back: a part that cuBLASLt does not do is the kernel's alone.
+      CudaProduct rest = products[i];
+      rest.bias = nullptr;
+      for (std::int64_t at = part_k; at < k; at += part_k) {
+        const Columns columns{at, std::min(part_k, k - at)};
+        if (!gemm_f8(rows, 0, n, *weights[i], rest, y_is_bf16, true, true, columns))
+          add_chains(rows, *weights[i], rest, columns);
+      }
+    }
   }
   if (n < x.rows()) forget_copies(nullptr);
 }

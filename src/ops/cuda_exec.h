@@ -137,9 +137,13 @@ class CudaExec {
   bool can_chain(std::span<const Weight* const> weights) const;
   void multiply_chains(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                        std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t n);
-  // Rows [begin, begin + n) of x.
+  struct Columns {
+    std::int64_t begin, n;
+  };
+  void add_chains(TensorView x, const Weight& w, const CudaProduct& product, Columns columns);
+  // Rows [begin, begin + n) of x; of these and of the weights some columns.
   bool gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
-               bool y_is_bf16, bool add, bool is_chain);
+               bool y_is_bf16, bool add, bool is_chain, Columns columns);
   bool gemm(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
             bool y_is_bf16, bool add, std::int64_t fixed_rows);
   // Sizes of steps that come again and again: decodes of the ladder, full chunks of prompts.

@@ -81,7 +81,25 @@ struct CudaLinearArgs {
   // A single row of one product, stored, not like others: it is sent to all ranks instead, this one's own inbox
   // included, for a sum_parts with is_sent. n_ranks 0: not sent.
   CudaExchange exchange;
+  // linear_f8. In how many parts (cuda_f8_part_k) k is cut; above 1 only of one product, f32 results, not SwiGLU.
+  std::int32_t n_f8_parts = 1;
+  // One product of some columns of longer rows: bytes from row to row of the weights and of x.f8 (0: k), and the
+  // weights' scales [n_out] (null: they lie behind the weights).
+  std::int64_t f8_stride = 0;
+  const float* f8_scale = nullptr;
 };
+// Parts of k in linear_f8: two where the tensor core's chain of k / 32 steps would take longer than the weights' bytes,
+// that is where a matrix has few rows, and where k is long: from 65 rows on each part is a launch of its own. By the
+// shape alone, so that a row's sum is the same whatever stands beside it.
+constexpr std::int32_t cuda_f8_parts(std::int64_t n_out, std::int64_t k) {
+  constexpr std::int64_t kStepNs = 40, kBytesPerNs = 3000, kLongRow = 8192;
+  return k >= kLongRow && k / 32 * kStepNs > n_out * k / kBytesPerNs ? 2 : 1;
+}
+// k of each part but the last, which may be shorter: whole slices of the kernel, and where cuBLASLt expects matrices.
+constexpr std::int64_t cuda_f8_part_k(std::int64_t k, std::int32_t n_parts) {
+  constexpr std::int64_t kAlign = 256;
+  return ((k + n_parts - 1) / n_parts + kAlign - 1) / kAlign * kAlign;
+}
 // Formats of which one launch computes both: Q4_K_M keeps half of its values' projections in Q6_K.
 constexpr bool cuda_can_mix(PackedFormat first, PackedFormat second) {
   return first == PackedFormat::kQ4_K && second == PackedFormat::kQ6_K;
@@ -242,7 +260,8 @@ struct CudaKernels {
   void (*scale_rows)(void* stream, const CudaActivations& x, std::int32_t n_rows, std::int32_t k, std::uint16_t* y_f16,
                      std::uint8_t* y_f8, float* scale);
   // Whether the current device has linear_f8: `linear` for FP8 with a scale for each row (k a multiple of 16) and any
-  // number of rows, x.f8 (a single row also f32 or bf16); a row's sum is one chain over k whatever stands beside it.
+  // number of rows, x.f8 (a single row also f32 or bf16); a row's sum is n_f8_parts chains over k, whatever stands
+  // beside it.
   bool (*has_f8_chains)();
   void (*linear_f8)(void* stream, const CudaLinearArgs& args);
   // Whether the current device has the tile kernel: products of images.
@@ -290,8 +309,9 @@ const CudaKernels* cuda_kernels();
 
 // d = alpha-free GEMM through cuBLASLt: y [n_rows, y_stride] (+)= x [n_rows, k] * w [n_out, k]^T (+ bias).
 struct CudaGemmArgs {
-  const void* x;  // bf16; e4m3 with is_f8
-  const void* w;  // likewise, row stride w_stride
+  const void* x;  // bf16; e4m3 with is_f8; row stride x_stride
+  std::int64_t x_stride;
+  const void* w;  // likewise
   std::int64_t w_stride;
   void* y;
   std::int64_t y_stride;

@@ -1,6 +1,8 @@
 // Products of FP8 weights that have a scale for each row with rows of e4m3: for any number of rows one order of sums, a
 // chain over k of the tensor core's steps of 32 (wgmma, m64nNk32). So a row's result depends on that row alone, and
-// cuBLASLt's algorithms that do not cut k give the same bits.
+// cuBLASLt's algorithms that do not cut k give the same bits. Of a long row and few outputs, whose chain would take
+// longer than its bytes, k is cut in two (cuda_f8_parts): each part is a chain, their scaled results are added in
+// order, as by a call of cuBLASLt for each part. In a block the parts are multiplied side by side, by a warpgroup each.
 //
 // Weights are wgmma's A operand, `box_rows` rows of a matrix a block; where that is less than 64 the
 // instruction reads what lies behind and its other results are thrown away, so that the blocks of a small matrix are as
@@ -28,11 +30,13 @@ constexpr int kSliceK = 128;  // k of a slice: a row of the copy engine's swizzl
 constexpr int kMostStages = 32;
 constexpr int kPadBytes = 8192;  // rows that are none of a tile's, behind the last one's
 constexpr int kExchangeColumns = 32, kExchangeStride = 64 + 4;
+constexpr int kExchangeResults = 16;  // of a thread, from a later part to the first
 
 struct ChainArgs {
   CUtensorMap weights[kCudaMaxProducts];
   CUtensorMap x;  // but for a row alone
   CudaProduct products[kCudaMaxProducts];
+  const float* w_scale[kCudaMaxProducts];
   std::int32_t first_tile[kCudaMaxProducts + 1];  // of rows of the matrices
   const float* row_f32;
   const float* norm;  // weights of an RMSNorm of row_f32, or null
@@ -40,7 +44,8 @@ struct ChainArgs {
   const __nv_bfloat16* row_bf16;
   const float* x_scale;
   std::int32_t n_products, k, n_rows;
-  std::int32_t box_rows;  // rows of a matrix in a box; a tile is one, or of SwiGLU two
+  std::int32_t part_slices;  // of k of each part but the last, which may have fewer
+  std::int32_t box_rows;     // rows of a matrix in a box; a tile is one, or of SwiGLU two
   std::int32_t n_tiles, n_column_tiles;
   std::int32_t n_stages;
   CudaEpilogue epilogue;
@@ -118,29 +123,33 @@ __device__ __forceinline__ Place place_of(const ChainArgs& args, int item) {
   return place;
 }
 
-// kColumns: rows of activations of a tile. kSlices: slices of k of a stage; they divide a row, but of two one may be
-// left.
-template <int kColumns, int kSlices, bool kIsRow>
+// kColumns: rows of activations of a tile. kSlices: slices of k of a stage, of each part; they divide a row of one
+// part, but of two one may be left.
+template <int kColumns, int kSlices, int kParts, bool kIsRow>
 __device__ __forceinline__ void chain_body(const ChainArgs& args) {
-  constexpr int kSize = kColumns / 2, kMultipliers = 128;
+  constexpr int kSize = kColumns / 2, kMultipliers = 128 * kParts;
   constexpr int kProducer = kIsRow ? kRowThreads : kMultipliers;
   constexpr bool kIsEarly = kColumns <= 64;  // what a result is added to is read before the products
   extern __shared__ __align__(1024) std::uint8_t ring[];
   __shared__ std::uint64_t full[kMostStages], empty[kMostStages];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const bool is_swiglu = args.epilogue == CudaEpilogue::kSwiglu;
+  const bool is_swiglu = kParts == 1 && args.epilogue == CudaEpilogue::kSwiglu;
   const int n_matrices = is_swiglu ? 2 : 1;
   const int box_bytes = args.box_rows * kSliceK, slice_bytes = n_matrices * box_bytes;
   const int x_bytes = kIsRow ? 0 : kColumns * kSliceK;
-  const int stage_bytes = kSlices * (slice_bytes + x_bytes);
-  const int n_slices = (args.k + kSliceK - 1) / kSliceK, n_steps = (n_slices + kSlices - 1) / kSlices;
+  const int stage_bytes = kParts * kSlices * (slice_bytes + x_bytes);
+  const int n_slices = (args.k + kSliceK - 1) / kSliceK, part_slices = kParts == 1 ? n_slices : args.part_slices;
+  const int n_steps = (part_slices + kSlices - 1) / kSlices;
+  const auto slices_of = [&](int part, int step) {
+    return max(0, min(kSlices, min(part_slices, n_slices - part * part_slices) - step * kSlices));
+  };
   const int n_items = args.n_tiles * args.n_column_tiles;
   const int n_stages = args.n_stages;
   std::uint8_t* row = ring + n_stages * stage_bytes + kPadBytes;
   if (thread == 0) {
     for (int i = 0; i < n_stages; ++i) {
       barrier_init(&full[i], 1);
-      barrier_init(&empty[i], 4);
+      barrier_init(&empty[i], 4 * kParts);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -155,22 +164,33 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
       const std::uint64_t weights_policy = args.n_column_tiles == 1 ? once : shared;
       // A stage's weights or activations; q counts stages over all tiles.
       const auto ask_weights = [&](const Place& place, int step, int stage) {
-        const int n_here = min(kSlices, n_slices - step * kSlices);
-        expect_bytes(&full[stage], static_cast<unsigned>(n_here * (slice_bytes + x_bytes)));
-        for (int s = 0; s < n_here; ++s) {
-          std::uint8_t* to = ring + stage * stage_bytes + s * slice_bytes;
-          const int column = (step * kSlices + s) * kSliceK;
-          for (int box = 0; box < n_matrices; ++box)
-            copy_box(to + box * box_bytes, &args.weights[is_swiglu ? box : place.which], column,
-                     place.tile * args.box_rows, &full[stage], weights_policy);
+        int n_all = 0;
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) n_all += slices_of(part, step);
+        expect_bytes(&full[stage], static_cast<unsigned>(n_all * (slice_bytes + x_bytes)));
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const int n_here = slices_of(part, step);
+          for (int s = 0; s < n_here; ++s) {
+            std::uint8_t* to = ring + stage * stage_bytes + (part * kSlices + s) * slice_bytes;
+            const int column = (part * part_slices + step * kSlices + s) * kSliceK;
+            for (int box = 0; box < n_matrices; ++box)
+              copy_box(to + box * box_bytes, &args.weights[is_swiglu ? box : place.which], column,
+                       place.tile * args.box_rows, &full[stage], weights_policy);
+          }
         }
       };
       const auto ask_x = [&](const Place& place, int step, int stage) {
         if constexpr (!kIsRow) {
-          const int n_here = min(kSlices, n_slices - step * kSlices);
-          for (int s = 0; s < n_here; ++s) {
-            std::uint8_t* to = ring + stage * stage_bytes + kSlices * slice_bytes + s * x_bytes;
-            copy_box(to, &args.x, (step * kSlices + s) * kSliceK, place.column_tile * kColumns, &full[stage], again);
+#pragma unroll
+          for (int part = 0; part < kParts; ++part) {
+            const int n_here = slices_of(part, step);
+            for (int s = 0; s < n_here; ++s) {
+              const int at = part * kSlices + s;
+              std::uint8_t* to = ring + stage * stage_bytes + kParts * kSlices * slice_bytes + at * x_bytes;
+              copy_box(to, &args.x, (part * part_slices + step * kSlices + s) * kSliceK, place.column_tile * kColumns,
+                       &full[stage], again);
+            }
           }
         }
       };
@@ -226,7 +246,8 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
     meet(1, kRowThreads);
     if (thread >= kMultipliers) return;
   }
-  const int warp = thread / 32, g = lane / 4, t = lane % 4;
+  const int part = kParts == 1 ? 0 : __shfl_sync(0xffffffffu, thread / 128, 0), own = thread - 128 * part;
+  const int warp = own / 32, g = lane / 4, t = lane % 4;
   const std::uint32_t ring_at = shared_address(ring), row_at = shared_address(row);
   float d[kSize];
   int stage = 0;
@@ -248,9 +269,7 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
       const int in_tile = 16 * warp + g + 8 * r, matrix = is_swiglu ? in_tile / args.box_rows : place.which;
       at[r] = place.tile * args.box_rows + (is_swiglu ? in_tile % args.box_rows : in_tile);
       is_inside[r] = in_tile < n_matrices * args.box_rows && at[r] < product.n_out;
-      const CudaProduct& own = args.products[is_inside[r] ? matrix : 0];
-      const auto* scales = reinterpret_cast<const float*>(own.weights + std::int64_t{own.n_out} * args.k);
-      w_scale[r] = is_inside[r] ? scales[at[r]] : 0.0f;
+      w_scale[r] = is_inside[r] ? args.w_scale[matrix][at[r]] : 0.0f;
       if (!is_swiglu && product.bias != nullptr && is_inside[r]) bias[r] = product.bias[at[r]];
     }
     const bool is_add = args.epilogue == CudaEpilogue::kAdd;
@@ -266,20 +285,26 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
     };
     float old[kIsEarly ? kSize : 1], x_scale[kIsEarly ? kSize / 2 : 1];
     if constexpr (kIsEarly) {
+      const bool is_first = kParts == 1 || part == 0;  // whose threads scale the other parts' results, too
 #pragma unroll
-      for (int j = 0; j < kSize; ++j) old[j] = old_of(j);
+      for (int j = 0; j < kSize; ++j) old[j] = is_first ? old_of(j) : 0.0f;
 #pragma unroll
-      for (int j = 0; j < kSize / 2; ++j) x_scale[j] = x_scale_of(j);
+      for (int j = 0; j < kSize / 2; ++j) x_scale[j] = is_first ? x_scale_of(j) : 0.0f;
     }
+    const auto to_next_stage = [&] {
+      if (++stage == n_stages) stage = 0, parity ^= 1;
+    };
     // Some slices' products; those of the stage before them are done then.
     const auto multiply = [&]<int kHere>(int step, std::integral_constant<int, kHere>) {
       barrier_wait(&full[stage], parity);
       // A shuffle's result is known to be the same for all threads of a warp: descriptors are made in uniform
       // registers, for a third of the instructions.
       const auto stage_at = __shfl_sync(0xffffffffu, ring_at + static_cast<std::uint32_t>(stage * stage_bytes), 0);
-      const std::uint32_t a_at = operand_at(stage_at),
-                          b_at = operand_at(kIsRow ? row_at + static_cast<std::uint32_t>(step * (kSlices * kSliceK))
-                                                   : stage_at + static_cast<std::uint32_t>(kSlices * slice_bytes));
+      const int x_at = kParts * kSlices * slice_bytes + part * kSlices * x_bytes;
+      const std::uint32_t a_at = operand_at(stage_at + static_cast<std::uint32_t>(part * kSlices * slice_bytes)),
+                          b_at = operand_at(kIsRow ? row_at + static_cast<std::uint32_t>(
+                                                                  (part * part_slices + step * kSlices) * kSliceK)
+                                                   : stage_at + static_cast<std::uint32_t>(x_at));
       wgmma_fence();
 #pragma unroll
       for (int s = 0; s < kHere; ++s) {
@@ -294,37 +319,82 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
       wgmma_wait<1>();
       release();
       before = stage;
-      if (++stage == n_stages) stage = 0, parity ^= 1;
+      to_next_stage();
     };
-    for (int step = 0; step < n_slices / kSlices; ++step) multiply(step, std::integral_constant<int, kSlices>());
-    if (n_slices % kSlices != 0) multiply(n_slices / kSlices, std::integral_constant<int, 1>());
+    const int n_own = kParts == 1 ? n_slices : min(part_slices, n_slices - part * part_slices);
+    for (int step = 0; step < n_own / kSlices; ++step) multiply(step, std::integral_constant<int, kSlices>());
+    // How many are left is known when this is compiled, else ptxas has each product wait for the one before.
+    const int n_left = n_own % kSlices, last = n_own / kSlices;
+    if constexpr (kParts == 1 || kSlices == 2) {
+      if (n_left != 0) multiply(last, std::integral_constant<int, 1>());
+    } else if constexpr (kSlices == 4) {
+      if (n_left == 1) multiply(last, std::integral_constant<int, 1>());
+      if (n_left == 2) multiply(last, std::integral_constant<int, 2>());
+      if (n_left == 3) multiply(last, std::integral_constant<int, 3>());
+    }
     wgmma_wait<0>();
 #pragma unroll
     for (int j = 0; j < kSize; ++j) asm volatile("" : "+f"(d[j])::"memory");
     release();
     before = -1;
+    if constexpr (kParts > 1) {  // stages in which only the parts before this one have slices
+      for (int step = last + (n_left != 0 ? 1 : 0); step < n_steps; ++step) {
+        barrier_wait(&full[stage], parity);
+        if (lane == 0) barrier_arrive(&empty[stage]);
+        to_next_stage();
+      }
+    }
 
-    const auto scaled_at = [&](int j) {
+    const auto scaled_at = [&](int j, float v) {
       const int c = 2 * (j / 4) + j % 2;
       if constexpr (kIsEarly) {
-        return d[j] * w_scale[j % 4 / 2] * x_scale[c];
+        return v * w_scale[j % 4 / 2] * x_scale[c];
       } else {
-        return d[j] * w_scale[j % 4 / 2] * x_scale_of(c);
+        return v * w_scale[j % 4 / 2] * x_scale_of(c);
       }
     };
+    const auto old_at = [&](int j) {
+      if constexpr (kIsEarly) {
+        return old[j];
+      } else {
+        return old_of(j);
+      }
+    };
+    if constexpr (kParts > 1) {
+      // Products of later parts come to the first one's threads, which hold the same places of the tile.
+      constexpr int kAtOnce = kSize < kExchangeResults ? kSize : kExchangeResults;
+      __shared__ float products[kParts - 1][kAtOnce][128];
+#pragma unroll
+      for (int begin = 0; begin < kSize; begin += kAtOnce) {
+        if (first_column + 2 * begin >= args.n_rows) break;
+        if (part > 0) {
+#pragma unroll
+          for (int i = 0; i < kAtOnce; ++i) products[part - 1][i][own] = d[begin + i];
+        }
+        meet(2, kMultipliers);
+        if (part == 0) {
+#pragma unroll
+          for (int i = 0; i < kAtOnce; ++i) {
+            const int j = begin + i, column = first_column + 8 * (j / 4) + 2 * t + j % 2, r = j % 4 / 2;
+            if (column >= args.n_rows || !is_inside[r]) continue;
+            float v = scaled_at(j, d[j]);
+            if (is_add || product.bias != nullptr) v = __fadd_rn(v, old_at(j));
+#pragma unroll
+            for (int other = 0; other < kParts - 1; ++other) v = __fadd_rn(v, scaled_at(j, products[other][i][own]));
+            static_cast<float*>(product.y)[column * product.y_stride + at[r]] = v;
+          }
+        }
+        meet(2, kMultipliers);
+      }
+      continue;
+    }
     if (!is_swiglu) {
 #pragma unroll
       for (int j = 0; j < kSize; ++j) {
         const int column = first_column + 8 * (j / 4) + 2 * t + j % 2, r = j % 4 / 2;
         if (column >= args.n_rows || !is_inside[r]) continue;
-        float v = scaled_at(j);
-        if (is_add || product.bias != nullptr) {
-          if constexpr (kIsEarly) {
-            v = __fadd_rn(v, old[j]);
-          } else {
-            v = __fadd_rn(v, old_of(j));
-          }
-        }
+        float v = scaled_at(j, d[j]);
+        if (is_add || product.bias != nullptr) v = __fadd_rn(v, old_at(j));
         const std::int64_t to = column * product.y_stride + at[r];
         if (args.y_is_bf16) {
           static_cast<__nv_bfloat16*>(product.y)[to] = __float2bfloat16_rn(v);
@@ -343,7 +413,7 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
 #pragma unroll
       for (int i = 0; i < kAtOnce / 2; ++i) {
         const int j = begin / 2 + i;
-        meeting[8 * (i / 4) + 2 * t + i % 2][16 * warp + g + 8 * (i % 4 / 2)] = scaled_at(j);
+        meeting[8 * (i / 4) + 2 * t + i % 2][16 * warp + g + 8 * (i % 4 / 2)] = scaled_at(j, d[j]);
       }
       meet(2, kMultipliers);
       const int n = args.box_rows * min(kAtOnce, args.n_rows - first_column - begin);
@@ -365,11 +435,13 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
 }
 #endif
 
-template <int kColumns, int kSlices, bool kIsRow>
-__global__ void __launch_bounds__(32 + (kIsRow ? kRowThreads : 128), 1)
-    chain_kernel(const __grid_constant__ ChainArgs args) {
+constexpr int threads_of(int n_parts, bool is_row) {
+  return 32 + (is_row ? kRowThreads : 128 * n_parts);
+}
+template <int kColumns, int kSlices, int kParts, bool kIsRow>
+__global__ void __launch_bounds__(threads_of(kParts, kIsRow), 1) chain_kernel(const __grid_constant__ ChainArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  chain_body<kColumns, kSlices, kIsRow>(args);
+  chain_body<kColumns, kSlices, kParts, kIsRow>(args);
 #endif
 }
 
@@ -387,11 +459,11 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   return function;
 }
 
-// Rows of k bytes, read in boxes of box_rows rows and 128 bytes.
-CUtensorMap map_of(const std::uint8_t* at, std::int64_t n_rows, std::int64_t k, int box_rows) {
+// Rows of k bytes, `stride` apart, read in boxes of box_rows rows and 128 bytes.
+CUtensorMap map_of(const std::uint8_t* at, std::int64_t n_rows, std::int64_t k, std::int64_t stride, int box_rows) {
   CUtensorMap map{};
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(n_rows)},
-                   strides[1] = {static_cast<cuuint64_t>(k)};
+                   strides[1] = {static_cast<cuuint64_t>(stride)};
   const cuuint32_t box[2] = {kSliceK, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
   STILL_CHECK(encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<std::uint8_t*>(at), sizes, strides, box,
                         steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
@@ -420,15 +492,21 @@ Cut best_cut(const CudaLinearArgs& in, int n_columns) {
   return best;
 }
 
-template <int kColumns, int kSlices, bool kIsRow>
+template <int kColumns, int kSlices, int kParts, bool kIsRow>
 void launch_chain(void* stream, const CudaLinearArgs& in) {
+  static_assert(128 * kParts <= kRowThreads && cuda_f8_part_k(1, 1) % kSliceK == 0);
+  STILL_CHECK(in.k > (kParts - 1) * cuda_f8_part_k(in.k, kParts));
   const Cut cut = best_cut(in, kColumns);
   const int n_matrices = in.epilogue == CudaEpilogue::kSwiglu ? 2 : 1;
+  const std::int64_t stride = in.f8_stride != 0 ? in.f8_stride : in.k;
   ChainArgs args{};
   args.n_products = in.epilogue == CudaEpilogue::kSwiglu ? 1 : in.n_products;
   for (int i = 0; i < in.n_products; ++i) {
     args.products[i] = in.products[i];
-    args.weights[i] = map_of(in.products[i].weights, in.products[i].n_out, in.k, cut.box_rows);
+    args.weights[i] = map_of(in.products[i].weights, in.products[i].n_out, in.k, stride, cut.box_rows);
+    args.w_scale[i] = in.f8_scale != nullptr
+                          ? in.f8_scale
+                          : reinterpret_cast<const float*>(in.products[i].weights + in.products[i].n_out * stride);
     args.first_tile[i + 1] = args.first_tile[i] + static_cast<int>(ceil_div(in.products[i].n_out, cut.box_rows));
   }
   if (kIsRow) {
@@ -437,28 +515,31 @@ void launch_chain(void* stream, const CudaLinearArgs& in) {
     args.eps = in.eps;
     args.row_bf16 = reinterpret_cast<const __nv_bfloat16*>(in.x.bf16);
   } else {
-    args.x = map_of(in.x.f8, in.n_rows, in.k, kColumns);
+    args.x = map_of(in.x.f8, in.n_rows, in.k, stride, kColumns);
     args.x_scale = in.x.scale;
   }
   args.k = in.k;
+  args.part_slices = static_cast<std::int32_t>(cuda_f8_part_k(in.k, kParts) / kSliceK);
   args.n_rows = in.n_rows;
   args.box_rows = cut.box_rows;
   args.n_tiles = cut.n_tiles;
   args.n_column_tiles = static_cast<int>(ceil_div(in.n_rows, kColumns));
   args.epilogue = in.epilogue;
   args.y_is_bf16 = in.y_is_bf16;
-  constexpr int kStatic = 2 * 8 * kMostStages + std::min(kColumns, kExchangeColumns) * kExchangeStride * 4 +
-                          (kIsRow ? 8 * kRowThreads / 32 + 32 * 4 : 0) + 1024;  // the last for the ring's alignment
+  constexpr int kExchange = kParts == 1 ? std::min(kColumns, kExchangeColumns) * kExchangeStride * 4
+                                        : (kParts - 1) * std::min(kColumns / 2, kExchangeResults) * 128 * 4;
+  constexpr int kStatic = 2 * 8 * kMostStages + kExchange + (kIsRow ? 8 * kRowThreads / 32 + 32 * 4 : 0) +
+                          1024;  // the last for the ring's alignment
   const int row_bytes = kIsRow ? static_cast<int>(ceil_div(in.k, kSliceK)) * kSliceK + 256 : 0;
-  const int stage_bytes = kSlices * kSliceK * (n_matrices * cut.box_rows + (kIsRow ? 0 : kColumns));
+  const int stage_bytes = kParts * kSlices * kSliceK * (n_matrices * cut.box_rows + (kIsRow ? 0 : kColumns));
   args.n_stages = std::min(kMostStages, (227 * 1024 - kStatic - kPadBytes - row_bytes) / stage_bytes);
-  STILL_CHECK(args.n_stages > 0);
+  STILL_CHECK(args.n_stages > 1);  // one is given back when the next one's products have begun
   const int shared = args.n_stages * stage_bytes + kPadBytes + row_bytes;
-  const auto kernel = chain_kernel<kColumns, kSlices, kIsRow>;
+  const auto kernel = chain_kernel<kColumns, kSlices, kParts, kIsRow>;
   (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   const int n_blocks = std::min(kMultiprocessors, args.n_tiles * args.n_column_tiles);
-  launch(kernel, static_cast<unsigned>(n_blocks), 32 + (kIsRow ? kRowThreads : 128), static_cast<std::size_t>(shared),
-         stream, args);
+  launch(kernel, static_cast<unsigned>(n_blocks), threads_of(kParts, kIsRow), static_cast<std::size_t>(shared), stream,
+         args);
 }
 }  // namespace
 
@@ -467,19 +548,37 @@ bool has_f8_chains() {
 }
 
 void linear_f8(void* stream, const CudaLinearArgs& in) {
+  STILL_CHECK((in.f8_stride == 0 && in.f8_scale == nullptr) || (in.x.f8 != nullptr && in.n_products == 1));
+  if (in.n_f8_parts > 1) {
+    STILL_CHECK(in.n_f8_parts == 2 && in.n_products == 1 && !in.y_is_bf16 && in.epilogue != CudaEpilogue::kSwiglu);
+    if (in.x.f8 == nullptr) {
+      launch_chain<8, 4, 2, true>(stream, in);
+    } else if (in.n_rows <= 8) {
+      launch_chain<8, 4, 2, false>(stream, in);
+    } else if (in.n_rows <= 16) {
+      launch_chain<16, 2, 2, false>(stream, in);
+    } else if (in.n_rows <= 32) {
+      launch_chain<32, 2, 2, false>(stream, in);
+    } else if (in.n_rows <= 64) {
+      launch_chain<64, 2, 2, false>(stream, in);
+    } else {
+      launch_chain<128, 1, 2, false>(stream, in);
+    }
+    return;
+  }
   const bool has_long_stages = ceil_div(in.k, kSliceK) % 4 == 0;  // four slices are faster where they divide the row
   if (in.x.f8 == nullptr) {
-    (has_long_stages ? launch_chain<8, 4, true> : launch_chain<8, 2, true>)(stream, in);
+    (has_long_stages ? launch_chain<8, 4, 1, true> : launch_chain<8, 2, 1, true>)(stream, in);
   } else if (in.n_rows <= 8) {
-    (has_long_stages ? launch_chain<8, 4, false> : launch_chain<8, 2, false>)(stream, in);
+    (has_long_stages ? launch_chain<8, 4, 1, false> : launch_chain<8, 2, 1, false>)(stream, in);
   } else if (in.n_rows <= 16) {
-    launch_chain<16, 2, false>(stream, in);
+    launch_chain<16, 2, 1, false>(stream, in);
   } else if (in.n_rows <= 32) {
-    launch_chain<32, 2, false>(stream, in);
+    launch_chain<32, 2, 1, false>(stream, in);
   } else if (in.n_rows <= 64) {
-    launch_chain<64, 2, false>(stream, in);
+    launch_chain<64, 2, 1, false>(stream, in);
   } else {
-    launch_chain<128, 1, false>(stream, in);
+    launch_chain<128, 1, 1, false>(stream, in);
   }
 }
 

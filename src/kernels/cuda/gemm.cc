@@ -132,8 +132,8 @@ class CublasLtGemm : public CudaGemm {
   }
 
  private:
-  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool, bool, bool, bool,
-                         bool, std::int64_t>;
+  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool, bool,
+                         bool, bool, bool, std::int64_t>;
 
   bool multiply(cudaStream_t stream, const Plan& plan, const CudaGemmArgs& args, const Heuristic& choice, void* y) {
     const float alpha = 1.0f, beta = args.add ? 1.0f : 0.0f;
@@ -173,7 +173,7 @@ class CublasLtGemm : public CudaGemm {
     if (!multiply(stream, plan, args, choice, y)) return {};
     return bytes_at(stream, args, y);
   }
-  // By the chain kernel.
+  // By the chain kernel, in one part.
   static std::vector<std::byte> chain_bytes(cudaStream_t stream, const CudaGemmArgs& args, void* y) {
     const std::int64_t element = args.y_is_bf16 ? 2 : 4, n = std::min(kComparedRows, args.n_rows);
     const auto pitch = static_cast<std::size_t>(args.y_stride * element);
@@ -183,7 +183,9 @@ class CublasLtGemm : public CudaGemm {
     CudaLinearArgs chain{.epilogue = args.add ? CudaEpilogue::kAdd : CudaEpilogue::kStore,
                          .y_is_bf16 = args.y_is_bf16,
                          .k = static_cast<std::int32_t>(args.k),
-                         .n_rows = static_cast<std::int32_t>(n)};
+                         .n_rows = static_cast<std::int32_t>(n),
+                         .f8_stride = args.w_stride,
+                         .f8_scale = args.w_scale};
     chain.products[0] = {.weights = static_cast<const std::uint8_t*>(args.w),
                          .n_out = static_cast<std::int32_t>(args.n_out),
                          .y = y,
@@ -246,9 +248,8 @@ class CublasLtGemm : public CudaGemm {
 
   // In the library's column-major terms: d [n_out x n_rows] = w^T [n_out x k] * x [k x n_rows].
   Plan& plan_of(const CudaGemmArgs& args) {
-    const Key key{args.n_rows,          args.n_out,     args.k,         args.w_stride,
-                  args.y_stride,        args.y_is_bf16, args.add,       args.is_f8,
-                  args.bias != nullptr, args.is_chain,  args.fixed_rows};
+    const Key key{args.n_rows,    args.n_out, args.k,     args.x_stride,        args.w_stride, args.y_stride,
+                  args.y_is_bf16, args.add,   args.is_f8, args.bias != nullptr, args.is_chain, args.fixed_rows};
     const auto [entry, is_new] = plans_.try_emplace(key);
     Plan& plan = entry->second;
     if (!is_new) {
@@ -364,7 +365,7 @@ class CublasLtGemm : public CudaGemm {
              library_.desc_set(plan.desc, kAttrFastSum, &fast, sizeof(fast)) == 0;
     }
     good = good && library_.layout_create(&plan.a, type, k, out, args.w_stride) == 0 &&
-           library_.layout_create(&plan.b, type, k, rows, args.k) == 0 &&
+           library_.layout_create(&plan.b, type, k, rows, args.x_stride) == 0 &&
            library_.layout_create(&plan.d, args.y_is_bf16 ? kBF16 : kF32, out, rows, args.y_stride) == 0;
     return good;
   }
