@@ -860,7 +860,7 @@ void CudaExec::multiply_chains(CudaEpilogue epilogue, TensorView x, std::span<co
 
 // The rows of answers first, then those of prompts, each by one kernel whatever their number: of floats the dense
 // product by the algorithm for kFixedRows rows of an answer (streaming weights costs as much for 1 as for 128) or of a
-// prompt; for answers, FP8 with a scale for each row one chain of sums, other FP8 and quantised weights the kernels of
+// prompt; for answers, FP8 with a scale for each row chains of sums, other FP8 and quantised weights the kernels of
 // few rows, 16 at a time; for prompts the dense product.
 void CudaExec::multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                                      std::span<const Weight* const> weights, bool y_is_bf16) {
