@@ -11,8 +11,6 @@
 // and take tile after tile.
 //
 // A row alone is made e4m3 by the block that reads it, as scale_rows does, while weights are on their way.
-#include <cudaTypedefs.h>
-
 #include <algorithm>
 #include <type_traits>
 
@@ -22,12 +20,17 @@
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/norm.cuh"
+#include "kernels/cuda/tensor_map.cuh"
 
 namespace still::cuda {
 
 namespace {
 constexpr int kSliceK = 128;  // k of a slice: a row of the copy engine's swizzle
 constexpr int kMostStages = 32;
+constexpr int kSharedBytes = 227 * 1024;  // of a block
+// A row alone and a small matrix: two blocks, of kernels that follow one another, share a multiprocessor then.
+constexpr int kShortRowThreads = 256, kShortRow = 2048;
+constexpr std::int64_t kSmallWeights = 32'000'000;
 constexpr int kPadBytes = 8192;  // rows that are none of a tile's, behind the last one's
 constexpr int kExchangeColumns = 32, kExchangeStride = 64 + 4;
 constexpr int kExchangeResults = 16;  // of a thread, from a later part to the first
@@ -107,11 +110,6 @@ STILL_STEP(32, 16, 16, 17, 18)
 STILL_STEP(64, 32, 32, 33, 34)
 STILL_STEP(128, 64, 64, 65, 66)
 
-// SwiGLU as of a dense product, whose results are rounded to bf16.
-__device__ __forceinline__ float gated(float gate, float up) {
-  return silu_times(__bfloat162float(__float2bfloat16_rn(gate)), __bfloat162float(__float2bfloat16_rn(up)));
-}
-
 // Where a block is: a tile of the matrices' rows times one of rows of activations.
 struct Place {
   int which, tile, column_tile;
@@ -124,11 +122,12 @@ __device__ __forceinline__ Place place_of(const ChainArgs& args, int item) {
 }
 
 // kColumns: rows of activations of a tile. kSlices: slices of k of a stage, of each part; they divide a row of one
-// part, but of two one may be left.
-template <int kColumns, int kSlices, int kParts, bool kIsRow>
+// part, but of two one may be left. kRow: threads that make a row alone e4m3; 0: there are several.
+template <int kColumns, int kSlices, int kParts, int kRow>
 __device__ __forceinline__ void chain_body(const ChainArgs& args) {
+  constexpr bool kIsRow = kRow > 0;
   constexpr int kSize = kColumns / 2, kMultipliers = 128 * kParts;
-  constexpr int kProducer = kIsRow ? kRowThreads : kMultipliers;
+  constexpr int kProducer = kIsRow ? kRow : kMultipliers;
   constexpr bool kIsEarly = kColumns <= 64;  // what a result is added to is read before the products
   extern __shared__ __align__(1024) std::uint8_t ring[];
   __shared__ std::uint64_t full[kMostStages], empty[kMostStages];
@@ -237,13 +236,13 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
     __shared__ float squares[32];
     RowNorm norm;
     if (args.norm != nullptr) {
-      const int n_warps = kRowThreads / 32;
-      norm = {args.norm, norm_factor(args.row_f32, args.k, args.eps, squares, thread / 32, n_warps, lane,
-                                     [] { meet(1, kRowThreads); })};
+      const int n_warps = kRow / 32;
+      norm = {args.norm,
+              norm_factor(args.row_f32, args.k, args.eps, squares, thread / 32, n_warps, lane, [] { meet(1, kRow); })};
     }
-    own_scale = row_to_e4m3(args.row_f32, args.row_bf16, args.k, row, n_slices * kSliceK, norm).scale;
+    own_scale = row_to_e4m3<kRow>(args.row_f32, args.row_bf16, args.k, row, n_slices * kSliceK, norm).scale;
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    meet(1, kRowThreads);
+    meet(1, kRow);
     if (thread >= kMultipliers) return;
   }
   const int part = kParts == 1 ? 0 : __shfl_sync(0xffffffffu, thread / 128, 0), own = thread - 128 * part;
@@ -435,28 +434,14 @@ __device__ __forceinline__ void chain_body(const ChainArgs& args) {
 }
 #endif
 
-constexpr int threads_of(int n_parts, bool is_row) {
-  return 32 + (is_row ? kRowThreads : 128 * n_parts);
+constexpr int threads_of(int n_parts, int row) {
+  return 32 + (row > 0 ? row : 128 * n_parts);
 }
-template <int kColumns, int kSlices, int kParts, bool kIsRow>
-__global__ void __launch_bounds__(threads_of(kParts, kIsRow), 1) chain_kernel(const __grid_constant__ ChainArgs args) {
+template <int kColumns, int kSlices, int kParts, int kRow>
+__global__ void __launch_bounds__(threads_of(kParts, kRow), 1) chain_kernel(const __grid_constant__ ChainArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  chain_body<kColumns, kSlices, kParts, kIsRow>(args);
+  chain_body<kColumns, kSlices, kParts, kRow>(args);
 #endif
-}
-
-// The driver's function; null where there is none.
-PFN_cuTensorMapEncodeTiled_v12000 encoder() {
-  static const auto function = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult status = cudaDriverEntryPointSymbolNotFound;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &status) !=
-            cudaSuccess ||
-        status != cudaDriverEntryPointSuccess)
-      found = nullptr;
-    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
-  }();
-  return function;
 }
 
 // Rows of k bytes, `stride` apart, read in boxes of box_rows rows and 128 bytes.
@@ -465,9 +450,10 @@ CUtensorMap map_of(const std::uint8_t* at, std::int64_t n_rows, std::int64_t k, 
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(n_rows)},
                    strides[1] = {static_cast<cuuint64_t>(stride)};
   const cuuint32_t box[2] = {kSliceK, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
-  STILL_CHECK(encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<std::uint8_t*>(at), sizes, strides, box,
-                        steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS);
+  STILL_CHECK(tensor_map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<std::uint8_t*>(at), sizes,
+                                   strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS);
   return map;
 }
 
@@ -492,9 +478,10 @@ Cut best_cut(const CudaLinearArgs& in, int n_columns) {
   return best;
 }
 
-template <int kColumns, int kSlices, int kParts, bool kIsRow>
+template <int kColumns, int kSlices, int kParts, int kRow>
 void launch_chain(void* stream, const CudaLinearArgs& in) {
-  static_assert(128 * kParts <= kRowThreads && cuda_f8_part_k(1, 1) % kSliceK == 0);
+  constexpr bool kIsRow = kRow > 0;
+  static_assert((!kIsRow || 128 * kParts <= kRow) && cuda_f8_part_k(1, 1) % kSliceK == 0);
   STILL_CHECK(in.k > (kParts - 1) * cuda_f8_part_k(in.k, kParts));
   const Cut cut = best_cut(in, kColumns);
   const int n_matrices = in.epilogue == CudaEpilogue::kSwiglu ? 2 : 1;
@@ -528,58 +515,60 @@ void launch_chain(void* stream, const CudaLinearArgs& in) {
   args.y_is_bf16 = in.y_is_bf16;
   constexpr int kExchange = kParts == 1 ? std::min(kColumns, kExchangeColumns) * kExchangeStride * 4
                                         : (kParts - 1) * std::min(kColumns / 2, kExchangeResults) * 128 * 4;
-  constexpr int kStatic = 2 * 8 * kMostStages + kExchange + (kIsRow ? 8 * kRowThreads / 32 + 32 * 4 : 0) +
+  constexpr int kStatic = 2 * 8 * kMostStages + kExchange + (kIsRow ? 8 * kRow / 32 + 32 * 4 : 0) +
                           1024;  // the last for the ring's alignment
   const int row_bytes = kIsRow ? static_cast<int>(ceil_div(in.k, kSliceK)) * kSliceK + 256 : 0;
   const int stage_bytes = kParts * kSlices * kSliceK * (n_matrices * cut.box_rows + (kIsRow ? 0 : kColumns));
-  args.n_stages = std::min(kMostStages, (227 * 1024 - kStatic - kPadBytes - row_bytes) / stage_bytes);
+  const int room = kRow == kShortRowThreads ? kSharedBytes / 2 : kSharedBytes;
+  args.n_stages = std::min(kMostStages, (room - kStatic - kPadBytes - row_bytes) / stage_bytes);
   STILL_CHECK(args.n_stages > 1);  // one is given back when the next one's products have begun
   const int shared = args.n_stages * stage_bytes + kPadBytes + row_bytes;
-  const auto kernel = chain_kernel<kColumns, kSlices, kParts, kIsRow>;
+  const auto kernel = chain_kernel<kColumns, kSlices, kParts, kRow>;
   (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   const int n_blocks = std::min(kMultiprocessors, args.n_tiles * args.n_column_tiles);
-  launch(kernel, static_cast<unsigned>(n_blocks), threads_of(kParts, kIsRow), static_cast<std::size_t>(shared), stream,
+  launch(kernel, static_cast<unsigned>(n_blocks), threads_of(kParts, kRow), static_cast<std::size_t>(shared), stream,
          args);
 }
 }  // namespace
 
 bool has_f8_chains() {
-  return has_wgmma() && encoder() != nullptr;
+  return has_wgmma() && tensor_map_encoder() != nullptr;
 }
 
 void linear_f8(void* stream, const CudaLinearArgs& in) {
   STILL_CHECK((in.f8_stride == 0 && in.f8_scale == nullptr) || (in.x.f8 != nullptr && in.n_products == 1));
-  if (in.n_f8_parts > 1) {
-    STILL_CHECK(in.n_f8_parts == 2 && in.n_products == 1 && !in.y_is_bf16 && in.epilogue != CudaEpilogue::kSwiglu);
-    if (in.x.f8 == nullptr) {
-      launch_chain<8, 4, 2, true>(stream, in);
-    } else if (in.n_rows <= 8) {
-      launch_chain<8, 4, 2, false>(stream, in);
-    } else if (in.n_rows <= 16) {
-      launch_chain<16, 2, 2, false>(stream, in);
-    } else if (in.n_rows <= 32) {
-      launch_chain<32, 2, 2, false>(stream, in);
-    } else if (in.n_rows <= 64) {
-      launch_chain<64, 2, 2, false>(stream, in);
+  STILL_CHECK(in.n_f8_parts <= 1 ||
+              (in.n_f8_parts == 2 && in.n_products == 1 && !in.y_is_bf16 && in.epilogue != CudaEpilogue::kSwiglu));
+  const bool has_long_stages = ceil_div(in.k, kSliceK) % 4 == 0;  // four slices are faster where they divide the row
+  if (in.x.f8 == nullptr) {
+    std::int64_t n_weights = 0;
+    for (int i = 0; i < in.n_products; ++i) n_weights += std::int64_t{in.products[i].n_out} * in.k;
+    const bool is_short = in.k <= kShortRow && n_weights <= kSmallWeights;
+    if (in.n_f8_parts > 1) {
+      launch_chain<8, 4, 2, kRowThreads>(stream, in);
+    } else if (has_long_stages) {
+      (is_short ? launch_chain<8, 4, 1, kShortRowThreads> : launch_chain<8, 4, 1, kRowThreads>)(stream, in);
     } else {
-      launch_chain<128, 1, 2, false>(stream, in);
+      (is_short ? launch_chain<8, 2, 1, kShortRowThreads> : launch_chain<8, 2, 1, kRowThreads>)(stream, in);
     }
     return;
   }
-  const bool has_long_stages = ceil_div(in.k, kSliceK) % 4 == 0;  // four slices are faster where they divide the row
-  if (in.x.f8 == nullptr) {
-    (has_long_stages ? launch_chain<8, 4, 1, true> : launch_chain<8, 2, 1, true>)(stream, in);
-  } else if (in.n_rows <= 8) {
-    (has_long_stages ? launch_chain<8, 4, 1, false> : launch_chain<8, 2, 1, false>)(stream, in);
-  } else if (in.n_rows <= 16) {
-    launch_chain<16, 2, 1, false>(stream, in);
-  } else if (in.n_rows <= 32) {
-    launch_chain<32, 2, 1, false>(stream, in);
-  } else if (in.n_rows <= 64) {
-    launch_chain<64, 2, 1, false>(stream, in);
-  } else {
-    launch_chain<128, 1, 1, false>(stream, in);
+  if (in.n_f8_parts > 1) {
+    const auto launch_it = in.n_rows <= 8    ? launch_chain<8, 4, 2, 0>
+                           : in.n_rows <= 16 ? launch_chain<16, 2, 2, 0>
+                           : in.n_rows <= 32 ? launch_chain<32, 2, 2, 0>
+                           : in.n_rows <= 64 ? launch_chain<64, 2, 2, 0>
+                                             : launch_chain<128, 1, 2, 0>;
+    launch_it(stream, in);
+    return;
   }
+  const auto launch_eight = has_long_stages ? launch_chain<8, 4, 1, 0> : launch_chain<8, 2, 1, 0>;
+  const auto launch_it = in.n_rows <= 8    ? launch_eight
+                         : in.n_rows <= 16 ? launch_chain<16, 2, 1, 0>
+                         : in.n_rows <= 32 ? launch_chain<32, 2, 1, 0>
+                         : in.n_rows <= 64 ? launch_chain<64, 2, 1, 0>
+                                           : launch_chain<128, 1, 1, 0>;
+  launch_it(stream, in);
 }
 
 }  // namespace still::cuda

@@ -35,12 +35,14 @@ struct RowNorm {
   float factor = 1;
 };
 
-// A row (f32, or bf16 where that is null; k a multiple of 4) as e4m3 by kRowThreads threads, zeros behind it up to
+// A row (f32, or bf16 where that is null; k a multiple of 4) as e4m3 by kThreads threads, zeros behind it up to
 // n_padded; uses barrier 1. Most rows are read once, into registers.
-inline constexpr int kRowThreads = 512, kRowTurns = 14;  // 4 values of a thread each
-__device__ __forceinline__ F8Scale row_to_e4m3(const float* f32, const __nv_bfloat16* bf16, int k, std::uint8_t* row,
-                                               int n_padded, RowNorm norm = {}) {
-  __shared__ float shared_most[kRowThreads / 32], shared_bad[kRowThreads / 32];
+inline constexpr int kRowThreads = 512;
+// kTurns: of 4 values of a thread, which it keeps.
+template <int kThreads, int kTurns>
+__device__ __forceinline__ F8Scale row_to_e4m3_in(const float* f32, const __nv_bfloat16* bf16, int k, std::uint8_t* row,
+                                                  int n_padded, RowNorm norm) {
+  __shared__ float shared_most[kThreads / 32], shared_bad[kThreads / 32];
   const int thread = static_cast<int>(threadIdx.x), n = k / 4;
   const auto load = [&](int i) {
     if (f32 != nullptr) {
@@ -57,46 +59,57 @@ __device__ __forceinline__ F8Scale row_to_e4m3(const float* f32, const __nv_bflo
     return make_float4(__uint_as_float(four.x << 16), __uint_as_float(four.x & 0xffff0000u),
                        __uint_as_float(four.y << 16), __uint_as_float(four.y & 0xffff0000u));
   };
-  float4 kept[kRowTurns];
+  float4 kept[kTurns];
   float most = 0, bad = 0;
   const auto look = [&](const float4& v) {
     most = fmaxf(fmaxf(most, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
     bad += (v.x - v.x) + (v.y - v.y) + ((v.z - v.z) + (v.w - v.w));  // NaN where one is NaN or infinite
   };
 #pragma unroll
-  for (int turn = 0; turn < kRowTurns; ++turn) {
-    const int i = turn * kRowThreads + thread;
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int i = turn * kThreads + thread;
     kept[turn] = i < n ? load(i) : make_float4(0, 0, 0, 0);
   }
 #pragma unroll
-  for (int turn = 0; turn < kRowTurns; ++turn) look(kept[turn]);
-  for (int i = kRowTurns * kRowThreads + thread; i < n; i += kRowThreads) look(load(i));
+  for (int turn = 0; turn < kTurns; ++turn) look(kept[turn]);
+  for (int i = kTurns * kThreads + thread; i < n; i += kThreads) look(load(i));
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) {
     most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
     bad += __shfl_xor_sync(0xffffffffu, bad, i);
   }
   if (thread % 32 == 0) shared_most[thread / 32] = most, shared_bad[thread / 32] = bad;
-  meet(1, kRowThreads);
+  meet(1, kThreads);
 #pragma unroll
-  for (int w = 0; w < kRowThreads / 32; ++w) most = fmaxf(most, shared_most[w]), bad += shared_bad[w];
+  for (int w = 0; w < kThreads / 32; ++w) most = fmaxf(most, shared_most[w]), bad += shared_bad[w];
   const F8Scale scale = f8_scale_of(most, bad == 0.0f);
   const auto put = [&](int i, const float4& v) {
     reinterpret_cast<std::uint32_t*>(row)[i] =
         to_e4m3_four(v.x * scale.inverse, v.y * scale.inverse, v.z * scale.inverse, v.w * scale.inverse);
   };
 #pragma unroll
-  for (int turn = 0; turn < kRowTurns; ++turn) {
-    const int i = turn * kRowThreads + thread;
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int i = turn * kThreads + thread;
     if (i < n_padded / 4) put(i, kept[turn]);
   }
-  for (int i = kRowTurns * kRowThreads + thread; i < n_padded / 4; i += kRowThreads)
+  for (int i = kTurns * kThreads + thread; i < n_padded / 4; i += kThreads)
     put(i, i < n ? load(i) : make_float4(0, 0, 0, 0));
   return scale;
+}
+template <int kThreads = kRowThreads>
+__device__ __forceinline__ F8Scale row_to_e4m3(const float* f32, const __nv_bfloat16* bf16, int k, std::uint8_t* row,
+                                               int n_padded, RowNorm norm = {}) {
+  constexpr int kFew = 2, kMany = 14;
+  return n_padded <= 4 * kFew * kThreads ? row_to_e4m3_in<kThreads, kFew>(f32, bf16, k, row, n_padded, norm)
+                                         : row_to_e4m3_in<kThreads, kMany>(f32, bf16, k, row, n_padded, norm);
 }
 
 __device__ __forceinline__ float silu_times(float gate, float up) {
   return gate / (1.0f + __expf(-gate)) * up;
+}
+// SwiGLU as of a dense product, whose results are rounded to bf16.
+__device__ __forceinline__ float gated(float gate, float up) {
+  return silu_times(__bfloat162float(__float2bfloat16_rn(gate)), __bfloat162float(__float2bfloat16_rn(up)));
 }
 
 }  // namespace still::cuda
