@@ -26,6 +26,9 @@ constexpr std::int64_t kGroupedRows = 64;
 constexpr std::int64_t kTiledRows = 17, kMostTiledRows = 192, kMostTiledQ8Rows = 384, kMostTiledF8Rows = 64;
 // Rows from which weights packed as Q8_0 are multiplied faster as f16.
 constexpr std::int64_t kQ8F16Rows = 9;
+// Rows whose algorithm of a dense product is that of all answers with --reproducible: streaming weights costs as much
+// for 1 as for 128.
+constexpr std::int64_t kAnswerRows = 128;
 // Rows up to which the kernel of FP8 chains is faster than cuBLASLt.
 constexpr std::int64_t kMostChainRows = 64;
 // Decodes up to which the attention also turns and stores their keys: more are served better by a kernel of its own.
@@ -115,6 +118,7 @@ Result<std::unique_ptr<CudaExec>> CudaExec::create(const CudaOptions& options, C
   if (exec->gemm_ != nullptr) exec->gemm_missing_ = nullptr;
   exec->has_tiles_ = exec->kernels_->has_tiles();
   exec->has_f8_chains_ = exec->kernels_->has_f8_chains();
+  exec->has_bf16_chains_ = exec->kernels_->has_bf16_chains();
 
   const ScratchSizes sizes(options);
   STILL_TRY(exec->memory_, DeviceBuffer::create(sizes.device(), "scratch of the operators"));
@@ -602,27 +606,32 @@ bool CudaExec::gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const W
   return done;
 }
 
+CudaGemmArgs CudaExec::gemm_args(const std::uint16_t* x, std::int64_t n, const Weight& w, const CudaProduct& product,
+                                 bool y_is_bf16, bool add, std::int64_t fixed_rows) const {
+  return {.x = x,
+          .x_stride = w.k,
+          .w = w.packed,
+          .w_stride = w.k,
+          .y = product.y,
+          .y_stride = product.y_stride,
+          .y_is_bf16 = y_is_bf16,
+          .add = add,
+          .bias = product.bias,
+          .n_rows = n,
+          .n_out = w.n_out,
+          .k = w.k,
+          .fixed_rows = fixed_rows,
+          .is_recurring = is_recurring(n),
+          .room = gate_up_,
+          .room_bytes = gate_up_bytes_};
+}
+
 // One dense product; a quantised matrix is made dense first, as many rows at a time as there is room for.
 bool CudaExec::gemm(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
                     bool y_is_bf16, bool add, std::int64_t fixed_rows) {
   if (is_cuda_f8(w.format) && fixed_rows == 0 && gemm_f8(x, begin, n, w, product, y_is_bf16, add, false, {0, w.k}))
     return true;
-  CudaGemmArgs args{.x = as_bf16(x) + begin * x.row_size(),
-                    .x_stride = w.k,
-                    .w = w.packed,
-                    .w_stride = w.k,
-                    .y = product.y,
-                    .y_stride = product.y_stride,
-                    .y_is_bf16 = y_is_bf16,
-                    .add = add,
-                    .bias = product.bias,
-                    .n_rows = n,
-                    .n_out = w.n_out,
-                    .k = w.k,
-                    .fixed_rows = fixed_rows,
-                    .is_recurring = is_recurring(n),
-                    .room = gate_up_,
-                    .room_bytes = gate_up_bytes_};
+  CudaGemmArgs args = gemm_args(as_bf16(x) + begin * x.row_size(), n, w, product, y_is_bf16, add, fixed_rows);
   if (!is_cuda_quantized(w.format) && !is_cuda_f8(w.format)) return gemm_->run(stream_.handle(), args);
   images_of_ = nullptr;
   const std::int64_t step = std::max<std::int64_t>(kPanelRows, dense_elements_ / w.k / kPanelRows * kPanelRows);
@@ -642,6 +651,21 @@ namespace {
 bool follows(const Weight& a, const Weight& b) {
   return !is_cuda_quantized(a.format) && !is_cuda_f8(a.format) && a.format == b.format && a.k == b.k &&
          a.packed + cuda_packed_bytes(a.format, a.n_out, a.k) == b.packed;
+}
+// Products i to the returned one, exclusive, are one with `joined`; `element`: bytes of a result.
+std::size_t join(std::span<const CudaProduct> products, std::span<const Weight* const> weights, std::size_t i,
+                 std::int64_t element, Weight& joined) {
+  joined = *weights[i];
+  std::size_t next = i + 1;
+  while (next < products.size() && follows(*weights[next - 1], *weights[next]) &&
+         products[next].y_stride == products[i].y_stride &&
+         static_cast<std::byte*>(products[next].y) == static_cast<std::byte*>(products[i].y) + joined.n_out * element &&
+         (products[i].bias == nullptr ? products[next].bias == nullptr
+                                      : products[next].bias == products[i].bias + joined.n_out)) {
+    joined.n_out += weights[next]->n_out;
+    ++next;
+  }
+  return next;
 }
 bool is_even(std::span<const Weight* const> weights) {
   return std::all_of(weights.begin(), weights.end(),
@@ -675,17 +699,8 @@ void CudaExec::multiply_dense(CudaEpilogue epilogue, TensorView x, std::span<con
     return;
   }
   for (std::size_t i = 0; i < products.size();) {
-    Weight joined = *weights[i];
-    std::size_t next = i + 1;
-    while (next < products.size() && follows(*weights[next - 1], *weights[next]) &&
-           products[next].y_stride == products[i].y_stride &&
-           static_cast<std::byte*>(products[next].y) ==
-               static_cast<std::byte*>(products[i].y) + joined.n_out * element &&
-           (products[i].bias == nullptr ? products[next].bias == nullptr
-                                        : products[next].bias == products[i].bias + joined.n_out)) {
-      joined.n_out += weights[next]->n_out;
-      ++next;
-    }
+    Weight joined;
+    const std::size_t next = join(products, weights, i, element, joined);
     CudaProduct product = products[i];
     product.y = first_row(product);
     if (!gemm(x, begin, n, joined, product, y_is_bf16, epilogue == CudaEpilogue::kAdd, fixed_rows)) has_failed_ = true;
@@ -716,7 +731,9 @@ void CudaExec::multiply(CudaEpilogue epilogue, TensorView x, std::span<const Cud
   const std::int64_t n = x.rows();
   STILL_CHECK(x.data != norm_.stale);
   if (norm_.is_pending && x.data == norm_.y.data &&
-      std::any_of(weights.begin(), weights.end(), [&](const Weight* w) { return !can_take_norm(*w, x); }))
+      std::any_of(weights.begin(), weights.end(), [&](const Weight* w) { return !can_take_norm(*w, x); }) &&
+      !(options_.reproducible && n_answer_rows_ > 0 && n == 1 &&
+        bf16_chain_parts(epilogue, x, products, weights, y_is_bf16, n, false) > 0))
     launch_norm();
   if (options_.reproducible && !has_f32) {
     multiply_reproducibly(epilogue, x, products, weights, y_is_bf16);
@@ -726,6 +743,9 @@ void CudaExec::multiply(CudaEpilogue epilogue, TensorView x, std::span<const Cud
     multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n);
     return;
   }
+  if (n <= kCudaBf16ChainRows && exchange_ == nullptr && can_chain_bf16(weights) &&
+      multiply_bf16_chain(epilogue, x, products, weights, y_is_bf16, n, 0))
+    return;
   if (has_f32 || n <= kCudaSkinnyRows) {
     multiply_rows(epilogue, x, products, weights, y_is_bf16, false);
     return;
@@ -858,13 +878,73 @@ void CudaExec::multiply_chains(CudaEpilogue epilogue, TensorView x, std::span<co
   if (n < x.rows()) forget_copies(nullptr);
 }
 
+// Whether the chain kernel of bf16 weights computes products with these.
+bool CudaExec::can_chain_bf16(std::span<const Weight* const> weights) const {
+  return has_bf16_chains_ && std::all_of(weights.begin(), weights.end(), [](const Weight* w) {
+           return (w->format == PackedFormat::kBF16 || w->format == PackedFormat::kF16) && w->k % 64 == 0;
+         });
+}
+
+// Into how many parts the chain kernel must cut k to give the first n rows, of answers, the bits that the dense product
+// gives them with --reproducible; 0: it cannot, or (may_compare: x is there to find out) that is not known yet.
+std::int32_t CudaExec::bf16_chain_parts(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                                        std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t n,
+                                        bool may_compare) {
+  if (n > kCudaBf16ChainRows || gemm_ == nullptr || !is_even(weights) || !can_chain_bf16(weights)) return 0;
+  Weight joined;
+  CudaProduct product = products[0];
+  const bool is_swiglu = epilogue == CudaEpilogue::kSwiglu;
+  if (is_swiglu) {
+    if (!follows(*weights[0], *weights[1])) return 0;
+    joined = *weights[0];
+    joined.n_out *= 2;
+    product = {.y = gate_up_, .y_stride = joined.n_out};
+  } else if (join(products, weights, 0, y_is_bf16 ? 2 : 4, joined) != products.size()) {
+    return 0;
+  }
+  const std::uint16_t* rows = may_compare ? as_bf16(x) : nullptr;
+  return gemm_->chain_parts(
+      stream_.handle(),
+      gemm_args(rows, n, joined, product, is_swiglu || y_is_bf16, epilogue == CudaEpilogue::kAdd, kAnswerRows),
+      may_compare);
+}
+
+// The first n rows in one launch of the chain kernel, which takes a single row's norm along; n_parts 0: as is fastest.
+// False: they are not one product, or not one for that kernel.
+bool CudaExec::multiply_bf16_chain(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                                   std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t n,
+                                   std::int32_t n_parts) {
+  CudaLinearArgs args{.format = PackedFormat::kBF16,
+                      .epilogue = epilogue,
+                      .n_products = epilogue == CudaEpilogue::kSwiglu ? 2 : 1,
+                      .y_is_bf16 = y_is_bf16,
+                      .k = static_cast<std::int32_t>(x.row_size()),
+                      .n_rows = static_cast<std::int32_t>(n)};
+  args.products[0] = products[0];
+  if (epilogue == CudaEpilogue::kSwiglu) {
+    args.products[1] = products[1];
+  } else {
+    Weight joined;
+    if (join(products, weights, 0, y_is_bf16 ? 2 : 4, joined) != products.size()) return false;
+    args.products[0].n_out = static_cast<std::int32_t>(joined.n_out);
+  }
+  if (n > 1 || x.dtype == DType::kBF16) args.x.bf16 = as_bf16(x);
+  if (n == 1 && norm_.is_pending && x.data == norm_.y.data) {
+    args.x = {.f32 = norm_.x.f32()};
+    args.norm = norm_.w.f32(), args.eps = norm_.eps;
+  } else if (args.x.bf16 == nullptr) {
+    args.x.f32 = x.f32();
+  }
+  return kernels_->linear_bf16_chain(stream_.handle(), args, n_parts);
+}
+
 // The rows of answers first, then those of prompts, each by one kernel whatever their number: of floats the dense
 // product by the algorithm for kFixedRows rows of an answer (streaming weights costs as much for 1 as for 128) or of a
 // prompt; for answers, FP8 with a scale for each row chains of sums, other FP8 and quantised weights the kernels of
 // few rows, 16 at a time; for prompts the dense product.
 void CudaExec::multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                                      std::span<const Weight* const> weights, bool y_is_bf16) {
-  constexpr std::int64_t kAnswerRows = 128, kPromptRows = 4096;
+  constexpr std::int64_t kPromptRows = 4096;
   const std::int64_t n = x.rows(), n_answer = std::min(n, n_answer_rows_);
   const bool is_chained = can_chain(weights);
   if (gemm_ == nullptr || !is_even(weights)) {
@@ -882,6 +962,9 @@ void CudaExec::multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::s
   if (is_chained) {
     multiply_chains(epilogue, x, products, weights, y_is_bf16, n_answer);
   } else if (!has_quantized) {
+    const std::int32_t n_parts = bf16_chain_parts(epilogue, x, products, weights, y_is_bf16, n_answer, true);
+    if (n_parts > 0 && multiply_bf16_chain(epilogue, x, products, weights, y_is_bf16, n_answer, n_parts)) return;
+    STILL_CHECK(!norm_.is_pending || x.data != norm_.y.data);
     multiply_dense(epilogue, x, products, weights, y_is_bf16, 0, n_answer, kAnswerRows);
   } else {
     multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n_answer);

@@ -144,6 +144,15 @@ class CudaExec {
   // Rows [begin, begin + n) of x; of these and of the weights some columns.
   bool gemm_f8(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
                bool y_is_bf16, bool add, bool is_chain, Columns columns);
+  CudaGemmArgs gemm_args(const std::uint16_t* x, std::int64_t n, const Weight& w, const CudaProduct& product,
+                         bool y_is_bf16, bool add, std::int64_t fixed_rows) const;
+  bool can_chain_bf16(std::span<const Weight* const> weights) const;
+  std::int32_t bf16_chain_parts(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                                std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t n,
+                                bool may_compare);
+  bool multiply_bf16_chain(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
+                           std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t n,
+                           std::int32_t n_parts);
   bool gemm(TensorView x, std::int64_t begin, std::int64_t n, const Weight& w, const CudaProduct& product,
             bool y_is_bf16, bool add, std::int64_t fixed_rows);
   // Sizes of steps that come again and again: decodes of the ladder, full chunks of prompts.
@@ -204,7 +213,7 @@ class CudaExec {
   QuantizedCopy copies_[2];     // in blocks of 32, of 256
   bool has_quantized_ = false;  // some weights seen so far
   bool f8_unusable_ = false;    // by cuBLASLt
-  bool has_f8_chains_ = false;
+  bool has_f8_chains_ = false, has_bf16_chains_ = false;
   std::uint16_t* gate_up_ = nullptr;  // [max_tokens, 2 * max_gate]
   std::int64_t gate_up_bytes_ = 0;
   std::uint16_t* dense_ = nullptr;  // a quantised matrix made dense, or rows of it

@@ -53,6 +53,7 @@ struct CudaProduct {
 
 inline constexpr int kCudaMaxProducts = 3;
 inline constexpr int kCudaSkinnyRows = 16;
+inline constexpr int kCudaBf16ChainRows = 16;  // at most, of linear_bf16_chain
 
 // y = W x + bias; y += W x; or, of two matrices, y = silu(W0 x) * (W1 x) into products[0].y.
 struct CudaLinearArgs {
@@ -264,6 +265,13 @@ struct CudaKernels {
   // beside it.
   bool (*has_f8_chains)();
   void (*linear_f8)(void* stream, const CudaLinearArgs& args);
+  // Whether the current device has linear_bf16_chain: `linear` for one product of BF16 or F16 weights, or SwiGLU, and
+  // up to kCudaBf16ChainRows rows, x.bf16 (a single row also f32). k is cut into n_parts parts (0: as is fastest), all
+  // but the last of as many whole 64 as the longest needs, a part's sum is one chain of the tensor core's steps of 16,
+  // and the parts are added in order: so cuBLASLt adds that cuts k into so many. Gate and up are rounded to bf16.
+  // False: not computed, since k is no multiple of 64, the parts are too many or a matrix is not aligned to 16 bytes.
+  bool (*has_bf16_chains)();
+  bool (*linear_bf16_chain)(void* stream, const CudaLinearArgs& args, std::int32_t n_parts);
   // Whether the current device has the tile kernel: products of images.
   bool (*has_tiles)();
   // Rows (f32 or bf16) to images for weights of `format`; formats of one kind share them.
@@ -336,6 +344,9 @@ class CudaGemm {
  public:
   virtual ~CudaGemm() = default;
   virtual bool run(void* stream, const CudaGemmArgs& args) = 0;  // false: no algorithm, nothing was launched
+  // Of bf16 and fixed_rows: in how many parts linear_bf16_chain gives the bits of run() for args.n_rows rows. 0: in
+  // none, or that is not known; it is found out by computing both, once, where may_compare (y is overwritten, or room).
+  virtual std::int32_t chain_parts(void* stream, const CudaGemmArgs& args, bool may_compare) = 0;
 };
 // Null, with the reason, where the library is not installed.
 CudaGemm* make_cuda_gemm(const char** reason);

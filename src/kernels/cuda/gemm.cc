@@ -35,6 +35,7 @@ constexpr int kAttrScaleA = 17, kAttrScaleB = 18, kAttrFastSum = 25, kAttrScaleM
 constexpr int kScaleOuterVector = 3;  // CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F: one for each row and column
 constexpr int kMostCandidates = 12, kRepeats = 3, kMostProposals = 32;
 constexpr int kConfigSplit = 2, kConfigReduction = 3;             // cublasLtMatmulAlgoConfigAttributes_t
+constexpr std::uint32_t kReduceInF32 = 2;                         // CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
 constexpr int kAttrTransA = 3, kAttrEpilogue = 7, kAttrBias = 8;  // cublasLtMatmulDescAttributes_t
 constexpr int kTranspose = 1;                                     // CUBLAS_OP_T
 constexpr std::uint32_t kEpilogueBias = 4;                        // CUBLASLT_EPILOGUE_BIAS
@@ -88,7 +89,8 @@ struct Plan {
   bool must_equal_choice = false;     // bit by bit
   bool must_equal_chain = false;
   bool is_usable = false, was_measured = false;
-  const Plan* lender = nullptr;  // whose algorithm is taken as long as this shape has none of its own
+  std::int32_t chain_parts = -1;  // of linear_bf16_chain with the same bits; 0: none, -1: not known
+  const Plan* lender = nullptr;   // whose algorithm is taken as long as this shape has none of its own
 };
 
 class CublasLtGemm : public CudaGemm {
@@ -131,6 +133,14 @@ class CublasLtGemm : public CudaGemm {
     return multiply(static_cast<cudaStream_t>(stream), plan, args, plan.choice, args.y);
   }
 
+  std::int32_t chain_parts(void* stream, const CudaGemmArgs& args, bool may_compare) override {
+    Plan& plan = plan_of(args);
+    if (plan.chain_parts >= 0 || !may_compare) return std::max(plan.chain_parts, 0);
+    std::int32_t n_parts = 0;
+    if (plan.is_usable && !equals_chain(static_cast<cudaStream_t>(stream), plan, args, n_parts)) n_parts = 0;
+    return plan.chain_parts = n_parts;
+  }
+
  private:
   using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool, bool,
                          bool, bool, bool, std::int64_t>;
@@ -154,10 +164,53 @@ class CublasLtGemm : public CudaGemm {
     return true;
   }
 
+  std::uint32_t config(const Algo& algo, int attribute) const {
+    std::uint32_t value = 0;
+    std::size_t written = 0;
+    return library_.config_get(&algo, attribute, &value, sizeof(value), &written) == 0 ? value : 0;
+  }
+
+  // Whether the plan's algorithm gives the bits of linear_bf16_chain, which cuts k into n_parts as that does.
+  bool equals_chain(cudaStream_t stream, const Plan& plan, const CudaGemmArgs& args, std::int32_t& n_parts) {
+    const std::uint32_t split = config(plan.choice.algo, kConfigSplit);
+    n_parts = static_cast<std::int32_t>(std::max(split, 1U));
+    if (split > 1 && config(plan.choice.algo, kConfigReduction) != kReduceInF32) return false;
+    void* y = args.add ? args.room : args.y;
+    const std::int64_t element = args.y_is_bf16 ? 2 : 4;
+    if (args.add && args.room_bytes < args.n_rows * args.y_stride * element) return false;
+    if (args.bias != nullptr && library_.desc_set(plan.desc, kAttrBias, &args.bias, sizeof(args.bias)) != 0)
+      return false;
+    if (!multiply(stream, plan, args, plan.choice, y)) return false;
+    const std::vector<std::byte> wanted = bytes_at(stream, args, y, args.n_rows);
+    // Of zeros alone nothing can be told.
+    if (std::all_of(wanted.begin(), wanted.end(), [](std::byte b) { return b == std::byte{0}; })) return false;
+    const auto pitch = static_cast<std::size_t>(args.y_stride * element),
+               width = static_cast<std::size_t>(args.n_out * element);
+    const cudaError_t status =
+        args.add ? cudaMemcpy2DAsync(y, pitch, args.y, pitch, width, static_cast<std::size_t>(args.n_rows),
+                                     cudaMemcpyDeviceToDevice, stream)
+                 : cudaMemset2DAsync(y, pitch, 0, width, static_cast<std::size_t>(args.n_rows), stream);
+    if (status != cudaSuccess) return false;
+    CudaLinearArgs chain{.format = PackedFormat::kBF16,
+                         .epilogue = args.add ? CudaEpilogue::kAdd : CudaEpilogue::kStore,
+                         .y_is_bf16 = args.y_is_bf16,
+                         .k = static_cast<std::int32_t>(args.k),
+                         .n_rows = static_cast<std::int32_t>(args.n_rows)};
+    chain.products[0] = {.weights = static_cast<const std::uint8_t*>(args.w),
+                         .n_out = static_cast<std::int32_t>(args.n_out),
+                         .y = y,
+                         .y_stride = args.y_stride,
+                         .bias = args.bias};
+    chain.x.bf16 = static_cast<const std::uint16_t*>(args.x);
+    return args.w_stride == args.k && cuda::linear_bf16_chain(stream, chain, n_parts) &&
+           bytes_at(stream, args, y, args.n_rows) == wanted;
+  }
+
   // Some rows of y as bytes; none: the device failed.
   static constexpr std::int64_t kComparedRows = 4;
-  static std::vector<std::byte> bytes_at(cudaStream_t stream, const CudaGemmArgs& args, const void* y) {
-    const std::int64_t element = args.y_is_bf16 ? 2 : 4, n = std::min(kComparedRows, args.n_rows);
+  static std::vector<std::byte> bytes_at(cudaStream_t stream, const CudaGemmArgs& args, const void* y,
+                                         std::int64_t most = kComparedRows) {
+    const std::int64_t element = args.y_is_bf16 ? 2 : 4, n = std::min(most, args.n_rows);
     const auto width = static_cast<std::size_t>(args.n_out * element),
                pitch = static_cast<std::size_t>(args.y_stride * element);
     std::vector<std::byte> bytes(width * static_cast<std::size_t>(n));

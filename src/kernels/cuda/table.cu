@@ -16,6 +16,8 @@ const CudaKernels* cuda_kernels() {
                                       .scale_rows = cuda::scale_rows,
                                       .has_f8_chains = cuda::has_f8_chains,
                                       .linear_f8 = cuda::linear_f8,
+                                      .has_bf16_chains = cuda::has_bf16_chains,
+                                      .linear_bf16_chain = cuda::linear_bf16_chain,
                                       .has_tiles = cuda::has_tiles,
                                       .arrange_rows = cuda::arrange_rows,
                                       .image_kind = cuda::image_kind,

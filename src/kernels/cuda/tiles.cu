@@ -148,13 +148,6 @@ __global__ void __launch_bounds__(256)
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ __forceinline__ void copy_bulk(std::uint8_t* to, const std::uint8_t* from, unsigned bytes,
-                                          std::uint64_t* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
-}
 // B: core matrices of 8 rows x 16 bytes, 128 bytes apart along rows and 1024 along k; no swizzle.
 __device__ __forceinline__ std::uint64_t step_descriptor(const std::uint8_t* step) {
   return static_cast<std::uint64_t>((shared_address(step) & 0x3ffff) >> 4) |
