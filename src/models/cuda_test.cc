@@ -751,8 +751,18 @@ TEST_F(CudaTest, SentRowsAreTheStoredOnes) {
       const testing::PackedMatrix matrix = random_packed_matrix(rng, format, n_out, k);
       const DeviceMatrix weights = to_device(gpu, matrix);
       OnDevice x(gpu, random_tensor(rng, {1, k}).values, {1, k});
-      for (const bool is_bf16 : {false, true}) {
-        SCOPED_TRACE(fmt::format("format {}, {} rows, bf16 {}", static_cast<int>(format), n_out, is_bf16));
+      const bool can_chain = format == PackedFormat::kBF16 && gpu.kernels().has_bf16_chains();
+      for (const auto& [is_bf16, is_chain] : {std::pair{false, false}, {true, false}, {false, true}, {true, true}}) {
+        if (is_chain && !can_chain) continue;
+        SCOPED_TRACE(
+            fmt::format("format {}, {} rows, bf16 {}, chain {}", static_cast<int>(format), n_out, is_bf16, is_chain));
+        const auto multiply = [&gpu, is_chain = is_chain](const CudaLinearArgs& args) {
+          if (is_chain) {
+            EXPECT_TRUE(gpu.kernels().linear_bf16_chain(gpu.stream().handle(), args, 0));
+          } else {
+            gpu.kernels().linear(gpu.stream().handle(), args);
+          }
+        };
         DeviceBuffer memory = std::move(*DeviceBuffer::create(2 * slot + 256, "test"));
         gpu.stream().fill(memory.data(), 0xff, 2 * slot);
         gpu.stream().fill(memory.data() + 2 * slot, 0, 256);
@@ -766,7 +776,7 @@ TEST_F(CudaTest, SentRowsAreTheStoredOnes) {
                             .n_out = static_cast<std::int32_t>(n_out),
                             .y = stored.view().data,
                             .y_stride = n_out};
-        gpu.kernels().linear(gpu.stream().handle(), args);
+        multiply(args);
         args.products[0].y = nullptr;
         args.exchange = {.inboxes = {reinterpret_cast<std::uint8_t*>(memory.data())},
                          .slot_bytes = slot,
@@ -784,7 +794,7 @@ TEST_F(CudaTest, SentRowsAreTheStoredOnes) {
         const std::vector<float> part = stored.values();
         std::vector<float> want(part.size(), 0.0f);
         for (int call = 0; call < 5; ++call) {
-          gpu.kernels().linear(gpu.stream().handle(), args);
+          multiply(args);
           gpu.kernels().sum_parts(gpu.stream().handle(), sums);
           sums.is_new = false;
           for (std::size_t i = 0; i < part.size(); ++i) want[i] += part[i];

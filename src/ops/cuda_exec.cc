@@ -743,7 +743,7 @@ void CudaExec::multiply(CudaEpilogue epilogue, TensorView x, std::span<const Cud
     multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n);
     return;
   }
-  if (n <= kCudaBf16ChainRows && exchange_ == nullptr && can_chain_bf16(weights) &&
+  if (n <= kCudaBf16ChainRows && can_chain_bf16(weights) &&
       multiply_bf16_chain(epilogue, x, products, weights, y_is_bf16, n, 0))
     return;
   if (has_f32 || n <= kCudaSkinnyRows) {
@@ -935,6 +935,7 @@ bool CudaExec::multiply_bf16_chain(CudaEpilogue epilogue, TensorView x, std::spa
   } else if (args.x.bf16 == nullptr) {
     args.x.f32 = x.f32();
   }
+  if (exchange_ != nullptr) args.exchange = *exchange_;
   return kernels_->linear_bf16_chain(stream_.handle(), args, n_parts);
 }
 

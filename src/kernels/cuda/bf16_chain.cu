@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "kernels/cuda/comm.cuh"
 #include "kernels/cuda/f8_chain.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/linear.cuh"
@@ -39,6 +40,7 @@ struct Bf16ChainArgs {
   std::int32_t n_units, n_groups, n_stages;
   CudaEpilogue epilogue;
   bool y_is_bf16, rounds_gates;
+  CudaExchange exchange;  // where a row alone is sent instead of stored; n_ranks 0: nowhere
 };
 
 // What a stage holds. kColumns8: rows of activations, in groups of 8. kIsRow: one, which is no part of stages.
@@ -192,7 +194,7 @@ __device__ __forceinline__ void ask_for_all(const Bf16ChainArgs& args, std::uint
     }
     advance();
   }
-  allow_next();
+  if (args.exchange.n_ranks == 0) allow_next();
   wait_for_previous();
   if (row != nullptr) {
     const unsigned bytes = 2 * static_cast<unsigned>(args.k);
@@ -249,12 +251,15 @@ __device__ __forceinline__ void chain_body(const Bf16ChainArgs& args) {
     return;
   }
 
-  allow_next();
+  const bool is_sent = kIsRow && !kIsSwiglu && args.exchange.n_ranks > 0;
+  if (!is_sent) allow_next();
   if (kIsRow && !is_copied) {
     prepare_row(args, row, thread);
   } else {
     wait_for_previous();
   }
+  if (is_sent) allow_next();
+  const std::uint32_t call = is_sent ? next_call(args.exchange.state) : 0;
   if constexpr (kIsRow) {
     meet(1, kThreads);
     if (is_copied) barrier_wait(&barriers.row, 0);
@@ -402,6 +407,13 @@ __device__ __forceinline__ void chain_body(const Bf16ChainArgs& args) {
       if (unit + stride < args.n_units) meet(2 + group, 32 * args.n_parts);
       if (part > 0) continue;
     }
+    if (is_sent) {  // all columns are the row's: lane l gets row l of the unit
+      const float low = __shfl_sync(0xffffffffu, d[0][0], 4 * r), high = __shfl_sync(0xffffffffu, d[0][2], 4 * r);
+      const int out = 16 * unit + lane;
+      send_result(args.exchange, call, 0xffffffffu, out, lane < 16 && out < product.n_out, args.y_is_bf16,
+                  lane < 8 ? low : high);
+      continue;
+    }
 #pragma unroll
     for (int n = 0; n < kColumns8; ++n) {
 #pragma unroll
@@ -433,12 +445,14 @@ __global__ void __launch_bounds__(kThreads + 32, 2) bf16_chain_kernel(const __gr
 #endif
 }
 
-// Rows of k bf16, read in boxes of box_rows rows and n_chunks chunks. What is outside is zero.
+// Rows of k bf16, read in boxes of box_rows rows and n_chunks chunks. What is outside is zero. False: the copy engine
+// cannot read them.
 bool map_chunks(CUtensorMap& map, const void* at, std::int64_t n_rows, std::int64_t k, int box_rows, int n_chunks) {
   const cuuint64_t sizes[3] = {kChunk, static_cast<cuuint64_t>(n_rows), static_cast<cuuint64_t>(k / kChunk)},
                    strides[2] = {static_cast<cuuint64_t>(2 * k), 2 * kChunk};
   const cuuint32_t box[3] = {kChunk, static_cast<cuuint32_t>(box_rows), static_cast<cuuint32_t>(n_chunks)},
                    steps[3] = {1, 1, 1};
+  if (reinterpret_cast<std::uintptr_t>(at) % 16 != 0) return false;
   return tensor_map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(at), sizes, strides, box,
                               steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
@@ -459,6 +473,7 @@ bool launch_stages(void* stream, const CudaLinearArgs& in, int n_parts, bool rou
   args.epilogue = in.epilogue;
   args.y_is_bf16 = in.y_is_bf16;
   args.rounds_gates = rounds_gates;
+  args.exchange = in.exchange;
   if (in.k % kChunk != 0 || (n_parts - 1) * args.part_chunks >= n_chunks) return false;
   args.n_units = static_cast<int>(ceil_div(in.products[0].n_out, kIsSwiglu ? 8 : 16));
   const int row_bytes = kIsRow ? 2 * in.k : 0;
@@ -484,7 +499,8 @@ bool launch_stages(void* stream, const CudaLinearArgs& in, int n_parts, bool rou
   const int shared = row_bytes + n_warps * args.n_stages * kStageBytes;
   const int n_blocks = std::min(most_blocks, static_cast<int>(ceil_div(args.n_units, args.n_groups)));
   const auto kernel = bf16_chain_kernel<kColumns8, kIsRow, kIsSwiglu, kStageChunks>;
-  (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  // Always the same: another thread may be launching the kernel for another shape.
+  (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes / 2 - kStatic);
   launch(kernel, static_cast<unsigned>(n_blocks), kThreads + 32, static_cast<std::size_t>(shared), stream, args);
   return true;
 }

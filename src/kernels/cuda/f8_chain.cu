@@ -524,7 +524,8 @@ void launch_chain(void* stream, const CudaLinearArgs& in) {
   STILL_CHECK(args.n_stages > 1);  // one is given back when the next one's products have begun
   const int shared = args.n_stages * stage_bytes + kPadBytes + row_bytes;
   const auto kernel = chain_kernel<kColumns, kSlices, kParts, kRow>;
-  (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  // Always the same: another thread may be launching the kernel for another shape.
+  (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes - kStatic);
   const int n_blocks = std::min(kMultiprocessors, args.n_tiles * args.n_column_tiles);
   launch(kernel, static_cast<unsigned>(n_blocks), threads_of(kParts, kRow), static_cast<std::size_t>(shared), stream,
          args);
