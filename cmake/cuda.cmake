@@ -4,6 +4,9 @@
 
 set(STILL_CUDA AUTO CACHE STRING "CUDA: AUTO, ON or OFF")
 set(STILL_CUDA_ARCHS "90a" CACHE STRING "Compute capabilities to compile for, as 80;90a")
+if("90" IN_LIST STILL_CUDA_ARCHS)
+  message(FATAL_ERROR "STILL_CUDA_ARCHS: Hopper's kernels want 90a, not 90")
+endif()
 
 set(STILL_HAS_CUDA OFF)
 if(STILL_CUDA STREQUAL "ON" OR (STILL_CUDA STREQUAL "AUTO" AND NOT STILL_SANITIZE))

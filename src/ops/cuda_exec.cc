@@ -447,7 +447,7 @@ void CudaExec::launch_norm() {
 }
 
 // A product of a single row computes the norm itself, in all formats but F32; with --reproducible where it is computed
-// by the kernel of one row.
+// by the kernel of one row (floats: see multiply()).
 bool CudaExec::can_take_norm(const Weight& w, TensorView x) const {
   if (!norm_.is_pending || x.data != norm_.y.data || w.format == PackedFormat::kF32) return false;
   if (!options_.reproducible) return true;
@@ -886,7 +886,7 @@ bool CudaExec::can_chain_bf16(std::span<const Weight* const> weights) const {
 }
 
 // Into how many parts the chain kernel must cut k to give the first n rows, of answers, the bits that the dense product
-// gives them with --reproducible; 0: it cannot, or (may_compare: x is there to find out) that is not known yet.
+// gives them with --reproducible; 0: it cannot, -1: not known yet (may_compare: x is there to find it out).
 std::int32_t CudaExec::bf16_chain_parts(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                                         std::span<const Weight* const> weights, bool y_is_bf16, std::int64_t n,
                                         bool may_compare) {
@@ -939,10 +939,10 @@ bool CudaExec::multiply_bf16_chain(CudaEpilogue epilogue, TensorView x, std::spa
   return kernels_->linear_bf16_chain(stream_.handle(), args, n_parts);
 }
 
-// The rows of answers first, then those of prompts, each by one kernel whatever their number: of floats the dense
-// product by the algorithm for kFixedRows rows of an answer (streaming weights costs as much for 1 as for 128) or of a
-// prompt; for answers, FP8 with a scale for each row chains of sums, other FP8 and quantised weights the kernels of
-// few rows, 16 at a time; for prompts the dense product.
+// The rows of answers first, then those of prompts, each in one order of sums whatever their number: of floats that of
+// the dense product's algorithm for kAnswerRows or kPromptRows rows, up to 16 rows of answers by the chain kernel where
+// it gives the same bits; for answers, FP8 with a scale for each row by chains, other FP8 and quantised weights by the
+// kernels of few rows, 16 at a time; for prompts the dense product.
 void CudaExec::multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::span<const CudaProduct> products,
                                      std::span<const Weight* const> weights, bool y_is_bf16) {
   constexpr std::int64_t kPromptRows = 4096;
@@ -963,9 +963,10 @@ void CudaExec::multiply_reproducibly(CudaEpilogue epilogue, TensorView x, std::s
   if (is_chained) {
     multiply_chains(epilogue, x, products, weights, y_is_bf16, n_answer);
   } else if (!has_quantized) {
-    const std::int32_t n_parts = bf16_chain_parts(epilogue, x, products, weights, y_is_bf16, n_answer, true);
+    std::int32_t n_parts = bf16_chain_parts(epilogue, x, products, weights, y_is_bf16, n_answer, false);
+    if (n_parts < 0) n_parts = bf16_chain_parts(epilogue, x, products, weights, y_is_bf16, n_answer, true);
     if (n_parts > 0 && multiply_bf16_chain(epilogue, x, products, weights, y_is_bf16, n_answer, n_parts)) return;
-    STILL_CHECK(!norm_.is_pending || x.data != norm_.y.data);
+    if (norm_.is_pending && x.data == norm_.y.data) launch_norm();
     multiply_dense(epilogue, x, products, weights, y_is_bf16, 0, n_answer, kAnswerRows);
   } else {
     multiply_in_groups(epilogue, x, products, weights, y_is_bf16, 0, n_answer);

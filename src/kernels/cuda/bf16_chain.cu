@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "base/check.h"
 #include "kernels/cuda/comm.cuh"
 #include "kernels/cuda/f8_chain.cuh"
 #include "kernels/cuda/hopper.cuh"
@@ -23,7 +24,6 @@ namespace {
 constexpr int kChunk = 64;                // k of a chunk: a row of the copy engine's swizzle
 constexpr int kSharedBytes = 226 * 1024;  // of a multiprocessor
 constexpr int kMostStages = 8, kWarps = 4, kThreads = 32 * kWarps;
-constexpr int kPrepared = 4;  // times 8 elements of a row in a thread's registers
 // Parts where no number is asked for; the second where a multiprocessor has one unit at most.
 constexpr int kParts = 2, kSmallParts = 3;
 
@@ -69,10 +69,7 @@ __device__ __forceinline__ void load_matrices(std::uint32_t (&r)[4], std::uint32
                : "memory");
 }
 
-__device__ __forceinline__ void multiply_step(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                              std::uint32_t b1) {
-  mma_bf16(d, a[0], a[1], a[2], a[3], b0, b1);
-}
+constexpr int kPrepared = 4;  // times 8 elements of a row in a thread's registers
 
 // The row that a block multiplies, as bf16 in shared memory, with its norm; a long one that is bf16 comes by the copy
 // engine. By kThreads threads.
@@ -327,7 +324,8 @@ __device__ __forceinline__ void chain_body(const Bf16ChainArgs& args) {
       for (int j = 0; j < 4; ++j) {
 #pragma unroll
         for (int n = 0; n < kColumns8; ++n)
-          multiply_step(d[n], with.a[j], with.b[n][j / 2][2 * (j % 2)], with.b[n][j / 2][2 * (j % 2) + 1]);
+          mma_bf16(d[n], with.a[j][0], with.a[j][1], with.a[j][2], with.a[j][3], with.b[n][j / 2][2 * (j % 2)],
+                   with.b[n][j / 2][2 * (j % 2) + 1]);
         if (j == 0 && is_end) {
           pass_stage();
           a_from = stage_at, b_from = kIsRow ? x_at + kStageChunks * kXStep : stage_at;
@@ -337,7 +335,6 @@ __device__ __forceinline__ void chain_body(const Bf16ChainArgs& args) {
       }
       if (is_end) release(own_slot);  // its operands have been multiplied, so they have come
     }
-    if (!kIsWhole && n_here % 2 != 0) operands[0] = operands[1];
   };
   const int n_steps = (args.part_chunks + kStageChunks - 1) / kStageChunks,
             n_own_steps = (n_chunks + kStageChunks - 1) / kStageChunks;
@@ -521,6 +518,9 @@ bool has_bf16_chains() {
 }
 
 bool linear_bf16_chain(void* stream, const CudaLinearArgs& in, std::int32_t n_parts) {
+  STILL_CHECK(in.n_rows >= 1 && in.n_rows <= kCudaBf16ChainRows);
+  STILL_CHECK(in.n_products == 1 || (in.epilogue == CudaEpilogue::kSwiglu && in.n_products == 2));
+  STILL_CHECK(in.n_rows == 1 || (in.x.bf16 != nullptr && in.norm == nullptr && in.exchange.n_ranks == 0));
   const bool is_like_dense = n_parts > 0;
   if (!is_like_dense) {
     const bool is_swiglu = in.epilogue == CudaEpilogue::kSwiglu;

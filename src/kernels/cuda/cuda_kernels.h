@@ -344,8 +344,8 @@ class CudaGemm {
  public:
   virtual ~CudaGemm() = default;
   virtual bool run(void* stream, const CudaGemmArgs& args) = 0;  // false: no algorithm, nothing was launched
-  // Of bf16 and fixed_rows: in how many parts linear_bf16_chain gives the bits of run() for args.n_rows rows. 0: in
-  // none, or that is not known; it is found out by computing both, once, where may_compare (y is overwritten, or room).
+  // Of bf16 and fixed_rows: in how many parts linear_bf16_chain gives the bits of run() for args.n_rows rows; 0: in
+  // none, -1: not known. It is found out by computing both, once, where may_compare (y is overwritten, or room).
   virtual std::int32_t chain_parts(void* stream, const CudaGemmArgs& args, bool may_compare) = 0;
 };
 // Null, with the reason, where the library is not installed.

@@ -121,8 +121,8 @@ __device__ __forceinline__ Place place_of(const ChainArgs& args, int item) {
   return place;
 }
 
-// kColumns: rows of activations of a tile. kSlices: slices of k of a stage, of each part; they divide a row of one
-// part, but of two one may be left. kRow: threads that make a row alone e4m3; 0: there are several.
+// kColumns: rows of activations of a tile. kSlices: slices of k of a stage, of each part; of a row that is not cut,
+// four leave none. kRow: threads that make a row alone e4m3; 0: there are several.
 template <int kColumns, int kSlices, int kParts, int kRow>
 __device__ __forceinline__ void chain_body(const ChainArgs& args) {
   constexpr bool kIsRow = kRow > 0;

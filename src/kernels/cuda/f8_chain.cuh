@@ -1,5 +1,5 @@
-// What makes activations and results alike in the kernels of FP8 chains (f8_chain.cu) and in those that stand before
-// and behind cuBLASLt's (elementwise.cu).
+// What makes activations and results alike in the kernels of chains (f8_chain.cu, bf16_chain.cu) and in those that
+// stand before and behind cuBLASLt's (elementwise.cu).
 #pragma once
 
 #include <cuda_fp8.h>

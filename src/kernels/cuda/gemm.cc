@@ -135,7 +135,7 @@ class CublasLtGemm : public CudaGemm {
 
   std::int32_t chain_parts(void* stream, const CudaGemmArgs& args, bool may_compare) override {
     Plan& plan = plan_of(args);
-    if (plan.chain_parts >= 0 || !may_compare) return std::max(plan.chain_parts, 0);
+    if (plan.chain_parts >= 0 || !may_compare) return plan.chain_parts;
     std::int32_t n_parts = 0;
     if (plan.is_usable && !equals_chain(static_cast<cudaStream_t>(stream), plan, args, n_parts)) n_parts = 0;
     return plan.chain_parts = n_parts;
@@ -156,41 +156,40 @@ class CublasLtGemm : public CudaGemm {
   bool adds_alike(const Algo& a, const Algo& b) const {
     for (const int attribute : {kConfigSplit, kConfigReduction}) {
       std::uint32_t of_a = 0, of_b = 0;
-      std::size_t written = 0;
-      if (library_.config_get(&a, attribute, &of_a, sizeof(of_a), &written) != 0 ||
-          library_.config_get(&b, attribute, &of_b, sizeof(of_b), &written) != 0 || of_a != of_b)
-        return false;
+      if (!config(a, attribute, of_a) || !config(b, attribute, of_b) || of_a != of_b) return false;
     }
     return true;
   }
 
-  std::uint32_t config(const Algo& algo, int attribute) const {
-    std::uint32_t value = 0;
+  bool config(const Algo& algo, int attribute, std::uint32_t& value) const {
     std::size_t written = 0;
-    return library_.config_get(&algo, attribute, &value, sizeof(value), &written) == 0 ? value : 0;
+    return library_.config_get(&algo, attribute, &value, sizeof(value), &written) == 0;
   }
 
-  // Whether the plan's algorithm gives the bits of linear_bf16_chain, which cuts k into n_parts as that does.
+  // Whether the plan's algorithm gives the bits of linear_bf16_chain, which cuts k into n_parts as that does. Results
+  // that are rounded to bf16 would hide another order of sums, so then k must not be cut.
   bool equals_chain(cudaStream_t stream, const Plan& plan, const CudaGemmArgs& args, std::int32_t& n_parts) {
-    const std::uint32_t split = config(plan.choice.algo, kConfigSplit);
+    std::uint32_t split = 0, reduction = 0;
+    if (!config(plan.choice.algo, kConfigSplit, split) || !config(plan.choice.algo, kConfigReduction, reduction))
+      return false;
+    if (split > 1 && (reduction != kReduceInF32 || args.y_is_bf16)) return false;
     n_parts = static_cast<std::int32_t>(std::max(split, 1U));
-    if (split > 1 && config(plan.choice.algo, kConfigReduction) != kReduceInF32) return false;
     void* y = args.add ? args.room : args.y;
     const std::int64_t element = args.y_is_bf16 ? 2 : 4;
+    if (args.w_stride != args.k || args.x_stride != args.k) return false;
     if (args.add && args.room_bytes < args.n_rows * args.y_stride * element) return false;
+    if (!is_any_set(stream, args.x, args.n_rows * args.k * 2)) return false;  // zeros tell nothing
     if (args.bias != nullptr && library_.desc_set(plan.desc, kAttrBias, &args.bias, sizeof(args.bias)) != 0)
       return false;
     if (!multiply(stream, plan, args, plan.choice, y)) return false;
     const std::vector<std::byte> wanted = bytes_at(stream, args, y, args.n_rows);
-    // Of zeros alone nothing can be told.
-    if (std::all_of(wanted.begin(), wanted.end(), [](std::byte b) { return b == std::byte{0}; })) return false;
     const auto pitch = static_cast<std::size_t>(args.y_stride * element),
                width = static_cast<std::size_t>(args.n_out * element);
     const cudaError_t status =
         args.add ? cudaMemcpy2DAsync(y, pitch, args.y, pitch, width, static_cast<std::size_t>(args.n_rows),
                                      cudaMemcpyDeviceToDevice, stream)
                  : cudaMemset2DAsync(y, pitch, 0, width, static_cast<std::size_t>(args.n_rows), stream);
-    if (status != cudaSuccess) return false;
+    if (wanted.empty() || status != cudaSuccess) return false;
     CudaLinearArgs chain{.format = PackedFormat::kBF16,
                          .epilogue = args.add ? CudaEpilogue::kAdd : CudaEpilogue::kStore,
                          .y_is_bf16 = args.y_is_bf16,
@@ -202,8 +201,15 @@ class CublasLtGemm : public CudaGemm {
                          .y_stride = args.y_stride,
                          .bias = args.bias};
     chain.x.bf16 = static_cast<const std::uint16_t*>(args.x);
-    return args.w_stride == args.k && cuda::linear_bf16_chain(stream, chain, n_parts) &&
-           bytes_at(stream, args, y, args.n_rows) == wanted;
+    return cuda::linear_bf16_chain(stream, chain, n_parts) && bytes_at(stream, args, y, args.n_rows) == wanted;
+  }
+
+  static bool is_any_set(cudaStream_t stream, const void* at, std::int64_t n_bytes) {
+    std::vector<std::byte> bytes(static_cast<std::size_t>(n_bytes));
+    if (cudaMemcpyAsync(bytes.data(), at, bytes.size(), cudaMemcpyDeviceToHost, stream) != cudaSuccess ||
+        cudaStreamSynchronize(stream) != cudaSuccess)
+      return false;
+    return std::any_of(bytes.begin(), bytes.end(), [](std::byte b) { return b != std::byte{0}; });
   }
 
   // Some rows of y as bytes; none: the device failed.
@@ -382,8 +388,7 @@ class CublasLtGemm : public CudaGemm {
     plan.candidates = proposals(plan, kMostProposals);
     std::erase_if(plan.candidates, [&](const Heuristic& result) {
       std::uint32_t n_parts = 0;
-      std::size_t written = 0;
-      return library_.config_get(&result.algo, kConfigSplit, &n_parts, sizeof(n_parts), &written) != 0 || n_parts > 1;
+      return !config(result.algo, kConfigSplit, n_parts) || n_parts > 1;
     });
     plan.is_usable = !plan.candidates.empty();
   }
