@@ -362,6 +362,7 @@ Fp8Results fp8_products(Exec& gpu, const F8Matrix& w, const F8Matrix& up, const 
 TEST_F(CudaTest, Fp8ChainsEqualDoubles) {
   if (!cuda_kernels()->has_f8_chains()) GTEST_SKIP() << "chains of FP8 want compute capability 9.0";
   Rng rng(27);
+  SCOPED_TRACE("seed 27");
   CudaOptions options = cuda_options();
   options.max_k = 19456;
   options.reproducible = true;
@@ -423,6 +424,7 @@ TEST_F(CudaTest, Fp8ChainsEqualDoubles) {
 TEST_F(CudaTest, Fp8ChainsDoNotDependOnTheNumberOfRows) {
   if (!cuda_kernels()->has_f8_chains()) GTEST_SKIP() << "chains of FP8 want compute capability 9.0";
   Rng rng(28);
+  SCOPED_TRACE("seed 28");
   CudaOptions options = cuda_options();
   options.max_k = 19456;
   options.max_tokens = options.max_rows = 300;
@@ -475,6 +477,7 @@ TEST_F(CudaTest, Fp8ChainsDoNotDependOnTheNumberOfRows) {
 TEST_F(CudaTest, Fp8PartsAreAddedInOrder) {
   if (!cuda_kernels()->has_f8_chains()) GTEST_SKIP() << "chains of FP8 want compute capability 9.0";
   Rng rng(29);
+  SCOPED_TRACE("seed 29");
   CudaOptions options = cuda_options();
   options.max_k = 19456;
   options.reproducible = true;

@@ -268,8 +268,9 @@ struct CudaKernels {
   // Whether the current device has linear_bf16_chain: `linear` for one product of BF16 or F16 weights, or SwiGLU, and
   // up to kCudaBf16ChainRows rows, x.bf16 (a single row also f32). k is cut into n_parts parts (0: as is fastest), all
   // but the last of as many whole 64 as the longest needs, a part's sum is one chain of the tensor core's steps of 16,
-  // and the parts are added in order: so cuBLASLt adds that cuts k into so many. Gate and up are rounded to bf16 then.
-  // False: not computed, since k is no multiple of 64, the parts are too many or a matrix is not aligned to 16 bytes.
+  // and the parts are added in order: so cuBLASLt adds that cuts k into so many. Where n_parts is given, gate and up
+  // are rounded to bf16 as its results are. False: not computed, since k is no multiple of 64, the parts are too many
+  // or one would be empty, or a matrix is not aligned to 16 bytes.
   bool (*has_bf16_chains)();
   bool (*linear_bf16_chain)(void* stream, const CudaLinearArgs& args, std::int32_t n_parts);
   // Whether the current device has the tile kernel: products of images.
